@@ -1,0 +1,40 @@
+# Every target sets up what it needs in a virtual environment of its own: python3 (3.11 or newer) is enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/.harness
+	$(BIN)/lip-fast train
+
+test: lint
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --write README.md
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.harness: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[harness]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.harness
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
