@@ -1,0 +1,58 @@
+"""Fresh test columns: random signs from a counter, the same bits on every machine.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), counter
+(row, step, column block, 0), key = seed. One call gives 128 bits, so a column block is 128 columns: column
+c of a block is bit c % 32 of word c // 32, and a set bit means +1.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+_WORD = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_BLOCK = 128  # bits, hence columns, of one Philox call
+
+
+def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Philox4x32-10 of n counters under a 64-bit key.
+
+    Args:
+        counter: (4, n), 32-bit words held in uint64.
+        seed: the key, low word first.
+
+    Returns:
+        (4, n) random 32-bit words held in uint64.
+    """
+    key = np.array([[seed & 0xFFFFFFFF], [(seed >> 32) & 0xFFFFFFFF]], dtype=np.uint64)
+    even, odd = counter[0::2], counter[1::2]
+    for _ in range(10):
+        product = (even * _MULTIPLIERS)[::-1]
+        even = product >> _HALF
+        even ^= odd
+        even ^= key
+        odd = product & _WORD
+        key = (key + _WEYL) & _WORD
+    return np.stack([even[0], odd[0], even[1], odd[1]])
+
+
+def fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
+    """(rows, columns) float32 of +-1. See :func:`lip_fast.ops.fresh_columns`."""
+    blocks = -(-columns // _BLOCK)
+    words = np.empty((rows, blocks, 4), dtype="<u4")
+    counter = np.zeros((4, rows), dtype=np.uint64)
+    counter[0] = np.arange(rows)
+    counter[1] = int(step) & 0xFFFFFFFF
+    for block in range(blocks):
+        counter[2] = block
+        words[:, block] = philox(counter, seed).T
+    bits = np.unpackbits(
+        words.reshape(rows, -1).view(np.uint8), axis=1, count=columns, bitorder="little"
+    )
+    signs = bits.astype(np.float32)
+    signs *= 2
+    signs -= 1
+    return torch.from_numpy(signs).to(step.device)

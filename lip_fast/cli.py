@@ -1,0 +1,120 @@
+"""The command line ``lip-fast``: finds the subcommand and runs it.
+
+Only the standard library is imported here. A subcommand's module is imported when it is asked for, so a
+missing extra is one line for the user and ``lip-fast --help`` works without it.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lip_fast.harness.errors import UserError, unknown_name
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+USER_ERROR = 2  # what argparse exits with
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        summary: what ``lip-fast --help`` says of it.
+        module: module with ``main(arguments: Sequence[str]) -> int``, which raises ``UserError`` for
+            whatever the user can put right.
+        extra: the extra of this package that installs ``packages``.
+        packages: import names the module needs beyond the core's.
+    """
+
+    summary: str
+    module: str
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "train": Command(
+        "train a small network on wrong labels: plain, with LIP in the step, with LIP afterwards",
+        "lip_fast.harness.commands.train",
+        "harness",
+        ("jsonargparse", "matplotlib", "sklearn", "tqdm", "yaml"),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``lip-fast`` and return its exit code.
+
+    Args:
+        arguments: what follows ``lip-fast``; None for the process's own arguments.
+
+    Returns:
+        0 where all went well, 2 where the user can put something right (one line on stderr says what),
+        130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"lip-fast {_version()}")
+        return 0
+    speaker = "lip-fast"
+    try:
+        if arguments[0] not in COMMANDS:
+            raise unknown_name("subcommand", arguments[0], COMMANDS)
+        speaker = f"lip-fast {arguments[0]}"
+        return _run(speaker, COMMANDS[arguments[0]], arguments[1:])
+    except UserError as error:
+        # Messages of libraries may span lines; a user's mistake is worth one.
+        print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"\n{speaker}: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(speaker: str, command: Command, arguments: Sequence[str]) -> int:
+    missing = [name for name in command.packages if not _is_installed(name)]
+    if missing:
+        raise UserError(
+            f"needs the {command.extra} extra: pip install 'lip-fast[{command.extra}]' "
+            f"(missing: {', '.join(missing)})"
+        )
+    run = importlib.import_module(command.module).main
+    code: int = run(arguments)
+    return code
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("lip-fast")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: run from a source folder)"
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "usage: lip-fast [--help] [--version] SUBCOMMAND ...",
+        "",
+        "LIP inside the optimizer step: classifiers that survive wrong labels.",
+        "",
+        "subcommands:",
+        *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "lip-fast SUBCOMMAND --help lists what it takes.",
+    ]
+    return "\n".join(lines)

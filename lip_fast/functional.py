@@ -1,0 +1,338 @@
+"""Post-hoc functions: exact LIP, its whole k-path, randomized SVD, the choice of a rank."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lip_fast import ops
+from lip_fast.targets import Targets, as_targets
+
+__all__ = ["LIPPath", "check_rank", "lip", "lip_path", "randomized_svd", "select_rank"]
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def lip(W: Tensor, X: Tensor, Y: Tensor, k: int, *, bias: Tensor | None = None) -> Tensor:
+    """Repair a classifier weight learned from inaccurate labels (LIP, arXiv:2505.16159), exactly.
+
+    Keeps the top-k singular triplets of W (principal subspace preservation) and replaces each remaining
+    singular value by its least-squares fit to the data (label ambiguity purification). The result is that of
+    :func:`lip_fast.reference.lip`; the cost is one decomposition of W and one pass over X, and neither the
+    label matrix of class indices nor X^T X is formed.
+
+    Args:
+        W: (q, l) weight in the layout of the paper: ``W = linear.weight.T``. float32 or float64; bfloat16
+            and float16 are computed in float32.
+        X: (n, q) features in the dtype of ``W``, n >= 1.
+        Y: (n,) int64 class indices (-100: row without a label), or a (n, l) label matrix, dense or sparse
+            (COO or CSR): 0/1, candidate sets, soft labels.
+        k: number of principal directions kept, 0 <= k <= min(q, l).
+        bias: (l,) bias of the classifier, so that the target is ``Y - 1 bias^T``.
+
+    Returns:
+        (q, l) the repaired weight, a new tensor in the dtype of ``W``. A direction that the features do not
+        see (``X u_i = 0`` to rounding, 0/0 in the paper) keeps its singular value.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or k do not fit, a class index is out of range, X is empty, or something
+            is not finite.
+    """
+    return lip_path(W, X, Y, [k], bias=bias).weight(k)
+
+
+@dataclass(frozen=True)
+class LIPPath:
+    """Every repaired weight of one decomposition; made by :func:`lip_path`.
+
+    s_i* does not depend on k, so one decomposition gives the whole path: the weight for k switches the
+    singular values above k to the refitted ones.
+
+    Attributes:
+        W: (q, l) the weight that was decomposed, in the dtype of the computation.
+        U: (q, d) left singular vectors, d = min(q, l).
+        S: (d,) singular values, descending.
+        V: (l, d) right singular vectors.
+        refitted: (d,) least-squares singular values s_i*; NaN where no requested k needs them.
+        ks: the numbers of kept directions that were asked for.
+        dtype: of the weights handed out.
+    """
+
+    W: Tensor
+    U: Tensor
+    S: Tensor
+    V: Tensor
+    refitted: Tensor
+    ks: tuple[int, ...]
+    dtype: torch.dtype
+
+    def weight(self, k: int) -> Tensor:
+        """The repaired weight (q, l) that keeps ``k`` directions; ValueError if ``k`` was not asked for."""
+        if k not in self.ks:
+            raise ValueError(f"expected k to be one of {self.ks}, got {k}")
+        change = self.refitted[k:] - self.S[k:]
+        return torch.addmm(self.W, self.U[:, k:] * change, self.V[:, k:].mT).to(self.dtype)
+
+    def __len__(self) -> int:
+        return len(self.ks)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """Pairs (k, weight), in the order of ``ks``."""
+        for k in self.ks:
+            yield k, self.weight(k)
+
+
+def lip_path(
+    W: Tensor,
+    X: Tensor,
+    Y: Tensor,
+    ks: Sequence[int] | None = None,
+    *,
+    bias: Tensor | None = None,
+) -> LIPPath:
+    """:func:`lip` for every k, from one decomposition and one pass over the data.
+
+    Args:
+        W: (q, l), as in :func:`lip`.
+        X: (n, q), as in :func:`lip`.
+        Y: labels, as in :func:`lip`.
+        ks: numbers of kept directions; None for 0..min(q, l).
+        bias: (l,), as in :func:`lip`.
+
+    Returns:
+        :class:`LIPPath`: iterate over it for pairs (k, weight); weights are made when asked for.
+
+    Raises:
+        TypeError, ValueError: as :func:`lip`.
+    """
+    _check_float_matrix("W", W)
+    _check_float_matrix("X", X)
+    q, l = W.shape
+    if X.dtype != W.dtype:
+        raise TypeError(f"expected X in the dtype of W, {W.dtype}, got {X.dtype}")
+    if X.device != W.device:
+        raise ValueError(f"expected X on the device of W, {W.device}, got {X.device}")
+    if X.shape[1] != q:
+        raise ValueError(f"expected X with {q} columns (the rows of W), got {tuple(X.shape)}")
+    if X.shape[0] == 0:
+        raise ValueError(f"expected X with at least one row, got shape {tuple(X.shape)}")
+    d = min(q, l)
+    ks = tuple(range(d + 1)) if ks is None else tuple(check_rank("k", k, d) for k in ks)
+    if not ks:
+        raise ValueError("expected at least one k, got none")
+    targets = as_targets(Y, rows=X.shape[0], classes=l, device=X.device)
+    if bias is not None:
+        _check_bias(bias, W)
+    _check_finite("W", W)
+
+    with torch.no_grad():
+        compute = _compute_dtype(W.dtype)
+        weight = W.to(compute)
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        V = Vh.mT
+        first = min(ks)
+        sums = ops.label_sums(
+            X, targets, V[:, first:].contiguous(), U[:, first:].contiguous(), bias
+        )
+        if not bool(torch.isfinite(torch.cat([*sums[:2], sums.energy.view(1)])).all()):
+            _raise_not_finite(X, targets)
+        # ||X u_i|| of an unseen direction is the rounding error of the product, q eps ||X|| at most; its
+        # numerator is rounding error too.
+        seen = sums.denominator > (q * torch.finfo(compute).eps) ** 2 * sums.energy
+        fitted = (sums.numerator / sums.denominator).to(compute)
+        refitted = S.new_full((d,), math.nan)
+        refitted[first:] = torch.where(seen, fitted, S[first:])
+    return LIPPath(weight, U, S, V, refitted, ks, W.dtype)
+
+
+def randomized_svd(
+    M: Tensor,
+    rank: int,
+    *,
+    oversample: int = 8,
+    n_iter: int = 2,
+    basis: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Truncated singular value decomposition by randomized subspace iteration, with an optional warm start.
+
+    Halko, Martinsson and Tropp (arXiv:0909.4061), algorithms 4.4 and 5.1, every product followed by an
+    orthonormalisation. Where rank + oversample reaches min(l, q) the result is exact.
+
+    Args:
+        M: (l, q) float32 or float64, any strides; tall or wide.
+        rank: number of triplets, 0 <= rank <= min(l, q).
+        oversample: extra columns of the sketch that are cut off at the end.
+        n_iter: power iterations; each reads M twice. The total is 2 n_iter + 2 reads.
+        basis: (q, c) approximate right singular vectors to start from, for instance ``Vh.mT`` of an earlier
+            call; columns missing up to rank + oversample are drawn at random. With a good basis
+            ``n_iter=0`` is enough.
+        generator: of the random columns, on the device of ``M``; None draws from a generator of its own with
+            a fixed seed. The global random state is never touched.
+
+    Returns:
+        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: rank, oversample, n_iter or basis do not fit, or ``M`` is not finite.
+    """
+    _check_float_matrix("M", M, (torch.float32, torch.float64))
+    l, q = M.shape
+    check_rank("rank", rank, min(l, q))
+    for name, value in (("oversample", oversample), ("n_iter", n_iter)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"expected {name} as an int, got {type(value).__name__}")
+        if value < 0:
+            raise ValueError(f"expected {name} >= 0, got {value}")
+    if basis is not None:
+        _check_basis(basis, M)
+    _check_finite("M", M)
+    m = min(rank + oversample, l, q)
+    with torch.no_grad():
+        if m == min(l, q):
+            U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+            return U[:, :rank].contiguous(), S[:rank].clone(), Vh[:rank].contiguous()
+        V = _test_columns(M, m, basis, generator)
+        for _ in range(n_iter):
+            Q, _ = ops.orthonormalize(M @ V)
+            V, _ = ops.orthonormalize(M.mT @ Q)
+        Q, _ = ops.orthonormalize(M @ V)
+        P, T = ops.orthonormalize(M.mT @ Q)
+        # M ~ Q Q^T M = Q (P T)^T and T = L S R^T, so M ~ (Q R) S (P L)^T.
+        L, S, Rh = torch.linalg.svd(T, full_matrices=False)
+        return Q @ Rh[:rank].mT, S[:rank].clone(), (P @ L[:, :rank]).mT.contiguous()
+
+
+def select_rank(
+    S: Tensor,
+    *,
+    method: str = "energy",
+    energy: float = 0.95,
+    shape: tuple[int, int] | None = None,
+) -> int:
+    """How many singular directions to keep.
+
+    Args:
+        S: (d,) singular values, descending.
+        method: "energy": the fewest values whose squares sum to the fraction ``energy`` of all;
+            "gavish-donoho": those above the optimal hard threshold for unknown noise (Gavish and Donoho,
+            arXiv:1305.5870, eq. 4), omega(beta) times the median singular value.
+        energy: fraction in (0, 1], for "energy".
+        shape: (l, q) of the matrix, for "gavish-donoho".
+
+    Returns:
+        the rank, 0..d.
+
+    Raises:
+        TypeError: ``S`` is no floating-point vector.
+        ValueError: unknown method, energy outside (0, 1], no shape where one is needed, values that are not
+            finite.
+    """
+    if not isinstance(S, Tensor) or S.dim() != 1 or not S.is_floating_point():
+        raise TypeError(f"expected singular values as a floating-point vector, got {_describe(S)}")
+    _check_finite("S", S)
+    if len(S) == 0:
+        return 0
+    values = S.double()
+    if method == "energy":
+        if not 0 < energy <= 1:
+            raise ValueError(f"expected energy in (0, 1], got {energy}")
+        cumulative = values.square().cumsum(0)
+        # Strictly smaller: the value that reaches the fraction is still counted.
+        return min(int((cumulative < energy * cumulative[-1]).sum()) + 1, len(S))
+    if method == "gavish-donoho":
+        if shape is None:
+            raise ValueError("expected the shape of the matrix for gavish-donoho, got None")
+        beta = min(shape) / max(shape)
+        # Cubic fit of the threshold in the paper, accurate to 0.02.
+        omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
+        return int((values > omega * values.median()).sum())
+    raise ValueError(f"expected method to be 'energy' or 'gavish-donoho', got {method!r}")
+
+
+def check_rank(name: str, k: int, limit: int) -> int:
+    """``k`` if it is an int in 0..limit; else TypeError or ValueError."""
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(f"expected {name} as an int, got {type(k).__name__}")
+    if not 0 <= k <= limit:
+        raise ValueError(f"expected {name} in 0..{limit}, got {k}")
+    return k
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return type(value).__name__
+
+
+def _check_float_matrix(name: str, X: Tensor, dtypes: Sequence[torch.dtype] = _FLOATS) -> None:
+    if not isinstance(X, Tensor):
+        raise TypeError(f"expected {name} as a torch.Tensor, got {type(X).__name__}")
+    if X.layout != torch.strided or X.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"expected {name} dense in one of {names}, got {X.dtype} ({X.layout})")
+    if X.dim() != 2:
+        raise ValueError(f"expected {name} to be a matrix, got shape {tuple(X.shape)}")
+
+
+def _check_bias(bias: Tensor, W: Tensor) -> None:
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise TypeError(f"expected bias as a floating-point vector, got {_describe(bias)}")
+    if tuple(bias.shape) != (W.shape[1],):
+        raise ValueError(f"expected bias of shape ({W.shape[1]},), got {tuple(bias.shape)}")
+    if bias.device != W.device:
+        raise ValueError(f"expected bias on the device of W, {W.device}, got {bias.device}")
+    _check_finite("bias", bias)
+
+
+def _check_basis(basis: Tensor, M: Tensor) -> None:
+    _check_float_matrix("basis", basis, (M.dtype,))
+    if basis.shape[0] != M.shape[1]:
+        raise ValueError(
+            f"expected a basis with {M.shape[1]} rows (the columns of M), got {tuple(basis.shape)}"
+        )
+    if basis.device != M.device:
+        raise ValueError(f"expected basis on the device of M, {M.device}, got {basis.device}")
+    _check_finite("basis", basis)
+
+
+def _check_finite(name: str, X: Tensor) -> None:
+    if not bool(torch.isfinite(X).all()):
+        position = tuple(torch.nonzero(~torch.isfinite(X))[0].tolist())
+        raise ValueError(f"expected finite {name}, got {float(X[position])} at {position}")
+
+
+def _raise_not_finite(X: Tensor, Y: Targets) -> None:
+    """The sums are not finite: say whose fault it is."""
+    _check_finite("X", X)
+    if isinstance(Y, Tensor):
+        _check_finite("Y", Y)
+    else:
+        _check_finite("the values of Y", Y.values)
+    raise ValueError(
+        f"expected features whose squares can be summed in {_compute_dtype(X.dtype)}, got an overflow"
+    )
+
+
+def _test_columns(
+    M: Tensor, m: int, basis: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """(q, m): the basis, filled up with or cut down from Gaussian columns."""
+    columns = [] if basis is None else [basis[:, :m]]
+    missing = m - sum(c.shape[1] for c in columns)
+    if missing:
+        if generator is None:
+            generator = torch.Generator(device=M.device)
+            generator.manual_seed(0)
+        columns.append(
+            torch.randn(M.shape[1], missing, generator=generator, dtype=M.dtype, device=M.device)
+        )
+    return torch.cat(columns, 1)

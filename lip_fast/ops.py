@@ -1,0 +1,454 @@
+"""The operations of the step: schema, checks, fake and public function of each.
+
+Layout: M (l, q) is the weight as ``nn.Linear`` holds it, A (l, t) holds class-side and B (q, t) feature-side
+singular vectors in columns, so that M ~ A diag(S) B^T. Flags and counts are 0-d tensors on the device of
+their operands, so that a kernel need not stop for the host. Kernels live in :mod:`lip_fast.backends` and
+trust their caller; the checks here are run by the public function and, while tracing, by the fake.
+
+None of the ops is differentiable: they run inside an optimizer step.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lip_fast import backends
+from lip_fast.targets import CSR, Targets
+
+__all__ = [
+    "fresh_columns",
+    "label_sums",
+    "orthonormalize",
+    "rebuild_",
+    "refit",
+    "tail_svd",
+    "warm_svd",
+]
+
+_NAMESPACE = "lip_fast"
+_COMPUTE_DTYPES = (torch.float32, torch.float64)
+
+
+class SVD(NamedTuple):
+    """M ~ A diag(S) B^T, and whether the decomposition can be used."""
+
+    A: Tensor
+    S: Tensor
+    B: Tensor
+    ok: Tensor
+
+
+class Sums(NamedTuple):
+    """What the labels say of r directions: s_i* = numerator_i / denominator_i."""
+
+    numerator: Tensor
+    denominator: Tensor
+    energy: Tensor
+    masked: Tensor
+
+
+class Refit(NamedTuple):
+    """Refitted singular values, whether they can be used, and how many were limited."""
+
+    s: Tensor
+    ok: Tensor
+    clipped: Tensor
+
+
+def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
+    torch.library.define(f"{_NAMESPACE}::{name}", schema)
+    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake)
+
+
+def _expect(condition: bool, expected: str, got: str) -> None:
+    if not condition:
+        raise ValueError(f"expected {expected}, got {got}")
+
+
+def _shape(X: Tensor) -> str:
+    return str(tuple(X.shape))
+
+
+def _check_matrix(name: str, X: Tensor, dtypes: Sequence[torch.dtype] | None = None) -> None:
+    _expect(X.dim() == 2, f"{name} to be a matrix", f"shape {_shape(X)}")
+    if dtypes is not None and X.dtype not in dtypes:
+        raise TypeError(f"expected {name} in one of {tuple(dtypes)}, got {X.dtype}")
+
+
+def _check_factors(A: Tensor, B: Tensor, r: int) -> None:
+    _check_matrix("A", A, _COMPUTE_DTYPES)
+    _check_matrix("B", B, (A.dtype,))
+    _expect(
+        A.shape[1] == r and B.shape[1] == r,
+        f"A and B with {r} columns",
+        f"{_shape(A)} and {_shape(B)}",
+    )
+
+
+# fresh_columns ------------------------------------------------------------------------------------------
+
+
+def _check_fresh_columns(rows: int, columns: int) -> None:
+    _expect(rows >= 0 and columns >= 0, "rows >= 0 and columns >= 0", f"{rows} and {columns}")
+
+
+def _fake_fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
+    _check_fresh_columns(rows, columns)
+    return step.new_empty((rows, columns), dtype=torch.float32)
+
+
+_define(
+    "fresh_columns", "(Tensor step, int rows, int columns, int seed) -> Tensor", _fake_fresh_columns
+)
+
+
+def fresh_columns(step: Tensor, rows: int, columns: int, *, seed: int) -> Tensor:
+    """Random signs that look for directions the basis does not have.
+
+    Entry (i, c) depends on (seed, step, i, c) alone: Philox4x32-10, the same bits in every backend, on every
+    device and every rank of a sharded head.
+
+    Args:
+        step: () int64, the counter of the step; its low 32 bits are used.
+        rows: number of rows, below 2^32.
+        columns: number of columns.
+        seed: 64-bit key.
+
+    Returns:
+        (rows, columns) float32 of +1 and -1, on the device of ``step``.
+    """
+    _check_fresh_columns(rows, columns)
+    return _fresh_columns(step, rows, columns, seed)
+
+
+# orthonormalize -----------------------------------------------------------------------------------------
+
+
+def _fake_orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
+    _check_matrix("Y", Y, _COMPUTE_DTYPES)
+    n, m = Y.shape
+    d = min(n, m)
+    return Y.new_empty(n, d), Y.new_empty(d, m)
+
+
+_define("orthonormalize", "(Tensor Y) -> (Tensor, Tensor)", _fake_orthonormalize)
+
+
+def orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Thin factorisation Y = Q R with orthonormal Q, whatever the rank of Y.
+
+    Column-scaled CholeskyQR2 with its Gram matrices in float64; where columns are dependent to working
+    precision, Householder QR.
+
+    Args:
+        Y: (n, m) float32 or float64, finite.
+
+    Returns:
+        Q (n, min(n, m)) and R (min(n, m), m) in the dtype of ``Y``; Q^T Q = I to about 1e-6 in float32.
+    """
+    _check_matrix("Y", Y, _COMPUTE_DTYPES)
+    return _orthonormalize(Y)
+
+
+# warm_svd -----------------------------------------------------------------------------------------------
+
+
+def _check_warm_svd(M: Tensor, basis: Tensor, fresh: int) -> None:
+    _check_matrix("M", M)
+    _check_matrix("basis", basis, _COMPUTE_DTYPES)
+    _expect(
+        basis.shape[0] == M.shape[1],
+        f"a basis with {M.shape[1]} rows (the columns of M)",
+        f"{_shape(basis)}",
+    )
+    m = basis.shape[1] + fresh
+    _expect(
+        fresh >= 1 and m <= min(M.shape),
+        f"at least one fresh column and at most {min(M.shape)} columns in all",
+        f"{basis.shape[1]} columns of the basis and {fresh} fresh ones",
+    )
+
+
+def _fake_warm_svd(
+    M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_warm_svd(M, basis, fresh)
+    (l, q), t = M.shape, basis.shape[1]
+    ok = M.new_empty((), dtype=torch.bool)
+    return basis.new_empty(l, t), basis.new_empty(t), basis.new_empty(q, t), ok
+
+
+_define(
+    "warm_svd",
+    "(Tensor M, Tensor basis, Tensor step, int fresh, int seed) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_warm_svd,
+)
+
+
+def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int) -> SVD:
+    """Top singular triplets of a slowly changing matrix, by one power step from the last basis.
+
+    With V = [basis, fresh random signs]: Y = M V = Q R, Z = M^T Q = P T, T = U S V_T^T, A = Q V_T, B = P U.
+    One step an update keeps the truncation error within 1e-3 of the optimum; the fresh columns find
+    directions that the basis is blind to.
+
+    Args:
+        M: (l, q) floating point.
+        basis: (q, t) float32 or float64: B of the last step. Its span matters, not its order.
+        step: () int64, counter of the fresh columns.
+        fresh: number of fresh columns, at least 1; t + fresh <= min(l, q).
+        seed: key of the fresh columns.
+
+    Returns:
+        A (l, t), S (t,) descending and B (q, t) in the dtype of ``basis``; ok is False where M is not finite,
+        the small decomposition failed, or max |B^T B - I| > 1e-4: the factors are then not to be used.
+    """
+    _check_warm_svd(M, basis, fresh)
+    return SVD(*_warm_svd(M, basis, step, fresh, seed))
+
+
+# tail_svd -----------------------------------------------------------------------------------------------
+
+
+def _check_tail_svd(M: Tensor, rank: int) -> None:
+    _check_matrix("M", M)
+    _expect(0 <= rank <= min(M.shape), f"rank in 0..{min(M.shape)}", f"{rank}")
+
+
+def _fake_tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_tail_svd(M, rank)
+    (l, q), d = M.shape, min(M.shape)
+    M = M.new_empty(0, dtype=M.dtype if M.dtype == torch.float64 else torch.float32)
+    ok = M.new_empty((), dtype=torch.bool)
+    return M.new_empty(l, d - rank), M.new_empty(d), M.new_empty(q, d - rank), ok
+
+
+_define("tail_svd", "(Tensor M, int rank) -> (Tensor, Tensor, Tensor, Tensor)", _fake_tail_svd)
+
+
+def tail_svd(M: Tensor, *, rank: int) -> SVD:
+    """All singular values, and the singular vectors below the top ``rank``, exactly.
+
+    Args:
+        M: (l, q) floating point; d = min(l, q).
+        rank: number of leading directions whose vectors are not wanted.
+
+    Returns:
+        A (l, d - rank), S (d,) and B (q, d - rank) in float64 for a float64 ``M``, else in float32. For
+        narrower dtypes than float64 vectors of values up to max(l, q) eps s_1 are zero columns of the larger
+        side: there is no direction to speak of. ok is False where M is not finite or the solver failed.
+    """
+    _check_tail_svd(M, rank)
+    return SVD(*_tail_svd(M, rank))
+
+
+# label_sums ---------------------------------------------------------------------------------------------
+
+
+def _check_label_sums(X: Tensor, rows: int, A: Tensor, B: Tensor, bias: Tensor | None) -> None:
+    _check_matrix("X", X)
+    _check_factors(A, B, A.shape[1])
+    _expect(B.shape[0] == X.shape[1], f"B with {X.shape[1]} rows", _shape(B))
+    _expect(rows == X.shape[0], f"labels of {X.shape[0]} rows", f"{rows} rows")
+    if bias is not None:
+        _expect(bias.shape == A.shape[:1], f"a bias of shape ({A.shape[0]},)", _shape(bias))
+
+
+def _fake_sums(X: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r = A.shape[1]
+    X = X.new_empty(0, dtype=torch.float64)
+    return X.new_empty(r), X.new_empty(r), X.new_empty(()), X.new_empty((), dtype=torch.int64)
+
+
+def _fake_label_sums(
+    X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_label_sums(X, Y.shape[0], A, B, bias)
+    return _fake_sums(X, A)
+
+
+def _fake_label_sums_csr(
+    X: Tensor, crow: Tensor, col: Tensor, values: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_label_sums(X, crow.shape[0] - 1, A, B, bias)
+    return _fake_sums(X, A)
+
+
+_define(
+    "label_sums",
+    "(Tensor X, Tensor Y, Tensor A, Tensor B, Tensor? bias) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_label_sums,
+)
+_define(
+    "label_sums_csr",
+    "(Tensor X, Tensor crow, Tensor col, Tensor values, Tensor A, Tensor B, Tensor? bias)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_label_sums_csr,
+)
+
+
+def label_sums(X: Tensor, Y: Targets, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Sums:
+    """The sums of label ambiguity purification (arXiv:2505.16159) over a batch, in one pass over X.
+
+    ::
+
+        numerator_i   = sum_n (x_n . b_i) ((y_n - bias) . a_i)
+        denominator_i = sum_n (x_n . b_i)^2
+
+    W_k a_i = 0 below the kept directions, so the residual Y - X W_k of the paper can be replaced by Y; X^T Y
+    and X^T X are never formed, nor is the label matrix of class indices or candidate sets.
+
+    Args:
+        X: (n, q) features, floating point.
+        Y: labels: (n,) int64 class indices (rows with an index outside 0..l-1 do not count), (n, l) dense,
+            or a candidate matrix as :class:`lip_fast.targets.CSR`.
+        A: (l, r) float32 or float64.
+        B: (q, r) in the dtype of ``A``; products are taken in it.
+        bias: (l,) or None.
+
+    Returns:
+        numerator (r,), denominator (r,) and energy = ||X||_F^2 () in float64; masked () int64, the number of
+        class indices that were out of range and not the ignored index -100.
+    """
+    if isinstance(Y, CSR):
+        _check_label_sums(X, Y.crow.shape[0] - 1, A, B, bias)
+        return Sums(*_label_sums_csr(X, *Y, A, B, bias))
+    _check_label_sums(X, Y.shape[0], A, B, bias)
+    return Sums(*_label_sums(X, Y, A, B, bias))
+
+
+# refit --------------------------------------------------------------------------------------------------
+
+
+def _check_refit(S: Tensor, numerator: Tensor, denominator: Tensor, rank: int) -> None:
+    r = numerator.shape[0]
+    _expect(denominator.shape == (r,), f"a denominator of shape ({r},)", _shape(denominator))
+    _expect(
+        0 <= rank and rank + r <= S.shape[0],
+        f"rank + {r} refitted values within the {S.shape[0]} singular values",
+        f"rank {rank}",
+    )
+
+
+def _fake_refit(
+    S: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    energy: Tensor,
+    ok: Tensor,
+    rank: int,
+    tolerance: float,
+    clip: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_refit(S, numerator, denominator, rank)
+    s = S.new_empty(numerator.shape[0])
+    return s, torch.empty_like(ok), S.new_empty((), dtype=torch.int64)
+
+
+_define(
+    "refit",
+    "(Tensor S, Tensor numerator, Tensor denominator, Tensor energy, Tensor ok, int rank, float tolerance,"
+    " bool clip) -> (Tensor, Tensor, Tensor)",
+    _fake_refit,
+)
+
+
+def refit(S: Tensor, sums: Sums, ok: Tensor, *, rank: int, tolerance: float, clip: bool) -> Refit:
+    """Singular values refitted to the labels, with the guards of training.
+
+    s_i* = numerator_i / denominator_i for the r directions below ``rank``, except where the batch puts no
+    more than 1e-6 of its energy on the direction, or s_i <= tolerance s_1: those keep s_i.
+
+    Args:
+        S: (t,) singular values, descending.
+        sums: of the directions rank..rank+r-1.
+        ok: () bool, whether the step can still be taken.
+        rank: number of kept directions.
+        tolerance: relative size below which a direction is none, usually max(l, q) eps.
+        clip: limit s_i* to [-s_rank, s_rank] ([-s_1, s_1] where rank = 0): one small batch can ask for
+            several s_1, which the next step would keep as principal.
+
+    Returns:
+        s (r,) in the dtype of ``S``; ok () bool, False too where a sum is not finite or the values are too
+        large to be multiplied out; clipped () int64, how many were limited.
+    """
+    _check_refit(S, sums.numerator, sums.denominator, rank)
+    return Refit(
+        *_refit(S, sums.numerator, sums.denominator, sums.energy, ok, rank, tolerance, clip)
+    )
+
+
+# rebuild_ -----------------------------------------------------------------------------------------------
+
+
+def _check_rebuild(M: Tensor, A: Tensor, s: Tensor, B: Tensor) -> None:
+    _check_matrix("M", M)
+    _check_factors(A, B, s.shape[0])
+    expected = (A.shape[0], B.shape[0])
+    _expect(tuple(M.shape) == expected, f"M of shape {expected}", _shape(M))
+
+
+def _fake_rebuild_(
+    M: Tensor,
+    A: Tensor,
+    s: Tensor,
+    B: Tensor,
+    ok: Tensor,
+    step: Tensor,
+    accumulate: bool,
+    seed: int,
+) -> None:
+    _check_rebuild(M, A, s, B)
+
+
+_define(
+    "rebuild_",
+    "(Tensor(a!) M, Tensor A, Tensor s, Tensor B, Tensor ok, Tensor step, bool accumulate, int seed) -> ()",
+    _fake_rebuild_,
+)
+
+
+def rebuild_(
+    M: Tensor,
+    A: Tensor,
+    s: Tensor,
+    B: Tensor,
+    *,
+    ok: Tensor,
+    step: Tensor,
+    accumulate: bool,
+    seed: int,
+) -> None:
+    """Write M = A diag(s) B^T, or with ``accumulate`` M += A diag(s) B^T, where ``ok``.
+
+    Into bfloat16 and float16 the result is rounded stochastically, by bits of (seed, step).
+
+    Args:
+        M: (l, q) floating point, written in place; bit-unchanged where ``ok`` is False.
+        A: (l, t) float32 or float64.
+        s: (t,) in the dtype of ``A``.
+        B: (q, t) in the dtype of ``A``.
+        ok: () bool.
+        step: () int64.
+        accumulate: add to M rather than replace it.
+        seed: of the rounding.
+    """
+    _check_rebuild(M, A, s, B)
+    _rebuild_(M, A, s, B, ok, step, accumulate, seed)
+    # The ops bypass autograd, so a graph that saved M must be told that it changed.
+    torch.autograd.graph.increment_version(M)
+
+
+backends.register(_NAMESPACE)
+
+# Bound once: the attribute look-ups of torch.ops cost as much as a small kernel.
+_fresh_columns = torch.ops.lip_fast.fresh_columns.default
+_orthonormalize = torch.ops.lip_fast.orthonormalize.default
+_warm_svd = torch.ops.lip_fast.warm_svd.default
+_tail_svd = torch.ops.lip_fast.tail_svd.default
+_label_sums = torch.ops.lip_fast.label_sums.default
+_label_sums_csr = torch.ops.lip_fast.label_sums_csr.default
+_refit = torch.ops.lip_fast.refit.default
+_rebuild_ = torch.ops.lip_fast.rebuild_.default

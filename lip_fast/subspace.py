@@ -1,0 +1,163 @@
+"""The step on a weight: which directions it keeps, refits and drops, and the basis it carries along."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lip_fast import ops
+from lip_fast.functional import randomized_svd
+
+__all__ = ["FRESH", "StepReport", "Subspace"]
+
+# Fresh random columns of each truncated step: without them a warm start never sees a new direction.
+FRESH = 8
+# Power iterations of the first, cold decomposition: 1e-3 of the optimum on slowly decaying spectra.
+_COLD_ITERATIONS = 4
+# rest="drop" that removes more than this share of ||M||_F^2 is worth a warning.
+_DROPPED_ENERGY = 0.01
+
+
+class StepReport(NamedTuple):
+    """What a step did, as 0-d tensors on the device of the weight."""
+
+    ok: Tensor
+    clipped: Tensor
+    masked: Tensor
+
+
+class Subspace:
+    """Directions of one weight M (l, q): ``rank`` kept, ``tail_rank`` governed by ``tail``, the rest deeper.
+
+    Where rank + tail_rank and the fresh columns reach min(l, q), each step decomposes M exactly. Otherwise it
+    tracks the leading rank + tail_rank directions: one warm-started power step from the last step's basis.
+
+    Args:
+        l: rows of the weight (classes).
+        q: columns of the weight (features).
+        rank: number of kept directions, 0..min(l, q).
+        tail_rank: number of directions below them that are refitted, or None for all that remain.
+        tail: "refit" or "zero".
+        rest: "keep" or "drop".
+        clip: limit refitted values to those of the kept directions.
+        seed: of the fresh columns and of stochastic rounding.
+        device: of the weight.
+    """
+
+    def __init__(
+        self,
+        l: int,
+        q: int,
+        *,
+        rank: int,
+        tail_rank: int | None,
+        tail: str,
+        rest: str,
+        clip: bool,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        d = min(l, q)
+        self.rank = rank
+        self.tail_rank = d - rank if tail_rank is None else min(tail_rank, d - rank)
+        self.exact = rank + self.tail_rank + FRESH >= d
+        self.tail, self.rest, self.clip, self.seed = tail, rest, clip, seed
+        self.basis: Tensor | None = None
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self._limits = (l, q)
+        self._warned = False
+
+    def step_(
+        self,
+        M: Tensor,
+        sums_of: Callable[[Tensor, Tensor], ops.Sums],
+        ok: Tensor,
+    ) -> StepReport:
+        """Apply LIP to ``M`` in place, where ``ok`` and everything it computes is sound.
+
+        Args:
+            M: (l, q) float32, float64, bfloat16 or float16.
+            sums_of: the sums of the labels along directions A (l, r) and B (q, r).
+            ok: () bool on the device of ``M``; where False, ``M`` and the basis stay as they are.
+        """
+        svd = self._decompose(M)
+        k, r = self.rank, self.tail_rank
+        # The exact path has the vectors below the kept ones only, the truncated path all k + r.
+        first = 0 if self.exact else k
+        A, B = svd.A[:, first : first + r], svd.B[:, first : first + r]
+        ok = ok & svd.ok
+        clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
+        s = svd.S.new_zeros(r)
+        if self.tail == "refit":
+            sums = sums_of(A, B)
+            s, ok, clipped = ops.refit(
+                svd.S, sums, ok, rank=k, tolerance=self._tolerance(svd.S.dtype), clip=self.clip
+            )
+            masked = sums.masked
+        if self.rest == "drop" and not self._warned:
+            self._warn_if_large(M, svd.S[: k + r])
+        if self.rest == "drop" and not self.exact:
+            A, s, B, accumulate = svd.A, torch.cat([svd.S[:k], s]), svd.B, False
+        else:
+            s, accumulate = s - svd.S[k : k + r], True
+            if self.rest == "drop":
+                A, s, B = svd.A, torch.cat([s, -svd.S[k + r :]]), svd.B
+        ops.rebuild_(M, A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=self.seed)
+        if not self.exact:
+            assert self.basis is not None
+            # Signs and order of the columns do not matter to the span that the next step starts from.
+            self.basis = torch.where(ok, svd.B, self.basis)
+        self.step += 1
+        return StepReport(ok, clipped, masked)
+
+    def _decompose(self, M: Tensor) -> ops.SVD:
+        if self.exact:
+            return ops.tail_svd(M, rank=self.rank)
+        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        t = self.rank + self.tail_rank
+        if self.basis is None:
+            generator = torch.Generator(device=M.device)
+            generator.manual_seed(self.seed)
+            # A weight that is not finite has no basis: zeros, and the decomposition below says so.
+            finite = torch.nan_to_num(M.to(dtype), nan=0.0, posinf=0.0, neginf=0.0)
+            self.basis = randomized_svd(
+                finite, t, oversample=FRESH, n_iter=_COLD_ITERATIONS, generator=generator
+            )[2].mT.contiguous()
+        return ops.warm_svd(M, self.basis, self.step, fresh=FRESH, seed=self.seed)
+
+    def _tolerance(self, dtype: torch.dtype) -> float:
+        return max(self._limits) * torch.finfo(dtype).eps
+
+    def _warn_if_large(self, M: Tensor, S: Tensor) -> None:
+        """Once, at the first step: later ones see a weight that has been truncated already."""
+        self._warned = True
+        total = float(torch.linalg.vector_norm(M.float()).square())
+        removed = 1 - float(S.square().sum()) / total if total > 0 else 0.0
+        if removed > _DROPPED_ENERGY:
+            warnings.warn(
+                f'rest="drop" removes {removed:.1%} of ||M||_F^2 below rank + tail_rank = '
+                f'{self.rank + self.tail_rank}: raise them or use rest="keep"',
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The basis (None on the exact path and before the first step) and the step counter."""
+        return {
+            "rank": self.rank,
+            "basis": None if self.basis is None else self.basis.clone(),
+            "step": self.step.clone(),
+            "warned": self._warned,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; ValueError where the basis is of another weight."""
+        basis = state_dict["basis"]
+        expected = (self._limits[1], self.rank + self.tail_rank)
+        if basis is not None and tuple(basis.shape) != expected:
+            raise ValueError(f"expected a basis of shape {expected}, got {tuple(basis.shape)}")
+        self.basis = None if basis is None else basis.to(self.step.device, copy=True)
+        self.step = state_dict["step"].to(self.step.device, copy=True)
+        self._warned = state_dict["warned"]

@@ -1,0 +1,81 @@
+"""The forms labels come in, checked once and brought to three: indices, dense, CSR."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["CSR", "IGNORE_INDEX", "Targets", "as_targets", "check_indices"]
+
+# Class index of rows that carry no label, as in torch.nn.CrossEntropyLoss.
+IGNORE_INDEX = -100
+
+
+class CSR(NamedTuple):
+    """A sparse label matrix (n, l): row i has columns col[crow[i]:crow[i+1]] with those values."""
+
+    crow: Tensor
+    col: Tensor
+    values: Tensor
+
+
+Targets = Tensor | CSR
+
+
+def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> Targets:
+    """Check labels against the features they belong to.
+
+    Args:
+        Y: (rows,) int64 class indices, -100 for rows without a label; or a (rows, classes) label matrix,
+            dense or sparse (COO, CSR), of any real dtype: 0/1, candidate sets, or soft labels.
+        rows: number of feature rows.
+        classes: number of classes l.
+        device: device of the features.
+
+    Returns:
+        the indices or the dense matrix as they came, or the sparse matrix as :class:`CSR`.
+
+    Raises:
+        TypeError: ``Y`` is no tensor, or of a dtype that is no label.
+        ValueError: shape or device do not fit, or, on CPU, a class index is out of range.
+    """
+    if not isinstance(Y, Tensor):
+        raise TypeError(f"expected labels as a torch.Tensor, got {type(Y).__name__}")
+    if Y.device != device:
+        raise ValueError(f"expected labels on {device}, where the features are, got {Y.device}")
+    if Y.dim() == 1 and Y.layout == torch.strided:
+        if Y.dtype != torch.int64:
+            raise TypeError(f"expected class indices as int64, got {Y.dtype}")
+        if Y.shape[0] != rows:
+            raise ValueError(f"expected {rows} class indices, one a feature row, got {Y.shape[0]}")
+        if Y.device.type == "cpu":
+            check_indices(Y, classes)
+        return Y
+    if tuple(Y.shape) != (rows, classes):
+        raise ValueError(
+            f"expected labels of shape ({rows},) or ({rows}, {classes}), got {tuple(Y.shape)}"
+        )
+    if Y.is_complex():
+        raise TypeError(f"expected a label matrix of a real dtype, got {Y.dtype}")
+    if Y.layout == torch.strided:
+        return Y
+    if Y.layout == torch.sparse_coo:
+        Y = Y.coalesce()
+        row, col = Y.indices()
+        crow = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        torch.cumsum(torch.bincount(row, minlength=rows), 0, out=crow[1:])
+        return CSR(crow, col, Y.values())
+    if Y.layout == torch.sparse_csr:
+        return CSR(Y.crow_indices().long(), Y.col_indices().long(), Y.values())
+    raise TypeError(f"expected labels dense, sparse COO or sparse CSR, got layout {Y.layout}")
+
+
+def check_indices(y: Tensor, classes: int) -> None:
+    """Raise ValueError where a class index is neither in 0..classes-1 nor -100. Waits for the device."""
+    wrong = ((y < 0) | (y >= classes)) & (y != IGNORE_INDEX)
+    if bool(wrong.any()):
+        position = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"expected class indices in 0..{classes - 1} (or {IGNORE_INDEX} for no label), "
+            f"got {int(y[position])} at row {position}"
+        )
