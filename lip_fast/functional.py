@@ -9,10 +9,9 @@ from torch import Tensor
 
 from lip_fast import ops
 from lip_fast.targets import Targets, as_targets
+from lip_fast.validation import check_finite, check_float_matrix, check_int, describe
 
-__all__ = ["LIPPath", "check_rank", "lip", "lip_path", "randomized_svd", "select_rank"]
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+__all__ = ["LIPPath", "lip", "lip_path", "randomized_svd", "select_rank"]
 
 
 def lip(W: Tensor, X: Tensor, Y: Tensor, k: int, *, bias: Tensor | None = None) -> Tensor:
@@ -108,8 +107,8 @@ def lip_path(
     Raises:
         TypeError, ValueError: as :func:`lip`.
     """
-    _check_float_matrix("W", W)
-    _check_float_matrix("X", X)
+    check_float_matrix("W", W)
+    check_float_matrix("X", X)
     q, l = W.shape
     if X.dtype != W.dtype:
         raise TypeError(f"expected X in the dtype of W, {W.dtype}, got {X.dtype}")
@@ -120,23 +119,21 @@ def lip_path(
     if X.shape[0] == 0:
         raise ValueError(f"expected X with at least one row, got shape {tuple(X.shape)}")
     d = min(q, l)
-    ks = tuple(range(d + 1)) if ks is None else tuple(check_rank("k", k, d) for k in ks)
+    ks = tuple(range(d + 1)) if ks is None else tuple(check_int("k", k, 0, d) for k in ks)
     if not ks:
         raise ValueError("expected at least one k, got none")
     targets = as_targets(Y, rows=X.shape[0], classes=l, device=X.device)
     if bias is not None:
         _check_bias(bias, W)
-    _check_finite("W", W)
+    check_finite("W", W)
 
     with torch.no_grad():
         compute = _compute_dtype(W.dtype)
-        weight = W.to(compute)
+        weight = W.detach().to(compute)
         U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
         V = Vh.mT
         first = min(ks)
-        sums = ops.label_sums(
-            X, targets, V[:, first:].contiguous(), U[:, first:].contiguous(), bias
-        )
+        sums = ops.label_sums(X, targets, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
         if not bool(torch.isfinite(torch.cat([*sums[:2], sums.energy.view(1)])).all()):
             _raise_not_finite(X, targets)
         # ||X u_i|| of an unseen direction is the rounding error of the product, q eps ||X|| at most; its
@@ -180,17 +177,14 @@ def randomized_svd(
         TypeError: an argument of the wrong type or dtype.
         ValueError: rank, oversample, n_iter or basis do not fit, or ``M`` is not finite.
     """
-    _check_float_matrix("M", M, (torch.float32, torch.float64))
+    check_float_matrix("M", M, (torch.float32, torch.float64))
     l, q = M.shape
-    check_rank("rank", rank, min(l, q))
-    for name, value in (("oversample", oversample), ("n_iter", n_iter)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"expected {name} as an int, got {type(value).__name__}")
-        if value < 0:
-            raise ValueError(f"expected {name} >= 0, got {value}")
+    check_int("rank", rank, 0, min(l, q))
+    check_int("oversample", oversample, 0)
+    check_int("n_iter", n_iter, 0)
     if basis is not None:
         _check_basis(basis, M)
-    _check_finite("M", M)
+    check_finite("M", M)
     m = min(rank + oversample, l, q)
     with torch.no_grad():
         if m == min(l, q):
@@ -233,8 +227,8 @@ def select_rank(
             finite.
     """
     if not isinstance(S, Tensor) or S.dim() != 1 or not S.is_floating_point():
-        raise TypeError(f"expected singular values as a floating-point vector, got {_describe(S)}")
-    _check_finite("S", S)
+        raise TypeError(f"expected singular values as a floating-point vector, got {describe(S)}")
+    check_finite("S", S)
     if len(S) == 0:
         return 0
     values = S.double()
@@ -254,77 +248,44 @@ def select_rank(
     raise ValueError(f"expected method to be 'energy' or 'gavish-donoho', got {method!r}")
 
 
-def check_rank(name: str, k: int, limit: int) -> int:
-    """``k`` if it is an int in 0..limit; else TypeError or ValueError."""
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise TypeError(f"expected {name} as an int, got {type(k).__name__}")
-    if not 0 <= k <= limit:
-        raise ValueError(f"expected {name} in 0..{limit}, got {k}")
-    return k
-
-
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return type(value).__name__
-
-
-def _check_float_matrix(name: str, X: Tensor, dtypes: Sequence[torch.dtype] = _FLOATS) -> None:
-    if not isinstance(X, Tensor):
-        raise TypeError(f"expected {name} as a torch.Tensor, got {type(X).__name__}")
-    if X.layout != torch.strided or X.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"expected {name} dense in one of {names}, got {X.dtype} ({X.layout})")
-    if X.dim() != 2:
-        raise ValueError(f"expected {name} to be a matrix, got shape {tuple(X.shape)}")
-
-
 def _check_bias(bias: Tensor, W: Tensor) -> None:
     if not isinstance(bias, Tensor) or not bias.is_floating_point():
-        raise TypeError(f"expected bias as a floating-point vector, got {_describe(bias)}")
+        raise TypeError(f"expected bias as a floating-point vector, got {describe(bias)}")
     if tuple(bias.shape) != (W.shape[1],):
         raise ValueError(f"expected bias of shape ({W.shape[1]},), got {tuple(bias.shape)}")
     if bias.device != W.device:
         raise ValueError(f"expected bias on the device of W, {W.device}, got {bias.device}")
-    _check_finite("bias", bias)
+    check_finite("bias", bias)
 
 
 def _check_basis(basis: Tensor, M: Tensor) -> None:
-    _check_float_matrix("basis", basis, (M.dtype,))
+    check_float_matrix("basis", basis, (M.dtype,))
     if basis.shape[0] != M.shape[1]:
         raise ValueError(
             f"expected a basis with {M.shape[1]} rows (the columns of M), got {tuple(basis.shape)}"
         )
     if basis.device != M.device:
         raise ValueError(f"expected basis on the device of M, {M.device}, got {basis.device}")
-    _check_finite("basis", basis)
-
-
-def _check_finite(name: str, X: Tensor) -> None:
-    if not bool(torch.isfinite(X).all()):
-        position = tuple(torch.nonzero(~torch.isfinite(X))[0].tolist())
-        raise ValueError(f"expected finite {name}, got {float(X[position])} at {position}")
+    check_finite("basis", basis)
 
 
 def _raise_not_finite(X: Tensor, Y: Targets) -> None:
     """The sums are not finite: say whose fault it is."""
-    _check_finite("X", X)
+    check_finite("X", X)
     if isinstance(Y, Tensor):
-        _check_finite("Y", Y)
+        check_finite("Y", Y)
     else:
-        _check_finite("the values of Y", Y.values)
+        check_finite("the values of Y", Y.values)
     raise ValueError(
         f"expected features whose squares can be summed in {_compute_dtype(X.dtype)}, got an overflow"
     )
 
 
-def _test_columns(
-    M: Tensor, m: int, basis: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
+def _test_columns(M: Tensor, m: int, basis: Tensor | None, generator: torch.Generator | None) -> Tensor:
     """(q, m): the basis, filled up with or cut down from Gaussian columns."""
     columns = [] if basis is None else [basis[:, :m]]
     missing = m - sum(c.shape[1] for c in columns)
@@ -332,7 +293,5 @@ def _test_columns(
         if generator is None:
             generator = torch.Generator(device=M.device)
             generator.manual_seed(0)
-        columns.append(
-            torch.randn(M.shape[1], missing, generator=generator, dtype=M.dtype, device=M.device)
-        )
+        columns.append(torch.randn(M.shape[1], missing, generator=generator, dtype=M.dtype, device=M.device))
     return torch.cat(columns, 1)

@@ -99,9 +99,7 @@ def _fake_fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Ten
     return step.new_empty((rows, columns), dtype=torch.float32)
 
 
-_define(
-    "fresh_columns", "(Tensor step, int rows, int columns, int seed) -> Tensor", _fake_fresh_columns
-)
+_define("fresh_columns", "(Tensor step, int rows, int columns, int seed) -> Tensor", _fake_fresh_columns)
 
 
 def fresh_columns(step: Tensor, rows: int, columns: int, *, seed: int) -> Tensor:
@@ -375,9 +373,7 @@ def refit(S: Tensor, sums: Sums, ok: Tensor, *, rank: int, tolerance: float, cli
         large to be multiplied out; clipped () int64, how many were limited.
     """
     _check_refit(S, sums.numerator, sums.denominator, rank)
-    return Refit(
-        *_refit(S, sums.numerator, sums.denominator, sums.energy, ok, rank, tolerance, clip)
-    )
+    return Refit(*_refit(S, sums.numerator, sums.denominator, sums.energy, ok, rank, tolerance, clip))
 
 
 # rebuild_ -----------------------------------------------------------------------------------------------

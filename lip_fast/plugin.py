@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lip_fast import ops
-from lip_fast.functional import check_rank, select_rank
+from lip_fast.functional import select_rank
 from lip_fast.statistics import LabelStatistics
 from lip_fast.subspace import Subspace
 from lip_fast.targets import CSR, Targets, as_targets, check_indices
+from lip_fast.validation import FLOATS, check_int, describe
 
 __all__ = ["LIP", "LIPError"]
 
@@ -20,7 +21,6 @@ __all__ = ["LIP", "LIPError"]
 _MAX_OBSERVATIONS = 64
 # The share of ||M||_F^2 that rank="auto" keeps.
 _AUTO_ENERGY = 0.95
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _COUNTERS = ("applied", "skipped", "clipped", "masked")
 
 
@@ -96,25 +96,22 @@ class LIP:
         self._head = head
         weight = self._weight()
         l, q = weight.shape
-        if not (isinstance(rank, str) and rank == "auto"):
-            rank = _absolute_rank(rank, min(l, q))
+        # None: to be decided at the first step.
+        self._rank = None if rank == "auto" else _absolute_rank(rank, min(l, q))
         if tail_rank is not None:
-            check_rank("tail_rank", tail_rank, math.inf)
+            check_int("tail_rank", tail_rank, 0)
         _check_choice("tail", tail, ("refit", "zero"))
         _check_choice("rest", rest, ("keep", "drop"))
-        for name, value, least in (("every", every, 1), ("start", start, 0), ("seed", seed, 0)):
-            check_rank(name, value, math.inf)
-            if value < least:
-                raise ValueError(f"expected {name} >= {least}, got {value}")
+        self._every = check_int("every", every, 1)
+        self._start = check_int("start", start, 0)
+        # A 64-bit key of the counter-based generator.
+        self._seed = check_int("seed", seed, 0, 2**64 - 1)
         if decay is not None and not (isinstance(decay, float) and 0 < decay < 1):
             raise ValueError(f"expected decay in (0, 1) or None, got {decay!r}")
         if data_group is not None:
-            raise NotImplementedError(
-                "data_group is for sharded heads, which are not supported yet"
-            )
-        self._rank = rank
-        self._options = {"tail_rank": tail_rank, "tail": tail, "rest": rest, "clip": clip}
-        self._every, self._start, self._seed, self._strict = every, start, seed, strict
+            raise NotImplementedError("data_group is for sharded heads, which are not supported yet")
+        self._tail_rank, self._tail, self._rest, self._clip = tail_rank, tail, rest, clip
+        self._strict = strict
         self._statistics = (
             None
             if decay is None
@@ -150,9 +147,7 @@ class LIP:
         if self._handle is not None and self._handle.id in (self._handle.hooks_dict_ref() or {}):
             raise RuntimeError("expected a LIP that is not attached; remove its handle first")
         if _group_of(optimizer, self._weight()) is None:
-            raise ValueError(
-                "expected an optimizer that holds the head's weight, got one without it"
-            )
+            raise ValueError("expected an optimizer that holds the head's weight, got one without it")
         self._handle = optimizer.register_step_post_hook(self._after_step)
         return self._handle
 
@@ -204,7 +199,7 @@ class LIP:
         weight = self._weight()
         l, q = weight.shape
         if not isinstance(features, Tensor) or not features.is_floating_point():
-            raise TypeError(f"expected floating-point features, got {_kind(features)}")
+            raise TypeError(f"expected floating-point features, got {describe(features)}")
         if features.dim() < 2 or features.shape[-1] != q:
             raise ValueError(f"expected features of shape (..., {q}), got {tuple(features.shape)}")
         if features.device != weight.device:
@@ -252,15 +247,14 @@ class LIP:
     # The step ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _apply(
-        self, weight: Tensor, pending: list[_Observation], ok: Tensor, *, skip_is_sound: bool
-    ) -> None:
+    def _apply(self, weight: Tensor, pending: list[_Observation], ok: Tensor, *, skip_is_sound: bool) -> None:
         if self._subspace is None:
-            self._subspace = self._make_subspace(weight)
+            rank = self._rank if self._rank is not None else _auto_rank(weight)
+            self._subspace = self._make_subspace(weight, rank)
         bias = getattr(self._head, "bias", None)
         statistics = self._statistics
         if statistics is not None:
-            updated = statistics.update_([tuple(p) for p in pending])
+            updated = statistics.update_([(p.features, p.targets) for p in pending])
             ok = ok & updated
 
         def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
@@ -280,26 +274,29 @@ class LIP:
                 "orthogonal; the weight is the base optimizer's"
             )
 
-    def _make_subspace(self, weight: Tensor, rank: int | None = None) -> Subspace:
+    def _make_subspace(self, weight: Tensor, rank: int) -> Subspace:
         l, q = weight.shape
-        if rank is None:
-            rank = self._rank if self._rank != "auto" else self._auto_rank(weight)
-        return Subspace(l, q, rank=rank, seed=self._seed, device=weight.device, **self._options)
-
-    @staticmethod
-    def _auto_rank(weight: Tensor) -> int:
-        S = ops.tail_svd(weight.detach(), rank=min(weight.shape)).S
-        return select_rank(torch.nan_to_num(S), energy=_AUTO_ENERGY)
+        return Subspace(
+            l,
+            q,
+            rank=rank,
+            tail_rank=self._tail_rank,
+            tail=self._tail,
+            rest=self._rest,
+            clip=self._clip,
+            seed=self._seed,
+            device=weight.device,
+        )
 
     def _weight(self) -> Tensor:
         weight = getattr(self._head, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2:
             raise TypeError(
-                f"expected a head with a 2-D weight, such as nn.Linear, got {_kind(self._head)}"
-                + ("" if weight is None else f" with weight {_kind(weight)}")
+                f"expected a head with a 2-D weight, such as nn.Linear, got {describe(self._head)}"
+                + ("" if weight is None else f" with weight {describe(weight)}")
             )
-        if weight.dtype not in _DTYPES or weight.layout != torch.strided:
-            raise TypeError(f"expected a dense weight in one of {_DTYPES}, got {_kind(weight)}")
+        if weight.dtype not in FLOATS or weight.layout != torch.strided:
+            raise TypeError(f"expected a dense weight in one of {FLOATS}, got {describe(weight)}")
         return weight
 
     # State -------------------------------------------------------------------------------------------
@@ -307,13 +304,13 @@ class LIP:
     def stats(self) -> dict[str, int | None]:
         """Counts since the start; waits for the device.
 
-        ``steps`` of the attached optimizer, steps on which LIP was ``applied`` and ``skipped`` (unsound input,
-        or an overflow found by a gradient scaler), refitted values ``clipped``, class indices out of range
+        ``steps`` of the attached optimizer, steps on which LIP was ``applied`` and ``skipped`` (input
+        unsound, or an overflow found by a gradient scaler), refitted values ``clipped``, class indices out of range
         ``masked``; and the ``rank`` in use, None before the first step of rank="auto".
         """
         counters = dict(zip(_COUNTERS, self._counters.tolist(), strict=True))
         rank = self._subspace.rank if self._subspace is not None else self._rank
-        return {"steps": self._steps, **counters, "rank": None if rank == "auto" else rank}
+        return {"steps": self._steps, **counters, "rank": rank}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs, as tensors and plain values."""
@@ -366,7 +363,12 @@ def _absolute_rank(rank: object, limit: int) -> int:
         return math.ceil(rank * limit)
     if isinstance(rank, str):
         raise ValueError(f'expected rank as an int, a fraction or "auto", got {rank!r}')
-    return check_rank("rank", rank, limit)
+    return check_int("rank", rank, 0, limit)
+
+
+def _auto_rank(weight: Tensor) -> int:
+    S = ops.tail_svd(weight.detach(), rank=min(weight.shape)).S
+    return select_rank(torch.nan_to_num(S), energy=_AUTO_ENERGY)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -391,9 +393,3 @@ def _detached(targets: Targets) -> Targets:
 
 def _sums_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return type(value).__name__

@@ -83,9 +83,7 @@ class LabelStatistics:
             numerator = numerator - (self.G[:-1, -1] @ B) * (bias.to(A.dtype) @ A)
         denominator = torch.linalg.vecdot(B, G @ B, dim=0)
         masked = torch.zeros((), dtype=torch.int64, device=C.device)
-        return ops.Sums(
-            numerator.double(), denominator.double(), G.diagonal().sum().double(), masked
-        )
+        return ops.Sums(numerator.double(), denominator.double(), G.diagonal().sum().double(), masked)
 
     def state_dict(self) -> dict[str, Any]:
         """C and G."""
@@ -96,9 +94,7 @@ class LabelStatistics:
         for name in ("C", "G"):
             have, got = getattr(self, name), state_dict[name]
             if have.shape != got.shape:
-                raise ValueError(
-                    f"expected {name} of shape {tuple(have.shape)}, got {tuple(got.shape)}"
-                )
+                raise ValueError(f"expected {name} of shape {tuple(have.shape)}, got {tuple(got.shape)}")
         self.C = state_dict["C"].to(self.C)
         self.G = state_dict["G"].to(self.G)
 
@@ -131,6 +127,4 @@ def _segment_sum(X: Tensor, y: Tensor, segments: int) -> Tensor:
         return X.new_zeros(segments, X.shape[1]).index_add_(0, y, X)
     # index_add_ adds in any order on an accelerator; sorted segments are summed one by one.
     y, order = torch.sort(y, stable=True)
-    return torch.segment_reduce(
-        X[order], "sum", lengths=torch.bincount(y, minlength=segments), axis=0
-    )
+    return torch.segment_reduce(X[order], "sum", lengths=torch.bincount(y, minlength=segments), axis=0)

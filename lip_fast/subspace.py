@@ -108,7 +108,7 @@ class Subspace:
         if not self.exact:
             assert self.basis is not None
             # Signs and order of the columns do not matter to the span that the next step starts from.
-            self.basis = torch.where(ok, svd.B, self.basis)
+            self.basis = _choose(ok, svd.B, self.basis)
         self.step += 1
         return StepReport(ok, clipped, masked)
 
@@ -161,3 +161,10 @@ class Subspace:
         self.basis = None if basis is None else basis.to(self.step.device, copy=True)
         self.step = state_dict["step"].to(self.step.device, copy=True)
         self._warned = state_dict["warned"]
+
+
+def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` where ``ok``, else ``old``; only on a device other than the host at the price of a copy."""
+    if ok.device.type == "cpu":
+        return new if bool(ok) else old
+    return torch.where(ok, new, old)

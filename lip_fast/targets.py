@@ -52,9 +52,7 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
             check_indices(Y, classes)
         return Y
     if tuple(Y.shape) != (rows, classes):
-        raise ValueError(
-            f"expected labels of shape ({rows},) or ({rows}, {classes}), got {tuple(Y.shape)}"
-        )
+        raise ValueError(f"expected labels of shape ({rows},) or ({rows}, {classes}), got {tuple(Y.shape)}")
     if Y.is_complex():
         raise TypeError(f"expected a label matrix of a real dtype, got {Y.dtype}")
     if Y.layout == torch.strided:

@@ -5,6 +5,8 @@ takes the fastest that is there.
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -16,7 +18,7 @@ from lip_fast.backends.default.refit import refit
 from lip_fast.backends.default.tail_svd import tail_svd
 from lip_fast.backends.default.warm_svd import warm_svd
 
-_KERNELS = {
+_KERNELS: dict[str, dict[str, Callable[..., Any]]] = {
     "default": {
         "fresh_columns": fresh_columns,
         "orthonormalize": orthonormalize,

@@ -42,16 +42,14 @@ def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
 def fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
     """(rows, columns) float32 of +-1. See :func:`lip_fast.ops.fresh_columns`."""
     blocks = -(-columns // _BLOCK)
-    words = np.empty((rows, blocks, 4), dtype="<u4")
+    words = np.empty((rows, 4 * blocks), dtype="<u4")
     counter = np.zeros((4, rows), dtype=np.uint64)
     counter[0] = np.arange(rows)
     counter[1] = int(step) & 0xFFFFFFFF
     for block in range(blocks):
         counter[2] = block
-        words[:, block] = philox(counter, seed).T
-    bits = np.unpackbits(
-        words.reshape(rows, -1).view(np.uint8), axis=1, count=columns, bitorder="little"
-    )
+        words[:, 4 * block : 4 * block + 4] = philox(counter, seed).T
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :columns]
     signs = bits.astype(np.float32)
     signs *= 2
     signs -= 1

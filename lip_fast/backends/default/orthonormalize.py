@@ -6,6 +6,8 @@ from torch import Tensor
 # The second Cholesky factor makes Q orthonormal to rounding when the first left it this close; beyond, the
 # columns were dependent to working precision and Householder reflections are the honest answer.
 _NEARLY_ORTHONORMAL = 0.1
+# Units of rounding that the products themselves leave in Q^T Q - I: one pass was enough.
+_ROUNDING = 32
 
 
 def _cholesky_pass(Y: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,12 +31,14 @@ def orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
         # to a condition number near 1e8, where the Gram matrix in float32 ends at 3e3. The second is near
         # the identity and needs no more digits than Y has.
         D = Y.double()
-        Q, R1, info1 = _cholesky_pass(Y, D.mT @ D)
+        Q, R1, info = _cholesky_pass(Y, D.mT @ D)
         G = (Q.mT @ Q).double()
-        Q, R2, info2 = _cholesky_pass(Q, G)
-        G.diagonal().sub_(1)
-        # NaN compares false, so a broken first pass ends in Householder QR too.
-        if bool((info1 == 0) & (info2 == 0) & (G.abs().amax() <= _NEARLY_ORTHONORMAL)):
+        deviation = float((G - torch.eye(m, dtype=G.dtype, device=G.device)).abs().amax())
+        # NaN compares false, so a broken first pass ends in Householder QR.
+        if int(info) == 0 and deviation <= _ROUNDING * torch.finfo(Y.dtype).eps:
+            return Q, R1.to(Y.dtype)
+        if int(info) == 0 and deviation <= _NEARLY_ORTHONORMAL:
+            Q, R2, _ = _cholesky_pass(Q, G)
             return Q, (R2 @ R1).to(Y.dtype)
     Q, R = torch.linalg.qr(Y)
     return Q, R

@@ -49,8 +49,6 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, step: Tensor, seed: int) -> 
     generator = torch.Generator(device=x.device)
     # One stream a step: resuming at a step draws the same bits.
     generator.manual_seed((seed * 0x9E3779B97F4A7C15 + int(step)) & 0x7FFFFFFFFFFFFFFF)
-    noise = torch.randint(
-        0, 1 << bits, x.shape, generator=generator, dtype=torch.int32, device=x.device
-    )
+    noise = torch.randint(0, 1 << bits, x.shape, generator=generator, dtype=torch.int32, device=x.device)
     rounded = (x.contiguous().view(torch.int32) + noise) & -(1 << bits)
     return rounded.view(torch.float32).to(dtype)

@@ -1,0 +1,48 @@
+"""Checks of arguments: each message names what was expected and what came."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["FLOATS", "check_finite", "check_float_matrix", "check_int", "describe"]
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def describe(value: object) -> str:
+    """What ``value`` is, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return (
+        f"{type(value).__name__} {value!r}" if isinstance(value, str | int | float) else type(value).__name__
+    )
+
+
+def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
+    """``value`` if it is an int in least..most; else TypeError or ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected {name} as an int, got {describe(value)}")
+    if value < least or (most is not None and value > most):
+        bounds = f">= {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(f"expected {name} {bounds}, got {value}")
+    return value
+
+
+def check_float_matrix(name: str, X: Tensor, dtypes: Sequence[torch.dtype] = FLOATS) -> None:
+    """TypeError unless ``X`` is dense and of one of ``dtypes``, ValueError unless it is a matrix."""
+    if not isinstance(X, Tensor):
+        raise TypeError(f"expected {name} as a torch.Tensor, got {describe(X)}")
+    if X.layout != torch.strided or X.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"expected {name} dense in one of {names}, got {X.dtype} ({X.layout})")
+    if X.dim() != 2:
+        raise ValueError(f"expected {name} to be a matrix, got shape {tuple(X.shape)}")
+
+
+def check_finite(name: str, X: Tensor) -> None:
+    """ValueError that names the first entry that is not finite. Waits for the device."""
+    finite = torch.isfinite(X)
+    if not bool(finite.all()):
+        position = tuple(torch.nonzero(~finite)[0].tolist())
+        raise ValueError(f"expected finite {name}, got {float(X[position])} at {position}")

@@ -1,0 +1,67 @@
+"""Exact singular values and trailing vectors, from the Gram matrix (float32) or LAPACK (float64)."""
+
+import pytest
+import torch
+from problems import gapped_matrix, relative_error
+
+from lip_fast import ops
+
+SHAPES = [(10, 64), (64, 10), (17, 23), (11, 11), (1, 7), (7, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("keep", ["none", "some", "all"])
+def test_values_and_trailing_vectors(shape: tuple[int, int], dtype: torch.dtype, keep: str) -> None:
+    M = gapped_matrix(*shape, gap=0.6).to(dtype)
+    d = min(shape)
+    k = {"none": 0, "some": d // 2, "all": d}[keep]
+    A, S, B, ok = ops.tail_svd(M, rank=k)
+    U, s, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    assert bool(ok)
+    assert A.shape == (shape[0], d - k)
+    assert B.shape == (shape[1], d - k)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    # Relative to each value, over four decades: this is what squaring in float32 would lose.
+    assert ((S.double() - s).abs() <= 10 * tolerance * s + tolerance * 1e-2).all()
+    tail = U[:, k:] * s[k:] @ Vh[k:]
+    assert (A.double() * S[k:].double() @ B.double().mT - tail).abs().max() <= 10 * tolerance
+
+
+def test_small_directions_of_float32_are_accurate() -> None:
+    M = gapped_matrix(12, 40, gap=0.4).float()  # down to 4e-5 of the largest
+    A, S, B, _ = ops.tail_svd(M, rank=0)
+    for F in (A, B):
+        assert (F.double().mT @ F.double() - torch.eye(12)).abs().max() < 1e-5
+    assert relative_error(S, torch.linalg.svdvals(M.double())) < 1e-6
+
+
+def test_no_direction_is_a_zero_column_of_the_larger_side() -> None:
+    U, s, Vh = torch.linalg.svd(gapped_matrix(12, 40), full_matrices=False)
+    M = (U[:, :5] * s[:5] @ Vh[:5]).float()
+    A, S, B, ok = ops.tail_svd(M, rank=3)
+    assert bool(ok)
+    assert not B[:, 2:].any()
+    assert (S[5:] < 1e-6).all()
+    assert torch.isfinite(A).all()
+    zero = ops.tail_svd(torch.zeros(4, 6), rank=0)
+    assert bool(zero.ok)
+    assert not zero.S.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_reported_not_raised(dtype: torch.dtype, bad: float) -> None:
+    M = gapped_matrix(6, 9).to(dtype)
+    M[5, 8] = bad
+    assert not bool(ops.tail_svd(M, rank=2).ok)
+
+
+def test_rank_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected rank in 0\.\.4, got 5"):
+        ops.tail_svd(torch.ones(4, 6), rank=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_opcheck(dtype: torch.dtype) -> None:
+    torch.library.opcheck(torch.ops.lip_fast.tail_svd.default, (gapped_matrix(6, 9).to(dtype), 2))

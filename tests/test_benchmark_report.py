@@ -1,0 +1,458 @@
+import copy
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+from benchmarks.gates import Gate, require
+from benchmarks.rows import ROWS, Target, row
+from benchmarks.timing import Call, Peer, measure
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+README = f"# Title\n\nbefore\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+
+
+def entry(key: str) -> dict[str, Any]:
+    size = row(key)
+    extra: dict[str, Any] = {
+        "row": key,
+        "peers": {
+            name: {"median_us": 2000.0, "q1_us": 1900.0, "q3_us": 2100.0, "rounds": 5} for name in size.peers
+        },
+        "gates": [
+            {"name": name, "value": 2e-6, "bound": 1e-5, "control": 1e-2, "passed": True}
+            for name in size.gates
+        ],
+    }
+    if size.target("memory", "reference"):
+        extra["extra_peak_bytes"] = {"ours": 3_000_000, "reference": 60_000_000}
+    return {
+        "name": f"test[{key}]",
+        "stats": {"median": 1e-3, "q1": 0.9e-3, "q3": 1.1e-3},
+        "extra_info": extra,
+    }
+
+
+def complete() -> dict[str, Any]:
+    return {
+        "machine_info": {
+            "cpu": "Some CPU",
+            "cores": 4,
+            "threads": 2,
+            "system": "Linux",
+            "python": "3.11.7",
+            "torch": "2.13.0",
+            "node": "secret-host",
+        },
+        "commit_info": {"id": COMMIT, "dirty": False, "time": "2026-01-02T03:04:05+00:00"},
+        "benchmarks": [entry(size.key) for size in ROWS],
+        "datetime": "2026-01-03T04:05:06.789+00:00",
+        "version": "5.3.1",
+    }
+
+
+class Files:
+    """A result and a README in one folder, and what the command does with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.result = folder / "cpu.json"
+        self.readme = folder / "README.md"
+        self.readme.write_text(README)
+
+    def save(self, data: Any) -> None:
+        self.result.write_text(json.dumps(data))
+
+    def run(self, *options: str) -> int:
+        return report.main([str(self.result), "--write", str(self.readme), *options])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    files = Files(tmp_path)
+    files.save(complete())
+    return files
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the table line that begins with ``first``."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def rendered(data: dict[str, Any], files: Files) -> str:
+    files.save(data)
+    return report.render(report.load(files.result, checkout=files.folder))
+
+
+def of(data: dict[str, Any], key: str) -> dict[str, Any]:
+    return next(b for b in data["benchmarks"] if b["extra_info"]["row"] == key)
+
+
+# Tables ------------------------------------------------------------------------------------------------
+
+
+def test_truncated_rows_show_times_ratios_and_targets(files: Files) -> None:
+    data = complete()
+    large = of(data, "truncated-1000x2048")
+    large["stats"] |= {"median": 6e-3}
+    for name, milliseconds in {"floor": 4.8, "full SVD": 240.0, "svd_lowrank": 12.0}.items():
+        large["extra_info"]["peers"][name]["median_us"] = milliseconds * 1e3
+    line = cells(rendered(data, files), "1000 x 2048 | 32 + 24")
+    assert line == [
+        "1000 x 2048",
+        "32 + 24",
+        "6.00 ms",
+        "4.80 ms",
+        "1.25x (≤ 1.5 ✓)",
+        "240 ms",
+        "40.0x faster (≥ 35 ✓)",
+        "12 ms",
+        "2.0x faster (≥ 2.2 ✗)",
+        "2e-06 (≤ 1e-05)",
+    ]
+
+
+def test_rows_without_target_show_the_ratio_alone(files: Files) -> None:
+    data = complete()
+    of(data, "truncated-10x512")["stats"]["median"] = 0.5e-3
+    of(data, "truncated-10x512")["extra_info"]["peers"]["full SVD"]["median_us"] = 250.0
+    line = cells(rendered(data, files), "10 x 512 | 4 + 3")
+    assert line[2:8] == ["500 µs", "2.00 ms", "0.25x", "250 µs", "2.0x slower", "2.00 ms"]
+
+
+def test_exact_rows(files: Files) -> None:
+    text = rendered(complete(), files)
+    for size, k in (("1000 x 2048", "900"), ("100 x 512", "90"), ("10 x 512", "9")):
+        line = cells(text, f"{size} | {k}")
+        assert line == [size, k, "1.00 ms", "2.00 ms", "2.0x faster", "2e-06 (≤ 1e-05)"]
+
+
+def test_one_shot_row(files: Files) -> None:
+    data = complete()
+    of(data, "one-shot")["extra_info"]["extra_peak_bytes"] = {"ours": 30_000_000, "reference": 60_000_000}
+    text = rendered(data, files)
+    assert cells(text, "time") == ["time", "1.00 ms", "2.00 ms", "2.0x faster (≥ 4 ✗)"]
+    memory = ["extra peak memory", "30.0 MB", "60.0 MB", "0.50x of it (≤ 0.333 ✗)"]
+    assert cells(text, "extra peak memory") == memory
+
+
+def test_says_where_and_how_but_not_the_name_of_the_machine(files: Files) -> None:
+    text = rendered(complete(), files)
+    about = (
+        "Some CPU, 4 cores, 2 threads, Linux; Python 3.11.7, torch 2.13.0; commit `0123456789ab`, 2026-01-03"
+    )
+    assert text.startswith(about)
+    assert "`make bench`" in text
+    assert "secret-host" not in text
+    assert str(files.folder) not in text
+
+
+def test_every_table_line_has_the_columns_of_its_header(files: Files) -> None:
+    widths = []
+    for block in rendered(complete(), files).split("\n\n"):
+        if block.startswith("|"):
+            widths.append({line.count("|") for line in block.splitlines()})
+    assert len(widths) == 3
+    assert all(len(width) == 1 for width in widths)
+
+
+@pytest.mark.parametrize(
+    ("target", "met"),
+    [
+        (Target("time", "x", at_least=2), True),
+        (Target("time", "x", at_least=2.01), False),
+        (Target("time", "x", at_most=0.5), True),
+        (Target("time", "x", at_most=0.49), False),
+    ],
+)
+def test_target(target: Target, met: bool) -> None:
+    assert target.met(1.0, 2.0) is met
+
+
+# Writing -----------------------------------------------------------------------------------------------
+
+
+def test_writes_between_the_markers_only(files: Files) -> None:
+    assert files.run() == 0
+    text = files.readme.read_text()
+    assert text.startswith(f"# Title\n\nbefore\n{report.BEGIN}\nSome CPU")
+    assert text.endswith(f"|\n{report.END}\nafter\n")
+    assert "old" not in text
+
+
+def test_writing_twice_changes_nothing(files: Files) -> None:
+    assert files.run() == 0
+    once = files.readme.read_bytes()
+    assert files.run() == 0
+    assert files.readme.read_bytes() == once
+    assert sorted(path.name for path in files.folder.iterdir()) == ["README.md", "cpu.json"]
+
+
+def test_keeps_bytes_and_mode_outside_the_markers(files: Files) -> None:
+    files.readme.write_bytes(README.replace("\n", "\r\n").encode())
+    files.readme.chmod(0o640)
+    assert files.run() == 0
+    assert files.readme.read_bytes().startswith(b"# Title\r\n\r\nbefore\r\n")
+    assert files.readme.read_bytes().endswith(b"\r\nafter\r\n")
+    assert files.readme.stat().st_mode & 0o777 == 0o640
+
+
+def test_prints_without_write(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(files.result), "--allow-dirty"]) == 0
+    assert capsys.readouterr().out.count("**One optimizer step") == 2
+    assert files.readme.read_text() == README
+
+
+def test_figure(files: Files) -> None:
+    pytest.importorskip("matplotlib")
+    figure = files.folder / "times.png"
+    assert files.run("--figure", str(figure)) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+# Refusals ----------------------------------------------------------------------------------------------
+
+
+def refused(files: Files, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """Run, expecting one line on stderr, exit code 2 and an untouched README; the line."""
+    before = files.readme.read_bytes() if files.readme.exists() else None
+    listing = sorted(files.folder.iterdir())
+    assert files.run(*options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("benchmarks.report: ")
+    assert captured.err.count("\n") == 1
+    assert (files.readme.read_bytes() if files.readme.exists() else None) == before
+    assert sorted(files.folder.iterdir()) == listing
+    return captured.err
+
+
+def _gate(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        of(data, "truncated-100x512")["extra_info"]["gates"][1][name] = value
+
+    return change
+
+
+def _set(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        place: Any = data
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+
+    return change
+
+
+def _drop(*path: Any) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        place: Any = data
+        for step in path[:-1]:
+            place = place[step]
+        del place[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_gate("passed", False), "failed the check 'reconstruction'"),
+        (_gate("value", 2e-5), "failed the check 'reconstruction'"),
+        (_gate("value", math.nan), "failed the check 'reconstruction'"),
+        (_gate("value", None), "failed the check 'reconstruction'"),
+        (_gate("control", 1e-6), "failed the check 'reconstruction'"),
+        (_gate("name", "other"), "lacks the check 'reconstruction'"),
+        (_drop("benchmarks", 1, "extra_info", "gates"), "lacks the check 'distance'"),
+        (_drop("benchmarks", 1), "no result for truncated-1000x2048"),
+        (_set([], "benchmarks"), "no result for one-shot, truncated"),
+        (_drop("benchmarks", 1, "extra_info", "peers", "full SVD"), "median of full SVD"),
+        (_set(0, "benchmarks", 1, "extra_info", "peers", "floor", "median_us"), "median of floor"),
+        (_drop("benchmarks", 1, "stats"), "has no timings"),
+        (_set(math.nan, "benchmarks", 1, "stats", "median"), "positive number, got nan"),
+        (_set(True, "benchmarks", 1, "stats", "median"), "positive number, got True"),
+        (_set("1", "benchmarks", 1, "stats", "q1"), "positive number, got '1'"),
+        (_drop("benchmarks", 0, "extra_info", "extra_peak_bytes"), "peak memory of ours"),
+        (_set(0, "benchmarks", 0, "extra_info", "extra_peak_bytes", "ours"), "peak memory of ours"),
+        (_set("one-shot", "benchmarks", 1, "extra_info", "row"), "row one-shot twice"),
+        (_set("foreign", "benchmarks", 1, "extra_info", "row"), "not a row of these benchmarks: 'foreign'"),
+        (_set({}, "benchmarks", 1, "extra_info"), "not a row of these benchmarks: None"),
+        (_set(3, "benchmarks", 1), "not a row of these benchmarks: None"),
+        (_drop("machine_info"), "does not describe the machine"),
+        (_drop("machine_info", "torch"), "machine_info.torch"),
+        (_set({"brand_raw": "x"}, "machine_info", "cpu"), "machine_info.cpu"),
+        (_drop("benchmarks"), "not a result of pytest-benchmark"),
+        (_drop("datetime"), "date of the run"),
+        (_set(True, "commit_info", "dirty"), "changes that are in no commit"),
+        (_drop("commit_info", "dirty"), "changes that are in no commit"),
+        (_set("unversioned", "commit_info", "id"), "unknown commit, 'unversioned'"),
+        (_drop("commit_info"), "unknown commit, None"),
+    ],
+)
+def test_refuses(
+    files: Files,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], None],
+    reason: str,
+) -> None:
+    data = complete()
+    change(data)
+    files.save(data)
+    assert reason in refused(files, capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'"text"', b"\xff\xfe\x00", b"null"])
+def test_refuses_foreign_files(files: Files, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    files.result.write_bytes(content)
+    assert str(files.result) in refused(files, capsys)
+
+
+def test_refuses_a_missing_result(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.result.unlink()
+    assert "No such file" in refused(files, capsys)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no markers\n",
+        f"{report.BEGIN}\n",
+        f"{report.END}\n{report.BEGIN}\n",
+        README + README,
+    ],
+)
+def test_refuses_a_readme_without_its_markers(
+    files: Files, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    files.readme.write_text(text)
+    assert "expected the markers" in refused(files, capsys, "--figure", str(files.folder / "times.png"))
+
+
+def test_refuses_a_readme_that_is_not_there_or_no_text(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.readme.write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in refused(files, capsys)
+    files.readme.unlink()
+    assert "No such file" in refused(files, capsys)
+
+
+def test_refuses_a_figure_that_is_no_png(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected a .png file" in refused(files, capsys, "--figure", str(files.folder / "times.svg"))
+
+
+def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        report.main(["--unknown"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_allow_dirty_accepts_and_says_so(files: Files) -> None:
+    data = complete()
+    data["commit_info"]["dirty"] = True
+    files.save(data)
+    assert files.run("--allow-dirty") == 0
+    assert "commit `0123456789ab` with changes, 2026-01-03" in files.readme.read_text()
+    data["commit_info"]["id"] = "unversioned"
+    files.save(data)
+    assert files.run("--allow-dirty") == 0
+    assert "unknown commit with changes" in files.readme.read_text()
+
+
+def test_allow_dirty_does_not_accept_a_failed_check(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    data = complete()
+    _gate("passed", False)(data)
+    files.save(data)
+    assert "failed the check" in refused(files, capsys, "--allow-dirty")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=name", "-c", "user.email=name@example.org", "-c", "commit.gpgsign=false")
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_in_a_checkout_the_commit_must_exist(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    git(files.folder, "init", "--quiet")
+    git(files.folder, "commit", "--quiet", "--allow-empty", "--message", "first")
+    assert f"unknown commit, '{COMMIT}'" in refused(files, capsys)
+    data = complete()
+    data["commit_info"]["id"] = git(files.folder, "rev-parse", "HEAD")
+    files.save(data)
+    assert files.run() == 0
+
+
+# What the report relies on -------------------------------------------------------------------------------
+
+
+class Recorder:
+    """As much of the ``benchmark`` fixture as is used."""
+
+    def __init__(self, *, disabled: bool = False) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.disabled = disabled
+
+    def pedantic(self, function: Callable[[], object], setup: Callable[[], None], rounds: int) -> None:
+        for _ in range(1 if self.disabled else rounds):
+            setup()
+            function()
+
+
+@pytest.mark.parametrize(
+    ("value", "control", "right"),
+    [(1e-6, 1e-2, True), (2e-5, 1e-2, False), (math.nan, 1e-2, False), (1e-6, 1e-6, False)],
+)
+def test_a_check_fails_on_a_wrong_result_and_where_it_could_not_tell(
+    value: float, control: float, right: bool
+) -> None:
+    recorder, gates = Recorder(), [Gate("distance", value, 1e-5, control)]
+    if right:
+        require(recorder, gates)
+    else:
+        with pytest.raises(AssertionError, match="not timed"):
+            require(recorder, gates)
+    assert recorder.extra_info["gates"][0]["passed"] is right
+
+
+def test_complete_results_are_accepted_unchanged(files: Files) -> None:
+    data = complete()
+    before = copy.deepcopy(data)
+    rendered(data, files)
+    assert data == before
+
+
+def test_variants_take_turns() -> None:
+    calls: list[str] = []
+    variants = {name: Call(lambda name=name: calls.append(name)) for name in ("ours", "a", "b", "slow")}
+    recorder = Recorder()
+    peers = {"a": Peer(variants["a"]), "b": Peer(variants["b"]), "slow": Peer(variants["slow"], every=2)}
+    measure(recorder, variants["ours"], peers, rounds=3, sums={"both": ("a", "b")})
+    # An untimed call and a timed one of each; the order rotates; "slow" sits out every second round.
+    rounds = [["a", "b", "slow", "ours"], ["b", "a", "ours"], ["slow", "a", "b", "ours"]]
+    assert calls == [name for names in rounds for name in names for _ in range(2)]
+    results = recorder.extra_info["peers"]
+    assert {name: result["rounds"] for name, result in results.items()} == {
+        "a": 3,
+        "b": 3,
+        "slow": 2,
+        "both": 3,
+    }
+    sums = [1e6 * (a + b) for a, b in zip(peers["a"].seconds, peers["b"].seconds, strict=True)]
+    assert results["both"]["median_us"] == pytest.approx(sorted(sums)[1])
+    assert all(result["q1_us"] <= result["median_us"] <= result["q3_us"] for result in results.values())
+
+
+def test_each_variant_runs_once_where_timing_is_disabled() -> None:
+    calls: list[str] = []
+    ours, peer = Call(lambda: calls.append("ours")), Call(lambda: calls.append("peer"))
+    recorder = Recorder(disabled=True)
+    measure(recorder, ours, {"peer": Peer(peer, every=3)}, rounds=9)
+    assert calls == ["peer", "ours"]
+    assert recorder.extra_info["peers"]["peer"]["rounds"] == 1

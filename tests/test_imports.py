@@ -1,0 +1,116 @@
+"""The import law: what the core needs, and which module may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lip_fast
+
+PACKAGE = Path(lip_fast.__file__).parent
+
+_COLD = """
+import sys
+
+ALLOWED = {"torch", "numpy", "lip_fast"}
+# What torch itself needs to be imported.
+ALLOWED |= {"typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec",
+            "packaging", "cuda", "functorch", "torchgen", "setuptools", "_distutils_hack"}
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        root = name.partition(".")[0]
+        if root in ALLOWED or root in sys.stdlib_module_names or root.startswith("_"):
+            return None
+        raise ModuleNotFoundError(f"blocked: {name}", name=name)
+
+sys.meta_path.insert(0, Block())
+import torch
+import lip_fast, lip_fast.cli
+W, X = torch.eye(5, 3), torch.randn(9, 5)
+y = torch.randint(0, 3, (9,))
+lip_fast.lip(W, X, y, 1)
+head = torch.nn.Linear(5, 3)
+optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+plugin = lip_fast.LIP(head, 1)
+plugin.attach(optimizer)
+head(X).sum().backward()
+plugin.observe(X, y)
+optimizer.step()
+assert plugin.stats()["applied"] == 1
+print("cold")
+"""
+
+
+def test_the_core_runs_with_torch_and_numpy_alone() -> None:
+    result = subprocess.run([sys.executable, "-c", _COLD], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "cold\n"
+
+
+# Lower layers first; a module may import its own layer only where listed here.
+LAYERS = [
+    {"reference", "validation", "targets", "backends"},
+    {"ops"},
+    {"functional", "statistics"},
+    {"subspace"},
+    {"plugin"},
+    {"harness", "cli", "__main__"},
+]
+WITHIN_LAYER = {("cli", "harness"), ("__main__", "cli")}
+
+
+def _layer(module: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if module in layer)
+
+
+def _imports(path: Path) -> set[str]:
+    """Names of the modules of this package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lip_fast"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lip_fast.")}
+    return {name for name in found if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows_run_one_way(path: Path) -> None:
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if module == "__init__":
+        return
+    for imported in _imports(path):
+        allowed = (
+            imported == module or _layer(imported) < _layer(module) or (module, imported) in WITHIN_LAYER
+        )
+        assert allowed, f"{module} imports {imported}"
+
+
+def test_only_the_harness_imports_its_libraries() -> None:
+    heavy = {"sklearn", "matplotlib", "jsonargparse", "tqdm", "yaml", "scipy"}
+    for path in PACKAGE.rglob("*.py"):
+        if "harness" in path.relative_to(PACKAGE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not heavy & {name.split(".")[0] for name in names}, path
+
+
+def test_only_the_backends_read_the_environment() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path != PACKAGE / "backends" / "__init__.py":
+            assert "os.environ" not in path.read_text(), path
+            assert "getenv" not in path.read_text(), path
+
+
+def test_an_unknown_backend_is_named() -> None:
+    command = [sys.executable, "-c", "import lip_fast"]
+    environment = {"LIP_FAST_BACKEND": "warp", "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PACKAGE.parent)
+    assert result.returncode != 0
+    assert "LIP_FAST_BACKEND must be one of auto, default, got 'warp'" in result.stderr

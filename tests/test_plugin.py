@@ -1,0 +1,443 @@
+"""LIP attached to an optimizer: when it acts, what it writes, and what it refuses."""
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+from problems import linear, problem, relative_error
+
+from lip_fast import LIP, LIPError, reference
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "adamw foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+}
+Q, L, N = 20, 7, 64
+
+
+class Run:
+    """A head with data and gradients that do not depend on the weight, so that two runs can be compared."""
+
+    def __init__(self, name: str = "adamw fused", *, dtype: torch.dtype = torch.float32, bias: bool = True):
+        self.head = linear(Q, L, bias=bias, dtype=dtype)
+        self.optimizer = OPTIMIZERS[name](self.head.parameters())
+        _, self.X, self.y, self.Y, _ = problem(Q, L, N, dtype=dtype)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def gradients(self) -> None:
+        for p in self.head.parameters():
+            p.grad = torch.randn(p.shape, generator=self._generator).to(p.dtype) / 10
+
+    def step(self, lip: LIP | None = None) -> None:
+        self.gradients()
+        if lip is not None:
+            lip.observe(self.X, self.y)
+        self.optimizer.step()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.head.weight.detach().clone()
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_step_is_the_base_step_and_then_lip(name: str) -> None:
+    base, run = Run(name), Run(name)
+    lip = LIP(run.head, 3)
+    lip.attach(run.optimizer)
+    base.step()
+    run.step(lip)
+    expected = reference.lip_step(
+        base.weight.double(), run.X.double(), run.Y.double(), 3, bias=base.head.bias.detach().double()
+    )
+    assert relative_error(run.weight, expected) < 1e-5
+    assert torch.equal(run.head.bias, base.head.bias)
+    assert lip.stats() == {"steps": 1, "applied": 1, "skipped": 0, "clipped": 0, "masked": 0, "rank": 3} | {
+        "clipped": lip.stats()["clipped"]
+    }
+
+
+def _same_as_base(run: Run, base: Run, lip: LIP | None) -> None:
+    """One more step of both leaves both with the same bits."""
+    base.step()
+    run.step(lip)
+    assert torch.equal(run.weight, base.weight)
+
+
+def test_without_observations_it_is_the_base_step() -> None:
+    base, run = Run(), Run()
+    lip = LIP(run.head, 3)
+    lip.attach(run.optimizer)
+    _same_as_base(run, base, None)
+    assert lip.stats()["applied"] == 0
+
+
+def test_every_and_start_choose_the_steps() -> None:
+    run = Run()
+    lip = LIP(run.head, 3, every=3, start=2)
+    lip.attach(run.optimizer)
+    acted = []
+    for _ in range(10):
+        before = lip.stats()["applied"]
+        run.step(lip)
+        acted.append(lip.stats()["applied"] > before)
+    assert [i for i, a in enumerate(acted) if a] == [2, 5, 8]
+
+
+def test_steps_left_out_are_the_base_step_and_discard_what_was_observed() -> None:
+    base, run = Run(), Run()
+    lip = LIP(run.head, 3, start=2)
+    lip.attach(run.optimizer)
+    _same_as_base(run, base, lip)
+    _same_as_base(run, base, lip)
+    assert lip.state_dict()["pending"] == []
+    base.step()
+    run.step(lip)
+    assert not torch.equal(run.weight, base.weight)
+
+
+def test_micro_batches_count_as_one_batch() -> None:
+    whole, parts = Run(), Run()
+    a, b = LIP(whole.head, 3), LIP(parts.head, 3)
+    a.attach(whole.optimizer)
+    b.attach(parts.optimizer)
+    whole.step(a)
+    parts.gradients()
+    b.observe(parts.X[:30], parts.y[:30])
+    b.observe(parts.X[30:], parts.Y[30:])  # even in another form
+    parts.optimizer.step()
+    assert relative_error(parts.weight, whole.weight) < 1e-6
+
+
+def test_zero_learning_rate_and_missing_gradient_keep_the_observations() -> None:
+    run = Run("sgd")
+    lip = LIP(run.head, 3)
+    lip.attach(run.optimizer)
+    before = run.weight
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    run.step(lip)
+    assert torch.equal(run.weight, before)
+    run.optimizer.param_groups[0]["lr"] = torch.tensor(0.0)
+    run.optimizer.step()
+    run.optimizer.param_groups[0]["lr"] = 0.1
+    run.optimizer.zero_grad()
+    run.optimizer.step()
+    assert torch.equal(run.weight, before)
+    assert lip.stats()["steps"] == 0
+    run.gradients()
+    run.optimizer.step()
+    assert lip.stats()["applied"] == 1
+
+
+def test_an_overflow_found_by_the_scaler_skips() -> None:
+    run = Run("adamw fused")
+    lip = LIP(run.head, 3, strict=True)
+    lip.attach(run.optimizer)
+    run.step(lip)
+    before = run.weight
+    run.optimizer.found_inf = torch.tensor(1.0)
+    run.optimizer.grad_scale = torch.tensor(1.0)
+    run.step(lip)
+    assert torch.equal(run.weight, before)
+    assert lip.stats()["skipped"] == 1
+    run.optimizer.found_inf = torch.tensor(0.0)
+    run.step(lip)
+    assert lip.stats()["applied"] == 2
+
+
+@pytest.mark.parametrize("ranks", [(3, None), (3, 2)], ids=["exact", "with rest"])
+@pytest.mark.parametrize("decay", [None, 0.9])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_unsound_input_leaves_the_base_step(
+    bad: float, decay: float | None, ranks: tuple[int, int | None]
+) -> None:
+    base, run = Run(), Run()
+    lip = LIP(run.head, ranks[0], tail_rank=ranks[1], decay=decay)
+    lip.attach(run.optimizer)
+    X = run.X
+    run.X = X.clone()
+    run.X[5, 5] = bad
+    _same_as_base(run, base, lip)
+    assert lip.stats()["skipped"] == 1
+    run.X = X
+    run.step(lip)
+    assert lip.stats()["applied"] == 1
+    assert torch.isfinite(run.weight).all()
+
+
+def test_an_unsound_gradient_is_the_base_optimizers_business() -> None:
+    base, run = Run(), Run()
+    lip = LIP(run.head, 3)
+    lip.attach(run.optimizer)
+    for r in (base, run):
+        r.gradients()
+        r.head.weight.grad[2, 2] = float("nan")
+    lip.observe(run.X, run.y)
+    base.optimizer.step()
+    run.optimizer.step()
+    assert torch.equal(run.weight.nan_to_num(7), base.weight.nan_to_num(7))
+    assert lip.stats()["skipped"] == 1
+
+
+def test_strict_raises_and_the_weight_is_the_base_steps() -> None:
+    base, run = Run(), Run()
+    lip = LIP(run.head, 3, strict=True)
+    lip.attach(run.optimizer)
+    run.X[0, 0] = float("nan")
+    base.step()
+    with pytest.raises(LIPError, match="LIP was skipped"):
+        run.step(lip)
+    assert torch.equal(run.weight, base.weight)
+
+
+def test_decay_averages_over_steps() -> None:
+    run = Run()
+    lip = LIP(run.head, 3, decay=0.5)
+    lip.attach(run.optimizer)
+    X, y, Y = run.X, run.y, run.Y
+    run.X, run.y = X[:20], y[:20]
+    run.step(lip)
+    base = Run()
+    base.head.load_state_dict(run.head.state_dict())
+    # A copy: load_state_dict shares the tensors it is given.
+    base.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
+    base._generator.set_state(run._generator.get_state())
+    base.step()
+    run.X, run.y = X[20:], y[20:]
+    run.step(lip)
+    # Rows weighed by the root of their weight have the weighed sums.
+    root = torch.full((N, 1), 1.0, dtype=torch.float64)
+    root[:20] = 0.5**0.5
+    target = (Y.double() - base.head.bias.detach().double()) * root
+    expected = reference.lip_step(base.weight.double(), X.double() * root, target, 3)
+    assert relative_error(run.weight, expected) < 1e-5
+
+
+def test_apply_works_without_an_optimizer() -> None:
+    run = Run(bias=False)
+    lip = LIP(run.head, 3, start=100)
+    before = run.weight
+    with pytest.raises(RuntimeError, match="call observe"):
+        lip.apply()
+    lip.observe(run.X, run.y)
+    lip.apply()
+    expected = reference.lip_step(before.double(), run.X.double(), run.Y.double(), 3)
+    assert relative_error(run.weight, expected) < 1e-5
+    assert lip.stats()["applied"] == 1
+
+
+def test_rank_as_fraction_and_auto() -> None:
+    run = Run()
+    for rank, expected in [(0.5, 4), (1.0, 7), (0.01, 1), (0, 0), (7, 7)]:
+        assert LIP(run.head, rank).stats()["rank"] == expected
+    auto = LIP(run.head, "auto")
+    assert auto.stats()["rank"] is None
+    with torch.no_grad():
+        U, _, Vh = torch.linalg.svd(run.head.weight, full_matrices=False)
+        run.head.weight.copy_(U * torch.tensor([9.0, 5, 3, 0.1, 0.1, 0.1, 0.1]) @ Vh)
+    auto.observe(run.X, run.y)
+    auto.apply()
+    assert auto.stats()["rank"] == 3
+
+
+def test_bfloat16_keeps_updates_below_half_a_unit() -> None:
+    run = Run("sgd", dtype=torch.bfloat16)
+    lip = LIP(run.head, 3)
+    lip.attach(run.optimizer)
+    for _ in range(5):
+        run.step(lip)
+    assert lip.stats()["applied"] == 5
+    assert run.head.weight.dtype == torch.bfloat16
+    other = Run("sgd", dtype=torch.bfloat16)
+    lip = LIP(other.head, 3)
+    lip.attach(other.optimizer)
+    for _ in range(5):
+        other.step(lip)
+    assert torch.equal(run.weight, other.weight)  # same seed, same bits
+
+
+def test_features_of_more_dimensions() -> None:
+    flat, deep = Run(), Run()
+    a, b = LIP(flat.head, 3), LIP(deep.head, 3)
+    a.observe(flat.X, flat.y)
+    b.observe(deep.X.reshape(4, 16, Q), deep.y.reshape(4, 16))
+    a.apply()
+    b.apply()
+    assert torch.equal(flat.weight, deep.weight)
+
+
+def test_features_are_detached() -> None:
+    run = Run()
+    lip = LIP(run.head, 3)
+    lip.observe(run.X.requires_grad_(), run.y)
+    assert not lip.state_dict()["pending"][0]["features"].requires_grad
+
+
+@pytest.mark.parametrize("ranks", [(3, None, None), (3, 2, None), (3, None, 0.9)], ids=str)
+def test_state_resumes_bit_exactly_in_the_middle(ranks: tuple) -> None:
+    def wide() -> Run:
+        run = Run()
+        run.head = linear(60, 40)
+        run.optimizer = OPTIMIZERS["adamw fused"](run.head.parameters())
+        _, run.X, run.y, run.Y, _ = problem(60, 40, N, dtype=torch.float32)
+        return run
+
+    rank, tail_rank, decay = ranks
+    straight = wide()
+    lip = LIP(straight.head, rank, tail_rank=tail_rank, decay=decay)
+    lip.attach(straight.optimizer)
+    for _ in range(3):
+        straight.step(lip)
+    straight.gradients()
+    lip.observe(straight.X, straight.y)
+    lip.observe(straight.X, straight.Y.to_sparse())
+    saved = io.BytesIO()
+    torch.save(
+        {
+            "head": straight.head.state_dict(),
+            "optimizer": straight.optimizer.state_dict(),
+            "lip": lip.state_dict(),
+            "gradient": straight.head.weight.grad,
+            "generator": straight._generator.get_state(),
+        },
+        saved,
+    )
+    saved.seek(0)
+    state = torch.load(saved, weights_only=True)
+    resumed = wide()
+    resumed.head.load_state_dict(state["head"])
+    resumed.optimizer.load_state_dict(state["optimizer"])
+    resumed._generator.set_state(state["generator"])
+    resumed.head.weight.grad = state["gradient"]
+    other = LIP(resumed.head, rank, tail_rank=tail_rank, decay=decay)
+    other.attach(resumed.optimizer)
+    other.load_state_dict(state["lip"])
+    for run, plugin in ((straight, lip), (resumed, other)):
+        run.optimizer.step()
+        for _ in range(3):
+            run.step(plugin)
+    assert torch.equal(straight.weight, resumed.weight)
+    assert lip.stats() == other.stats()
+    with pytest.raises(ValueError, match="same decay"):
+        LIP(resumed.head, rank, decay=0.5 if decay is None else None).load_state_dict(state["lip"])
+
+
+# The handle ---------------------------------------------------------------------------------------------
+
+
+def test_removing_the_handle_detaches() -> None:
+    base, run = Run(), Run()
+    lip = LIP(run.head, 3)
+    handle = lip.attach(run.optimizer)
+    handle.remove()
+    _same_as_base(run, base, lip)
+    with lip.attach(run.optimizer):
+        run.step(lip)
+        base.step()
+    assert lip.stats()["applied"] == 1
+    with pytest.raises(RuntimeError, match="not attached"), lip.attach(run.optimizer):
+        lip.attach(run.optimizer)
+
+
+def test_copies_of_an_optimizer_are_plain_and_said_to_be() -> None:
+    run = Run()
+    lip = LIP(run.head, 3)
+    lip.attach(run.optimizer)
+    run.optimizer = copy.deepcopy(run.optimizer)
+    with pytest.raises(RuntimeError, match=r"64 times without a step.*attach\(copy\)"):
+        for _ in range(65):
+            run.step(lip)
+
+
+def test_backward_through_the_weight_before_a_step_raises() -> None:
+    run = Run()
+    lip = LIP(run.head, 3)
+    loss = run.head(run.X.clone().requires_grad_()).sum()
+    lip.observe(run.X, run.y)
+    lip.apply()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_replaced_head_is_named() -> None:
+    run = Run()
+    lip = LIP(run.head, 3)
+    lip.attach(run.optimizer)
+    run.head.weight = torch.nn.Parameter(run.weight)
+    with pytest.raises(RuntimeError, match="the head was replaced"):
+        run.optimizer.step()
+
+
+def test_attach_refuses_what_it_cannot_serve() -> None:
+    run, other = Run(), Run()
+    lip = LIP(run.head, 3)
+    with pytest.raises(ValueError, match="holds the head's weight"):
+        lip.attach(other.optimizer)
+    with pytest.raises(TypeError, match="inner optimizer.*got object"):
+        lip.attach(object())
+
+
+# Bad arguments ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rank": 8}, ValueError, r"expected rank in 0\.\.7, got 8"),
+        ({"rank": -1}, ValueError, r"expected rank in 0\.\.7, got -1"),
+        ({"rank": 1.5}, ValueError, r"rank fraction in \(0, 1\], got 1.5"),
+        ({"rank": "most"}, ValueError, "int, a fraction or \"auto\", got 'most'"),
+        ({"rank": None}, TypeError, "expected rank as an int, got NoneType"),
+        ({"tail_rank": -2}, ValueError, "expected tail_rank >= 0, got -2"),
+        ({"tail_rank": 2.0}, TypeError, "expected tail_rank as an int"),
+        ({"tail": "refine"}, ValueError, r"tail to be one of \('refit', 'zero'\), got 'refine'"),
+        ({"rest": "lose"}, ValueError, r"rest to be one of \('keep', 'drop'\), got 'lose'"),
+        ({"every": 0}, ValueError, "expected every >= 1, got 0"),
+        ({"start": -1}, ValueError, "expected start >= 0, got -1"),
+        ({"seed": 2**64}, ValueError, "expected seed in 0"),
+        ({"decay": 1.0}, ValueError, r"decay in \(0, 1\) or None, got 1.0"),
+        ({"data_group": object()}, NotImplementedError, "not supported yet"),
+        ({"head": torch.nn.Conv2d}, TypeError, "head with a 2-D weight"),
+        ({"head": torch.nn.LayerNorm(4)}, TypeError, r"2-D weight.*LayerNorm with weight.*\(4,\)"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        LIP(**({"head": linear(Q, L), "rank": 3} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"features": torch.ones(4, 19)}, ValueError, r"\(\.\.\., 20\), got \(4, 19\)"),
+        ({"features": torch.ones(20)}, ValueError, r"\(\.\.\., 20\), got \(20,\)"),
+        ({"features": torch.ones(4, 20).long()}, TypeError, "floating-point features"),
+        ({"features": [1.0]}, TypeError, "floating-point features, got list"),
+        ({"features": torch.ones(4, 20, device="meta")}, ValueError, "features on cpu.*got meta"),
+        ({"targets": torch.zeros(5, dtype=torch.int64)}, ValueError, "expected 4 class indices.*got 5"),
+        ({"targets": torch.full((4,), 7)}, ValueError, r"class indices in 0\.\.6 .*got 7 at row 0"),
+        ({"targets": torch.zeros(4)}, TypeError, "class indices as int64, got torch.float32"),
+        ({"targets": torch.zeros(4, 6)}, ValueError, r"\(4,\) or \(4, 7\), got \(4, 6\)"),
+        ({"features": torch.ones(2, 2, 20)}, ValueError, r"class indices of shape \(2, 2\), got \(4,\)"),
+    ],
+)
+def test_bad_observations_are_named_and_not_kept(arguments: dict, error: type, message: str) -> None:
+    lip = LIP(linear(Q, L), 3)
+    good = {"features": torch.ones(4, 20), "targets": torch.zeros(4, dtype=torch.int64)}
+    with pytest.raises(error, match=message):
+        lip.observe(**(good | arguments))
+    assert lip.state_dict()["pending"] == []
+
+
+def test_no_warning_in_an_ordinary_run() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = Run()
+        lip = LIP(run.head, "auto")
+        lip.attach(run.optimizer)
+        run.step(lip)

@@ -1,0 +1,223 @@
+"""The step against the oracle, and the quality of the tracked subspace over real training."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from problems import gapped_matrix, linear, problem, relative_error
+from sklearn.datasets import load_digits
+
+from lip_fast import LIP, ops, reference
+from lip_fast.subspace import FRESH, Subspace
+
+TRUE = torch.tensor(True)
+
+
+def _subspace(M: torch.Tensor, rank: int, tail_rank: int | None = None, **options: object) -> Subspace:
+    defaults = {"tail": "refit", "rest": "keep", "clip": True, "seed": 0}
+    return Subspace(*M.shape, rank=rank, tail_rank=tail_rank, device=M.device, **(defaults | options))
+
+
+def _sums(X: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., ops.Sums]:
+    return lambda A, B: ops.label_sums(X, y, A, B, bias)
+
+
+SHAPES = [(12, 5), (5, 12), (9, 9), (1, 6), (6, 1), (1, 1), (23, 31)]
+
+
+@pytest.mark.parametrize(("q", "l"), SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("tail", ["refit", "zero"])
+@pytest.mark.parametrize("rest", ["keep", "drop"])
+@pytest.mark.parametrize("ranks", ["none", "some", "all", "some and a tail"])
+@pytest.mark.filterwarnings("ignore:rest=.drop. removes")
+def test_the_exact_step_is_the_reference(
+    q: int, l: int, dtype: torch.dtype, tolerance: float, tail: str, rest: str, ranks: str
+) -> None:
+    exact = problem(q, l, 40)
+    W, X, y, _, bias = problem(q, l, 40, dtype=dtype)
+    M = W.mT.contiguous()
+    d = min(q, l)
+    k, r = {"none": (0, None), "some": (d // 2, None), "all": (d, None), "some and a tail": (d // 2, d // 3)}[
+        ranks
+    ]
+    subspace = _subspace(M, k, r, tail=tail, rest=rest)
+    assert subspace.exact
+    report = subspace.step_(M, _sums(X, y, bias), TRUE)
+    assert bool(report.ok)
+    expected = reference.lip_step(exact.W.mT, exact.X, exact.Y, k, r, tail=tail, rest=rest, bias=exact.bias)
+    scale = torch.linalg.vector_norm(exact.W)
+    assert torch.linalg.vector_norm(M.double() - expected) < tolerance * scale
+
+
+@pytest.mark.parametrize(("q", "l"), [(60, 40), (40, 60), (50, 50)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("tail", ["refit", "zero"])
+@pytest.mark.parametrize("rest", ["keep", "drop"])
+@pytest.mark.filterwarnings("ignore:rest=.drop. removes")
+def test_the_truncated_step_is_the_reference_once_converged(
+    q: int, l: int, dtype: torch.dtype, tolerance: float, tail: str, rest: str
+) -> None:
+    exact = problem(q, l, 200, gap=0.7)
+    W, X, y, _, bias = problem(q, l, 200, dtype=dtype, gap=0.7)
+    M = W.mT.contiguous()
+    subspace = _subspace(M, 6, 5, tail=tail, rest=rest)
+    assert not subspace.exact
+    # Steps that are not taken leave the basis alone; a no-op weight lets it converge first.
+    for _ in range(6):
+        svd = subspace._decompose(M)
+        subspace.basis = svd.B
+    report = subspace.step_(M, _sums(X, y, bias), TRUE)
+    assert bool(report.ok)
+    expected = reference.lip_step(exact.W.mT, exact.X, exact.Y, 6, 5, tail=tail, rest=rest, bias=exact.bias)
+    assert relative_error(M, expected) < tolerance
+
+
+def test_a_step_that_is_not_ok_changes_nothing() -> None:
+    W, X, y, _, _ = problem(60, 40, 100, dtype=torch.float32)
+    M = W.mT.contiguous()
+    subspace = _subspace(M, 6, 5)
+    subspace.step_(M, _sums(X, y, None), TRUE)
+    before, basis = M.clone(), subspace.basis.clone()
+    for broken_X, broken_M, ok in [
+        (X * float("nan"), M, TRUE),
+        (X, M, torch.tensor(False)),
+    ]:
+        report = subspace.step_(broken_M, _sums(broken_X, y, None), ok)
+        assert not bool(report.ok)
+        assert torch.equal(M, before)
+        assert torch.equal(subspace.basis, basis)
+    M[3, 4] = float("inf")
+    before = M.clone()
+    assert not bool(subspace.step_(M, _sums(X, y, None), TRUE).ok)
+    assert torch.equal(M, before)
+    assert torch.equal(subspace.basis, basis)
+
+
+def test_a_weight_broken_at_the_first_step_is_survived() -> None:
+    W, X, y, _, _ = problem(60, 40, 100, dtype=torch.float32)
+    M = W.mT.contiguous()
+    subspace = _subspace(M, 6, 5)
+    broken = M.clone()
+    broken[0, 0] = float("nan")
+    assert not bool(subspace.step_(broken, _sums(X, y, None), TRUE).ok)
+    assert bool(subspace.step_(M, _sums(X, y, None), TRUE).ok)
+
+
+def test_drop_warns_once_when_it_removes_much() -> None:
+    M = gapped_matrix(30, 40, gap=0.98).float()
+    X, y = torch.ones(3, 40), torch.zeros(3, dtype=torch.int64)
+    subspace = _subspace(M, 4, 4, rest="drop")
+    with pytest.warns(UserWarning, match=r"removes [5-9]\d\.\d% of .* below rank \+ tail_rank = 8"):
+        subspace.step_(M.clone(), _sums(X, y, None), TRUE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        subspace.step_(M.clone(), _sums(X, y, None), TRUE)
+        steep = gapped_matrix(30, 40, gap=0.5).float()
+        _subspace(steep, 4, 4, rest="drop").step_(steep, _sums(X, y, None), TRUE)
+
+
+@pytest.mark.parametrize(("noise", "exact_capture"), [(0.0, 0.597), (0.01, 0.599)])
+def test_a_direction_that_emerges_is_captured(noise: float, exact_capture: float) -> None:
+    """A new direction of 0.02 a step, orthogonal to all others, in a weight truncated at every step."""
+    l, q, k, r, steps, increment = 300, 512, 32, 8, 30, 0.02
+    g = torch.Generator().manual_seed(0)
+    U = torch.linalg.qr(torch.randn(l, k + 1, generator=g)).Q
+    V = torch.linalg.qr(torch.randn(q, k + 1, generator=g)).Q
+    a, b = U[:, k], V[:, k]
+    M = U[:, :k] * torch.linspace(2, 1, k) @ V[:, :k].mT
+    exact = M.clone()
+    subspace = _subspace(M, k, r, tail="refit", rest="drop", clip=False)
+
+    def own_values(A: torch.Tensor, B: torch.Tensor) -> ops.Sums:
+        # A refit that asks for the values the weight has: what is left is the truncation.
+        value = torch.linalg.vecdot(A, M @ B, dim=0).double()
+        one = torch.ones_like(value)
+        return ops.Sums(value, one, one.sum(), torch.tensor(0))
+
+    for _ in range(steps):
+        update = increment * torch.outer(a, b)
+        update += noise * torch.randn(l, q, generator=g) / (l + q) ** 0.5
+        M += update
+        exact += update
+        u, s, vh = torch.linalg.svd(exact, full_matrices=False)
+        exact = u[:, : k + r] * s[: k + r] @ vh[: k + r]
+        subspace.step_(M, own_values, TRUE)
+    reached = float(a @ exact @ b)
+    assert reached == pytest.approx(exact_capture, rel=0.02)
+    assert float(a @ M @ b) > 0.85 * reached
+
+
+def _digit_pairs(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Real images, many classes: two handwritten digits side by side are one of a hundred numbers."""
+    images, digits = load_digits(return_X_y=True)
+    X, y = torch.from_numpy(images).float() / 16, torch.from_numpy(digits)
+    pick = torch.randint(0, len(X), (2, 20000), generator=generator)
+    return torch.cat([X[pick[0]], X[pick[1]]], 1), 10 * y[pick[0]] + y[pick[1]]
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-5])
+@pytest.mark.parametrize("rest", ["keep", "drop"])
+@pytest.mark.filterwarnings("ignore:rest=.drop. removes")
+def test_the_tracked_subspace_over_a_training_run(lr: float, rest: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    X, y = _digit_pairs(g)
+    noisy = torch.where(torch.rand(len(y), generator=g) < 0.4, torch.randint(0, 100, y.shape, generator=g), y)
+    first, head = linear(128, 256, bias=True), linear(256, 100, seed=1, bias=True)
+    optimizer = torch.optim.AdamW([*first.parameters(), *head.parameters()], lr=lr)
+    k, r = 32, 24
+    lip = LIP(head, k, tail_rank=r, rest=rest)
+    worst = {"error": 0.0, "A": 0.0, "B": 0.0}
+
+    def watch(*_: object) -> None:
+        """Before LIP acts on it: how good is the decomposition of the freshly updated weight?"""
+        subspace = lip._subspace
+        if subspace is None or int(subspace.step) < 100:
+            return
+        M = head.weight.detach()
+        svd = subspace._decompose(M)
+        optimum = torch.linalg.svdvals(M.double())[k:].norm()
+        A, S, B = svd.A[:, :k].double(), svd.S[:k].double(), svd.B[:, :k].double()
+        error = torch.linalg.vector_norm(M.double() - A * S @ B.mT)
+        worst["error"] = max(worst["error"], float(error / optimum))
+        for name, F in (("A", svd.A.double()), ("B", svd.B.double())):
+            deviation = (F.mT @ F - torch.eye(k + r, dtype=torch.float64)).abs().max()
+            worst[name] = max(worst[name], float(deviation))
+
+    optimizer.register_step_post_hook(watch)
+    lip.attach(optimizer)
+    for _ in range(200):
+        batch = torch.randint(0, len(X), (128,), generator=g)
+        features = torch.relu(first(X[batch]))
+        torch.nn.functional.cross_entropy(head(features), noisy[batch]).backward()
+        lip.observe(features, noisy[batch])
+        optimizer.step()
+        optimizer.zero_grad()
+    assert lip.stats()["applied"] == 200
+    assert 1 - 1e-6 <= worst["error"] < 1.001
+    assert worst["A"] < 1e-4
+    assert worst["B"] < 1e-4
+
+
+def test_ranks_are_limited_to_the_small_side() -> None:
+    M = torch.ones(10, 40)
+    assert _subspace(M, 4, 100).tail_rank == 6
+    assert _subspace(M, 4).tail_rank == 6
+    assert _subspace(M, 0, 1).exact is (1 + FRESH >= 10)
+    assert not _subspace(torch.ones(20, 40), 5, 6).exact
+
+
+def test_state_round_trip_is_bit_exact() -> None:
+    W, X, y, _, _ = problem(60, 40, 100, dtype=torch.float32)
+    M = W.mT.contiguous()
+    subspace = _subspace(M, 6, 5)
+    subspace.step_(M, _sums(X, y, None), TRUE)
+    copy, other = M.clone(), _subspace(M, 6, 5)
+    other.load_state_dict(subspace.state_dict())
+    subspace.step_(M, _sums(X, y, None), TRUE)
+    other.step_(copy, _sums(X, y, None), TRUE)
+    assert torch.equal(M, copy)
+    assert torch.equal(subspace.basis, other.basis)
+    with pytest.raises(ValueError, match=r"expected a basis of shape \(60, 12\), got \(60, 11\)"):
+        _subspace(M, 7, 5).load_state_dict(subspace.state_dict())
