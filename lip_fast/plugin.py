@@ -304,9 +304,9 @@ class LIP:
     def stats(self) -> dict[str, int | None]:
         """Counts since the start; waits for the device.
 
-        ``steps`` of the attached optimizer, steps on which LIP was ``applied`` and ``skipped`` (input
-        unsound, or an overflow found by a gradient scaler), refitted values ``clipped``, class indices out of range
-        ``masked``; and the ``rank`` in use, None before the first step of rank="auto".
+        ``steps`` of the attached optimizer; steps on which LIP was ``applied``, and ``skipped`` (something
+        unsound, or an overflow found by a gradient scaler); refitted values ``clipped``; class indices out
+        of range ``masked``; and the ``rank`` in use, None before the first step of rank="auto".
         """
         counters = dict(zip(_COUNTERS, self._counters.tolist(), strict=True))
         rank = self._subspace.rank if self._subspace is not None else self._rank

@@ -43,7 +43,7 @@ def orthonormal(size: int, seed: int) -> Tensor:
     return torch.linalg.qr(torch.randn(size, size, generator=g, dtype=torch.float64)).Q
 
 
-def linear(q: int, l: int, *, seed: int = 0, bias: bool = False, dtype: torch.dtype = torch.float32):  # noqa: ANN201
+def linear(q: int, l: int, *, seed: int = 0, bias: bool = False, dtype: torch.dtype = torch.float32):
     """``nn.Linear(q, l)`` of its own random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

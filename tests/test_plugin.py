@@ -349,9 +349,10 @@ def test_copies_of_an_optimizer_are_plain_and_said_to_be() -> None:
     lip = LIP(run.head, 3)
     lip.attach(run.optimizer)
     run.optimizer = copy.deepcopy(run.optimizer)
+    for _ in range(64):
+        run.step(lip)
     with pytest.raises(RuntimeError, match=r"64 times without a step.*attach\(copy\)"):
-        for _ in range(65):
-            run.step(lip)
+        run.step(lip)
 
 
 def test_backward_through_the_weight_before_a_step_raises() -> None:
@@ -378,7 +379,7 @@ def test_attach_refuses_what_it_cannot_serve() -> None:
     lip = LIP(run.head, 3)
     with pytest.raises(ValueError, match="holds the head's weight"):
         lip.attach(other.optimizer)
-    with pytest.raises(TypeError, match="inner optimizer.*got object"):
+    with pytest.raises(TypeError, match=r"inner optimizer.*got object"):
         lip.attach(object())
 
 
@@ -391,7 +392,7 @@ def test_attach_refuses_what_it_cannot_serve() -> None:
         ({"rank": 8}, ValueError, r"expected rank in 0\.\.7, got 8"),
         ({"rank": -1}, ValueError, r"expected rank in 0\.\.7, got -1"),
         ({"rank": 1.5}, ValueError, r"rank fraction in \(0, 1\], got 1.5"),
-        ({"rank": "most"}, ValueError, "int, a fraction or \"auto\", got 'most'"),
+        ({"rank": "most"}, ValueError, r"int, a fraction or .auto., got 'most'"),
         ({"rank": None}, TypeError, "expected rank as an int, got NoneType"),
         ({"tail_rank": -2}, ValueError, "expected tail_rank >= 0, got -2"),
         ({"tail_rank": 2.0}, TypeError, "expected tail_rank as an int"),

@@ -14,7 +14,7 @@ seeds = st.integers(0, 10_000)
 quick = settings(max_examples=40, deadline=None)
 
 
-def _case(shape: tuple[int, int, int], k: int, seed: int):  # noqa: ANN202
+def _case(shape: tuple[int, int, int], k: int, seed: int):
     q, l, n = shape
     return problem(q, l, n, seed=seed), min(k, q, l)
 

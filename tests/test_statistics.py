@@ -9,7 +9,7 @@ from lip_fast.statistics import _segment_sum
 from lip_fast.targets import as_targets
 
 
-def _targets(Y: torch.Tensor, n: int, l: int):  # noqa: ANN202
+def _targets(Y: torch.Tensor, n: int, l: int):
     return as_targets(Y, rows=n, classes=l, device=torch.device("cpu"))
 
 

@@ -9,7 +9,7 @@ from lip_fast.backends.default import label_sums as kernel
 from lip_fast.targets import as_targets
 
 
-def _expected(X, Y, A, B, bias):  # noqa: ANN001, ANN202
+def _expected(X, Y, A, B, bias):
     X, Y, A, B = X.double(), Y.double(), A.double(), B.double()
     target = Y if bias is None else Y - bias.double()
     numerator = torch.diagonal(B.mT @ X.mT @ target @ A)

@@ -9,7 +9,7 @@ from lip_fast import ops
 STEP = torch.tensor(4)
 
 
-def _factors(l: int, q: int, t: int, dtype: torch.dtype = torch.float32):  # noqa: ANN202
+def _factors(l: int, q: int, t: int, dtype: torch.dtype = torch.float32):
     g = torch.Generator().manual_seed(0)
     A = torch.randn(l, t, generator=g, dtype=dtype)
     B = torch.randn(q, t, generator=g, dtype=dtype)
@@ -18,7 +18,7 @@ def _factors(l: int, q: int, t: int, dtype: torch.dtype = torch.float32):  # noq
     return M, A, s, B
 
 
-def _rebuild(M, A, s, B, *, ok=True, accumulate=False, seed=0, step=STEP) -> None:  # noqa: ANN001
+def _rebuild(M, A, s, B, *, ok=True, accumulate=False, seed=0, step=STEP) -> None:
     ops.rebuild_(M, A, s, B, ok=torch.tensor(ok), step=step, accumulate=accumulate, seed=seed)
 
 

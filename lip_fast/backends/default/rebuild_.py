@@ -28,10 +28,7 @@ def rebuild_(
         else:
             torch.mm(scaled, B.mT, out=M)
         return
-    if accumulate:
-        new = torch.addmm(M.to(A.dtype), scaled, B.mT)
-    else:
-        new = scaled @ B.mT
+    new = torch.addmm(M.to(A.dtype), scaled, B.mT) if accumulate else scaled @ B.mT
     if M.dtype in _DROPPED_BITS:
         new = stochastic_round(new, M.dtype, step, seed)
         # Only float16 can overflow here: its range is far smaller than that of the sums.
