@@ -64,12 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"lip-fast {_version()}")
         return 0
-    speaker = "lip-fast"
+    if arguments[0] not in COMMANDS:
+        print(f"lip-fast: {unknown_name('subcommand', arguments[0], COMMANDS)}", file=sys.stderr)
+        return USER_ERROR
+    speaker, command = f"lip-fast {arguments[0]}", COMMANDS[arguments[0]]
+    missing = [name for name in command.packages if not _is_installed(name)]
+    if missing:
+        print(
+            f"{speaker} needs the {command.extra} extra: pip install 'lip-fast[{command.extra}]' "
+            f"(missing: {', '.join(missing)})",
+            file=sys.stderr,
+        )
+        return USER_ERROR
     try:
-        if arguments[0] not in COMMANDS:
-            raise unknown_name("subcommand", arguments[0], COMMANDS)
-        speaker = f"lip-fast {arguments[0]}"
-        return _run(speaker, COMMANDS[arguments[0]], arguments[1:])
+        code: int = importlib.import_module(command.module).main(arguments[1:])
+        return code
     except UserError as error:
         # Messages of libraries may span lines; a user's mistake is worth one.
         print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -77,18 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{speaker}: stopped", file=sys.stderr)
         return INTERRUPTED
-
-
-def _run(speaker: str, command: Command, arguments: Sequence[str]) -> int:
-    missing = [name for name in command.packages if not _is_installed(name)]
-    if missing:
-        raise UserError(
-            f"needs the {command.extra} extra: pip install 'lip-fast[{command.extra}]' "
-            f"(missing: {', '.join(missing)})"
-        )
-    run = importlib.import_module(command.module).main
-    code: int = run(arguments)
-    return code
 
 
 def _is_installed(package: str) -> bool:

@@ -88,14 +88,15 @@ class Subspace:
         first = 0 if self.exact else k
         A, B = svd.A[:, first : first + r], svd.B[:, first : first + r]
         ok = ok & svd.ok
-        clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        s = svd.S.new_zeros(r)
         if self.tail == "refit":
             sums = sums_of(A, B)
             s, ok, clipped = ops.refit(
                 svd.S, sums, ok, rank=k, tolerance=self._tolerance(svd.S.dtype), clip=self.clip
             )
             masked = sums.masked
+        else:
+            s = svd.S.new_zeros(r)
+            clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
         if self.rest == "drop" and not self._warned:
             self._warn_if_large(M, svd.S[: k + r])
         if self.rest == "drop" and not self.exact:

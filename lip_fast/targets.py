@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CSR", "IGNORE_INDEX", "Targets", "as_targets", "check_indices"]
+__all__ = ["CSR", "IGNORE_INDEX", "Targets", "as_targets", "check_indices", "indices_in_range"]
 
 # Class index of rows that carry no label, as in torch.nn.CrossEntropyLoss.
 IGNORE_INDEX = -100
@@ -68,8 +68,18 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
     raise TypeError(f"expected labels dense, sparse COO or sparse CSR, got layout {Y.layout}")
 
 
+def indices_in_range(y: Tensor, classes: int) -> bool:
+    """Whether every class index is in 0..classes-1. Waits for the device."""
+    if not len(y):
+        return True
+    least, most = torch.aminmax(y)
+    return 0 <= int(least) and int(most) < classes
+
+
 def check_indices(y: Tensor, classes: int) -> None:
     """Raise ValueError where a class index is neither in 0..classes-1 nor -100. Waits for the device."""
+    if indices_in_range(y, classes):
+        return
     wrong = ((y < 0) | (y >= classes)) & (y != IGNORE_INDEX)
     if bool(wrong.any()):
         position = int(wrong.nonzero()[0])

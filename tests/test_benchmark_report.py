@@ -153,6 +153,13 @@ def test_says_where_and_how_but_not_the_name_of_the_machine(files: Files) -> Non
     assert str(files.folder) not in text
 
 
+def test_says_where_the_machine_was_busy(files: Files) -> None:
+    data = complete()
+    assert "busy" not in rendered(data, files)
+    of(data, "exact-10x512")["stats"] |= {"q1": 1e-3, "q3": 1.6e-3}
+    assert "1.5x apart in exact-10x512." in rendered(data, files)
+
+
 def test_every_table_line_has_the_columns_of_its_header(files: Files) -> None:
     widths = []
     for block in rendered(complete(), files).split("\n\n"):

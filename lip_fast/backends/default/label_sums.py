@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lip_fast.targets import IGNORE_INDEX, indices_in_range
+
 # Rows whose features and projections stay in the last-level cache of a core; on other devices the block only
 # bounds the memory of the projections.
 _ROWS_CPU = 4096
@@ -17,10 +19,10 @@ def label_sums(
     """Class indices (n,) or dense labels (n, l). See :func:`lip_fast.ops.label_sums`."""
     if Y.dim() == 2:
         return _accumulate(X, A, B, bias, lambda i, j: Y[i:j].to(A.dtype) @ A, None)
+    if Y.device.type == "cpu" and indices_in_range(Y, A.shape[0]):
+        return _accumulate(X, A, B, bias, lambda i, j: A.index_select(0, Y[i:j]), None)
     valid = (Y >= 0) & (Y < A.shape[0])
-    masked = (~valid & (Y != -100)).sum()
-    if Y.device.type == "cpu" and bool(valid.all()):
-        return *_accumulate(X, A, B, bias, lambda i, j: A.index_select(0, Y[i:j]), None)[:3], masked
+    masked = (~valid & (Y != IGNORE_INDEX)).sum()
     safe = torch.where(valid, Y, 0)
     return *_accumulate(X, A, B, bias, lambda i, j: A.index_select(0, safe[i:j]), valid)[:3], masked
 
@@ -57,11 +59,10 @@ def _accumulate(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum over blocks of rows, in float64 from block to block; ``project(i, j)`` is Y[i:j] A."""
-    r = A.shape[1]
-    sums = torch.zeros(3, r, dtype=torch.float64, device=X.device)
-    energy = torch.zeros((), dtype=torch.float64, device=X.device)
     block = _ROWS_CPU if X.device.type == "cpu" else _ROWS_DEVICE
-    for i in range(0, len(X), block):
+    parts = []
+    # An empty batch is one empty block.
+    for i in range(0, max(len(X), 1), block):
         j = min(i + block, len(X))
         x = X[i:j].to(B.dtype)
         P = x @ B
@@ -69,17 +70,18 @@ def _accumulate(
             P = P.masked_fill(~valid[i:j, None], 0)
             x = x.masked_fill(~valid[i:j, None], 0)
         flat = x.reshape(-1)
-        energy += torch.dot(flat, flat)
-        if r == 0:
-            continue
-        if bias is not None:
-            sums[2] += P.sum(0)
+        column = None if bias is None else P.sum(0)
         # In place: the block is still in cache, and a temporary of its size would not be.
-        sums[0] += project(i, j).mul_(P).sum(0)
-        sums[1] += P.square_().sum(0)
-    numerator, denominator = sums[0], sums[1]
+        numerator = (project(i, j) if A.shape[1] else P.clone()).mul_(P).sum(0)
+        parts.append((numerator, P.square_().sum(0), torch.dot(flat, flat), column))
+    numerator, denominator, energy = (_total([part[c] for part in parts]) for c in range(3))
     if bias is not None:
         # The target is Y - 1 bias^T.
-        numerator = numerator - sums[2] * (bias.to(A.dtype) @ A)
-    masked = torch.zeros((), dtype=torch.int64, device=X.device)
-    return numerator.clone(), denominator.clone(), energy, masked
+        numerator = numerator - _total([part[3] for part in parts]) * (bias.to(A.dtype) @ A)
+    return numerator, denominator, energy, torch.zeros((), dtype=torch.int64, device=X.device)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0].double()
+    return torch.stack(parts).sum(0, dtype=torch.float64)

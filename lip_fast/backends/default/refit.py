@@ -21,15 +21,17 @@ def refit(
     tail = S[rank : rank + len(numerator)]
     use = (denominator > _SEEN * energy) & (tail > tolerance * S[:1])
     fitted = (numerator / denominator).to(S.dtype)
-    clipped = torch.zeros((), dtype=torch.int64, device=S.device)
     if clip and len(S):
         limit = S[max(rank - 1, 0)]
-        clipped = (use & (fitted.abs() > limit)).sum()
-        fitted = torch.clamp(fitted, -limit, limit)
+        limited = torch.clamp(fitted, -limit, limit)
+        clipped = (use & (limited != fitted)).sum()
+        fitted = limited
+    else:
+        clipped = torch.zeros((), dtype=torch.int64, device=S.device)
     s = torch.where(use, fitted, tail)
     # Entries of A diag(s) B^T are bounded by the sum of |s|: a quarter of the range leaves room for the
-    # weight that it is added to.
+    # weight that it is added to. A sum that is not finite shows in the sum of all.
     bound = torch.finfo(S.dtype).max / 4
-    finite = torch.isfinite(numerator + denominator).all() & torch.isfinite(energy)
+    finite = torch.isfinite((numerator + denominator).sum() + energy)
     ok = ok & finite & (s.abs().sum() < bound)
     return s, ok, torch.where(ok, clipped, 0)

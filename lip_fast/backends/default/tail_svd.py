@@ -30,15 +30,15 @@ def _by_gram(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not wide:
         D = D.mT
     G = D @ D.mT
-    ok = torch.isfinite(G.diagonal()).all()
+    ok = torch.isfinite(G.diagonal().sum())
     eigenvalues, P = torch.linalg.eigh(torch.where(ok, G, 0))
-    S = eigenvalues.clamp(min=0).sqrt().flip(0)
+    S = eigenvalues.clamp_(min=0).sqrt_().flip(0)
     small = P.flip(1)[:, rank:]
     large = D.mT @ small
     norm = torch.linalg.vector_norm(large, dim=0)
     S[rank:] = norm  # more accurate than the root of the eigenvalue, and free
-    floor = max(M.shape) * torch.finfo(torch.float32).eps * S[:1]
     # No direction: a zero column, so that nothing downstream divides by it.
-    large = torch.where(norm > floor, large / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0)
+    floor = max(M.shape) * torch.finfo(torch.float32).eps * S[:1]
+    large *= torch.where(norm > floor, norm.reciprocal(), 0)
     A, B = (small, large) if wide else (large, small)
     return A.float().contiguous(), S.float(), B.float().contiguous(), ok

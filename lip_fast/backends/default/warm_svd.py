@@ -11,6 +11,9 @@ from lip_fast.backends.default.orthonormalize import orthonormalize
 
 # Sums of a few thousand rounded products give 1e-6; a basis that is 1e-4 off is broken, not rounded.
 _ORTHOGONALITY = 1e-4
+# Relative size of singular values that eigenvectors of a float64 Gram matrix resolve: orthogonal to 1e-16
+# over its square, 1e-6.
+_RESOLVED = 1e-5
 
 
 def warm_svd(
@@ -27,15 +30,36 @@ def warm_svd(
     Q, _ = orthonormalize(Y)
     # As Q^T M: the product then runs along the rows of M, a quarter faster than M^T Q.
     Z = (Q.mT @ M).mT
-    P, T = orthonormalize(Z)
     try:
-        U, S, Vh = torch.linalg.svd(T, full_matrices=False)
+        A, S, B = _by_gram(Q, Z, t) or _by_svd(Q, Z, t)
     except torch.linalg.LinAlgError:
         return failed_svd(M, t, t)
-    # M ~ Q Z^T = Q T^T P^T = (Q V) S (P U)^T
-    A = Q @ Vh[:t].mT
-    B = P @ U[:, :t]
     deviation = B.mT @ B
     deviation.diagonal().sub_(1)
     ok = (deviation.abs().amax() <= _ORTHOGONALITY) & torch.isfinite(S).all()
-    return A, S[:t].clone(), B, ok
+    return A, S, B, ok
+
+
+def _by_gram(Q: Tensor, Z: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """M ~ Q Z^T by the eigenvectors of Z^T Z; None where they cannot be trusted.
+
+    Squaring Z costs the float64 of the Gram matrix half its digits. A float32 Z has no more than that, as
+    long as the directions asked for stand clear of the largest one's rounding.
+    """
+    if Z.dtype != torch.float32:
+        return None
+    D = Z.double()
+    eigenvalues, P = torch.linalg.eigh(D.mT @ D)
+    eigenvalues, P = eigenvalues.flip(0)[:t], P.flip(1)[:, :t]
+    if not bool(eigenvalues[-1:].gt(_RESOLVED**2 * eigenvalues[:1]).all()):
+        return None
+    S = eigenvalues.sqrt()
+    return Q @ P.float(), S.float(), (D @ (P / S)).float()
+
+
+def _by_svd(Q: Tensor, Z: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    """M ~ Q Z^T by a QR factorisation of Z, whatever its condition."""
+    P, T = orthonormalize(Z)
+    U, S, Vh = torch.linalg.svd(T, full_matrices=False)
+    # Q Z^T = Q T^T P^T = (Q V) S (P U)^T
+    return Q @ Vh[:t].mT, S[:t].clone(), P @ U[:, :t]
