@@ -135,10 +135,11 @@ def test_exact_rows(files: Files) -> None:
 
 def test_one_shot_row(files: Files) -> None:
     data = complete()
+    of(data, "one-shot")["extra_info"]["peers"]["floor"]["median_us"] = 800.0
     of(data, "one-shot")["extra_info"]["extra_peak_bytes"] = {"ours": 30_000_000, "reference": 60_000_000}
     text = rendered(data, files)
-    assert cells(text, "time") == ["time", "1.00 ms", "2.00 ms", "2.0x faster (≥ 4 ✗)"]
-    memory = ["extra peak memory", "30.0 MB", "60.0 MB", "0.50x of it (≤ 0.333 ✗)"]
+    assert cells(text, "time") == ["time", "1.00 ms", "2.00 ms", "2.0x faster (≥ 4 ✗)", "800 µs", "1.25x"]
+    memory = ["extra peak memory", "30.0 MB", "60.0 MB", "0.50x of it (≤ 0.333 ✗)", "", ""]
     assert cells(text, "extra peak memory") == memory
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lip_fast.targets import IGNORE_INDEX, indices_in_range
 
-# Rows whose features and projections stay in the last-level cache of a core; on other devices the block only
-# bounds the memory of the projections.
-_ROWS_CPU = 4096
+# Few enough that features and projections stay in the last-level cache, many enough that starting threads
+# costs nothing beside the product; on other devices the block only bounds the memory of the projections.
+_ROWS_CPU = 8192
 _ROWS_DEVICE = 1 << 18
 
 
@@ -60,7 +60,7 @@ def _accumulate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum over blocks of rows, in float64 from block to block; ``project(i, j)`` is Y[i:j] A."""
     block = _ROWS_CPU if X.device.type == "cpu" else _ROWS_DEVICE
-    parts = []
+    parts: list[tuple[Tensor, ...]] = []
     # An empty batch is one empty block.
     for i in range(0, max(len(X), 1), block):
         j = min(i + block, len(X))
@@ -70,18 +70,19 @@ def _accumulate(
             P = P.masked_fill(~valid[i:j, None], 0)
             x = x.masked_fill(~valid[i:j, None], 0)
         flat = x.reshape(-1)
-        column = None if bias is None else P.sum(0)
+        energy = torch.dot(flat, flat)
+        column = () if bias is None else (P.sum(0),)
         # In place: the block is still in cache, and a temporary of its size would not be.
         numerator = (project(i, j) if A.shape[1] else P.clone()).mul_(P).sum(0)
-        parts.append((numerator, P.square_().sum(0), torch.dot(flat, flat), column))
-    numerator, denominator, energy = (_total([part[c] for part in parts]) for c in range(3))
+        parts.append((numerator, P.square_().sum(0), energy, *column))
+    numerator, denominator, energy, *columns = map(_total, zip(*parts, strict=True))
     if bias is not None:
         # The target is Y - 1 bias^T.
-        numerator = numerator - _total([part[3] for part in parts]) * (bias.to(A.dtype) @ A)
+        numerator = numerator - columns[0] * (bias.to(A.dtype) @ A)
     return numerator, denominator, energy, torch.zeros((), dtype=torch.int64, device=X.device)
 
 
-def _total(parts: list[Tensor]) -> Tensor:
+def _total(parts: tuple[Tensor, ...]) -> Tensor:
     if len(parts) == 1:
         return parts[0].double()
     return torch.stack(parts).sum(0, dtype=torch.float64)

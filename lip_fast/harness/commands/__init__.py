@@ -1,0 +1,1 @@
+"""One module for each subcommand of ``lip-fast``; each has ``main(arguments) -> exit code``."""

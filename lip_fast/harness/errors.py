@@ -1,0 +1,24 @@
+"""What a user can put right, said in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UserError", "unknown_name"]
+
+
+class UserError(ValueError):
+    """A mistake of the user: the command line prints its message and exits with code 2."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among the known ones; it names them and the nearest.
+
+    Args:
+        kind: what the name is of, e.g. ``"optimizer"``.
+        name: what came.
+        known: the names there are, at least one.
+    """
+    known = list(known)
+    # cutoff 0: the nearest is named however far it is, the list of all stands beside it.
+    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
+    return UserError(f"unknown {kind} {name!r}: known are {', '.join(known)}; the nearest is {nearest!r}")

@@ -1,0 +1,163 @@
+"""One comparison: every method on the same data, noise, initialisation and batches."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from lip_fast.harness.config import METHODS, TrainConfig
+from lip_fast.harness.data import Dataset
+from lip_fast.harness.errors import UserError
+from lip_fast.harness.evaluation import Evaluator, Scores
+from lip_fast.harness.models import MLP
+from lip_fast.harness.noise import make_noisy
+from lip_fast.harness.posthoc import repaired_head
+from lip_fast.harness.seeding import initialisation, stream
+from lip_fast.harness.training import Training, make_lip
+
+__all__ = ["Record", "SeedResult", "check_fits", "run_seed", "trained_methods"]
+
+
+class _DivergedError(Exception):
+    """A network is no longer finite."""
+
+
+@dataclass
+class Record:
+    """What one method did with one seed; lists have one entry for each epoch.
+
+    Attributes:
+        test_accuracy: fraction of the test part classified right.
+        memorised: fraction of the wrong training labels that are predicted; None without wrong labels.
+        train_loss: mean cross entropy on the noisy labels.
+        step_seconds: mean time of an optimizer step, with all that LIP does for it.
+        repair_seconds: time of one repair after the training; empty for a method that trains.
+        singular_values: of the head in the end, descending.
+        rank: directions LIP kept in the end; None without LIP.
+        lip: counters of LIP in the step, see :meth:`lip_fast.LIP.stats`; empty for the other methods.
+    """
+
+    test_accuracy: list[float] = field(default_factory=list)
+    memorised: list[float | None] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    repair_seconds: list[float] = field(default_factory=list)
+    singular_values: list[float] = field(default_factory=list)
+    rank: int | None = None
+    lip: dict[str, int | None] = field(default_factory=dict)
+
+    def score(self, scores: Scores, head: nn.Linear) -> None:
+        """Append one epoch's scores, and note the head they belong to."""
+        self.test_accuracy.append(scores.test_accuracy)
+        self.memorised.append(scores.memorised)
+        self.singular_values = torch.linalg.svdvals(head.weight.detach()).tolist()
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """All methods of one seed.
+
+    Attributes:
+        seed: of noise, initialisation and batches.
+        labels: (n,) int64 training labels learned from.
+        records: by method, in the order of ``METHODS``.
+    """
+
+    seed: int
+    labels: np.ndarray
+    records: dict[str, Record]
+
+
+def check_fits(config: TrainConfig, dataset: Dataset) -> None:
+    """Refuse settings of LIP that do not fit the head, before any time is spent.
+
+    Raises:
+        UserError: with LIP's own message.
+    """
+    try:
+        with initialisation(seed=0):  # the global random state stays as it is
+            head = nn.Linear(config.hidden[-1], len(dataset.class_names))
+        make_lip(config, head, seed=0)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def trained_methods(config: TrainConfig) -> list[str]:
+    """The methods that need a training of their own: LIP afterwards shares the plain one."""
+    wanted = {"plain" if method == "post-hoc" else method for method in config.methods}
+    return [method for method in METHODS if method in wanted]
+
+
+def run_seed(
+    config: TrainConfig, dataset: Dataset, seed: int, on_epoch: Callable[[str, float], None]
+) -> SeedResult:
+    """Train and score every method of the settings.
+
+    LIP afterwards is scored at each epoch, on a copy: what it gives if training stopped there.
+
+    Args:
+        config: the settings.
+        dataset: the data.
+        seed: of noise, initialisation and batches.
+        on_epoch: called after each epoch with the method in training and its test accuracy.
+
+    Raises:
+        UserError: training diverged.
+    """
+    clean, classes = dataset.train_labels, len(dataset.class_names)
+    labels = make_noisy(config.noise, clean, config.noise_rate, classes, stream(seed, "noise"))
+    evaluate = Evaluator(dataset, labels)
+    records = {method: Record() for method in METHODS}
+    # LIP afterwards shares the plain training, and so what is known of it.
+    records["post-hoc"].train_loss = records["plain"].train_loss
+    records["post-hoc"].step_seconds = records["plain"].step_seconds
+    for method in trained_methods(config):
+        training = Training(config, dataset, labels, seed, in_step=method == "in-step")
+        for epoch in range(config.epochs):
+            try:
+                _run_epoch(training, records[method], evaluate)
+                if method == "plain" and "post-hoc" in config.methods:
+                    _repair(config, dataset, labels, training.model, records["post-hoc"], evaluate)
+            except _DivergedError as error:
+                raise UserError(
+                    f"training diverged with --lr {config.lr}, epoch {epoch + 1} of {METHODS[method]}, "
+                    f"seed {seed}: {error}"
+                ) from error
+            on_epoch(method, records[method].test_accuracy[-1])
+    return SeedResult(
+        seed, labels, {method: records[method] for method in METHODS if method in config.methods}
+    )
+
+
+def _run_epoch(training: Training, record: Record, evaluate: Evaluator) -> None:
+    epoch = training.run_epoch()
+    model = training.model
+    if not math.isfinite(epoch.loss) or not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise _DivergedError(f"expected a finite loss and weights, got a mean loss of {epoch.loss}")
+    record.train_loss.append(epoch.loss)
+    record.step_seconds.append(epoch.step_seconds)
+    record.score(evaluate(model, model.head), model.head)
+    if training.lip is not None:
+        record.lip = training.lip.stats()
+        record.rank = record.lip["rank"]
+
+
+def _repair(
+    config: TrainConfig,
+    dataset: Dataset,
+    labels: np.ndarray,
+    model: MLP,
+    record: Record,
+    evaluate: Evaluator,
+) -> None:
+    start = time.perf_counter()
+    try:
+        head, record.rank = repaired_head(config, dataset, labels, model)
+    except ValueError as error:  # weights or features too large to be summed
+        raise _DivergedError(str(error)) from error
+    record.repair_seconds.append(time.perf_counter() - start)
+    record.score(evaluate(model, head), head)
