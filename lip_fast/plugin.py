@@ -254,7 +254,7 @@ class LIP:
         bias = getattr(self._head, "bias", None)
         statistics = self._statistics
         if statistics is not None:
-            updated = statistics.update_([(p.features, p.targets) for p in pending])
+            updated = statistics.absorb([(p.features, p.targets) for p in pending])
             ok = ok & updated
 
         def sums_of(A: Tensor, B: Tensor) -> ops.Sums:

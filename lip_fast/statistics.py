@@ -1,34 +1,79 @@
 """Label statistics: all that the features and labels of any number of rows say about a linear head."""
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lip_fast import ops
-from lip_fast.targets import CSR, Targets
+from lip_fast.targets import CSR, Targets, as_targets
+from lip_fast.validation import check_finite, check_float_matrix, check_int, describe
 
-__all__ = ["LabelStatistics"]
+__all__ = ["LabelStatistics", "LinearPath", "LinearWeight"]
+
+# Rows of which a product is taken at a time: bounds the copies of features that are masked or converted.
+_ROWS = 1 << 15
+
+
+class LinearWeight(NamedTuple):
+    """A linear classifier in the layout of ``nn.Linear``: M (l, q) and bias (l,)."""
+
+    M: Tensor
+    bias: Tensor
+
+
+class LinearPath:
+    """A family of linear classifiers that share one eigendecomposition; made by :class:`LabelStatistics`.
+
+    Every member is M = (V diag(w) V^T C)^T with the eigenvectors V of the centred G, its own weights w of the
+    directions, and the intercept that fits the means.
+
+    Attributes:
+        parameters: what tells the members apart (alphas, numbers of components).
+    """
+
+    def __init__(
+        self, V: Tensor, VC: Tensor, w: Tensor, mean_x: Tensor, mean_y: Tensor, parameters: Sequence[float]
+    ) -> None:
+        self.parameters = tuple(parameters)
+        self._V, self._VC, self._w = V, VC, w
+        self._mean_x, self._mean_y = mean_x, mean_y
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __getitem__(self, i: int) -> LinearWeight:
+        """The member of ``parameters[i]``: M (l, q), bias (l,), in the dtype of the statistics."""
+        W = self._V @ (self._w[i, :, None] * self._VC)
+        return LinearWeight(W.mT.contiguous(), self._mean_y - self._mean_x @ W)
 
 
 class LabelStatistics:
     """C = [X, 1]^T Y and G = [X, 1]^T [X, 1], summed over batches.
 
     The rows enter LIP, ridge regression and their kin through these two matrices alone, so memory does not
-    depend on the number of rows, and statistics of different batches or machines simply add.
+    depend on the number of rows, and statistics of different batches or machines simply add::
+
+        statistics = LabelStatistics(512, 100)
+        statistics.update(loader)                       # or .update(X, y), as often as you like
+        W = lip_fast.lip(head.weight.T, statistics, k=80, bias=head.bias)
+        heads = statistics.ridge_path([1e-2, 1, 1e2])
 
     Args:
         q: number of features.
         l: number of classes.
-        decay: None to weigh all rows alike, or the factor in (0, 1) by which older batches fade at each
-            update.
-        dtype: of the accumulators, float32 or float64. Products are taken in float32 (float64 for float64
-            features).
+        decay: None to weigh all rows alike, or the factor in (0, 1) by which older rows fade at each update.
+        dtype: of the accumulators, float32 or float64. Products of a batch are taken in float32 (float64 for
+            float64 features) and then added to them.
         device: where the accumulators live.
 
     Attributes:
-        C: (q + 1, l), the last row for the constant feature.
-        G: (q + 1, q + 1).
+        C: (q + 1, l), the last row for the constant feature: the mass of each class.
+        G: (q + 1, q + 1), its last entry the number of rows.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
     """
 
     def __init__(
@@ -40,6 +85,8 @@ class LabelStatistics:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_int("q", q, 1)
+        check_int("l", l, 1)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"expected dtype float32 or float64, got {dtype}")
         if decay is not None and not 0 < decay < 1:
@@ -48,9 +95,55 @@ class LabelStatistics:
         self.C = torch.zeros(q + 1, l, dtype=dtype, device=device)
         self.G = torch.zeros(q + 1, q + 1, dtype=dtype, device=device)
 
+    # Collecting --------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> float:
+        """Number of labelled rows seen, faded by ``decay``; waits for the device."""
+        return float(self.G[-1, -1])
+
+    def update(
+        self, X: Tensor | Iterable[tuple[Tensor, Tensor]], Y: Tensor | None = None
+    ) -> "LabelStatistics":
+        """Add rows.
+
+        Args:
+            X: (n, q) features, floating point; or, without ``Y``, an iterable of pairs (X, Y), such as a
+                ``DataLoader``. With ``decay`` what is there fades at each pair.
+            Y: labels of the rows: (n,) int64 class indices (-100: no label), or (n, l) dense or sparse.
+
+        Returns:
+            itself.
+
+        Raises:
+            TypeError, ValueError: features or labels do not fit, or are not finite. Of an iterable, the pairs
+                before the broken one have been added.
+        """
+        if Y is None:
+            if isinstance(X, Tensor):
+                raise TypeError(
+                    "expected labels with the features, or an iterable of pairs, got features alone"
+                )
+            for features, labels in X:
+                self.update(features, labels)
+            return self
+        if not isinstance(X, Tensor):
+            raise TypeError(f"expected X as a torch.Tensor beside labels, got {describe(X)}")
+        check_float_matrix("X", X)
+        if X.shape[1] != self.q:
+            raise ValueError(f"expected X with {self.q} columns, got shape {tuple(X.shape)}")
+        if X.device != self.C.device:
+            raise ValueError(f"expected X on {self.C.device}, where the statistics are, got {X.device}")
+        targets = as_targets(Y, rows=len(X), classes=self.l, device=X.device)
+        if not bool(self.absorb([(X, targets)])):
+            check_finite("X", X)
+            check_finite("Y", targets.values if isinstance(targets, CSR) else targets)
+            raise ValueError("expected features whose squares can be summed in float32, got an overflow")
+        return self
+
     @torch.no_grad()
-    def update_(self, batches: list[tuple[Tensor, Targets]]) -> Tensor:
-        """Fade what is there by ``decay``, then add the rows of ``batches``, all or none.
+    def absorb(self, batches: Sequence[tuple[Tensor, Targets]]) -> Tensor:
+        """Fade what is there by ``decay``, then add the rows of ``batches``, all or none, without waiting.
 
         Args:
             batches: pairs of features (n, q) and checked labels (:func:`lip_fast.targets.as_targets`).
@@ -60,13 +153,36 @@ class LabelStatistics:
         """
         C, G = torch.zeros_like(self.C), torch.zeros_like(self.G)
         for X, Y in batches:
-            _add_batch(C, G, X, Y)
+            for i in range(0, len(X), _ROWS):
+                _add_block(C, G, X[i : i + _ROWS], _rows_of(Y, i, min(i + _ROWS, len(X))))
+        # The last row of G was gathered alone.
+        G[:-1, -1] = G[-1, :-1]
         ok = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
         fade = 1.0 if self.decay is None else self.decay
         self.C = torch.where(ok, self.C * fade + C, self.C)
         self.G = torch.where(ok, self.G * fade + G, self.G)
         return ok
 
+    def merge(self, other: "LabelStatistics") -> "LabelStatistics":
+        """Add the statistics of other rows, for instance of another process; returns itself.
+
+        Raises:
+            TypeError: not statistics.
+            ValueError: of another head.
+        """
+        if not isinstance(other, LabelStatistics):
+            raise TypeError(f"expected LabelStatistics, got {type(other).__name__}")
+        if (other.q, other.l) != (self.q, self.l):
+            raise ValueError(
+                f"expected statistics of {self.q} features and {self.l} classes, got {other.q} and {other.l}"
+            )
+        self.C = self.C + other.C.to(self.C)
+        self.G = self.G + other.G.to(self.G)
+        return self
+
+    # Using -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
     def sums(self, A: Tensor, B: Tensor, bias: Tensor | None = None) -> ops.Sums:
         """The sums of :func:`lip_fast.ops.label_sums` over every row seen, from C and G.
 
@@ -80,10 +196,95 @@ class LabelStatistics:
         numerator = torch.linalg.vecdot(B, C @ A, dim=0)
         if bias is not None:
             # sum_n (x_n . b_i) is b_i^T X^T 1.
-            numerator = numerator - (self.G[:-1, -1] @ B) * (bias.to(A.dtype) @ A)
+            numerator = numerator - (self.G[-1, :-1] @ B) * (bias.to(A.dtype) @ A)
         denominator = torch.linalg.vecdot(B, G @ B, dim=0)
         masked = torch.zeros((), dtype=torch.int64, device=C.device)
         return ops.Sums(numerator.double(), denominator.double(), G.diagonal().sum().double(), masked)
+
+    def refit(self, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The least-squares singular values s_i* = b_i^T X^T (Y - 1 bias^T) a_i / ||X b_i||^2.
+
+        Args:
+            A: (l, r) class-side directions.
+            B: (q, r) feature-side directions.
+            bias: (l,) bias of the classifier, or None.
+
+        Returns:
+            (r,) in float64; NaN along a direction that no row sees.
+        """
+        sums = self.sums(A, B, bias)
+        return torch.where(sums.denominator > 0, sums.numerator / sums.denominator, torch.nan)
+
+    @torch.no_grad()
+    def ridge_path(self, alphas: Sequence[float]) -> LinearPath:
+        """Ridge regression on the labels for every alpha, from one eigendecomposition of G.
+
+        ``min ||Y - X W - 1 b^T||^2 + alpha ||W||^2``; the intercept is not penalised.
+
+        Args:
+            alphas: penalties, > 0 (0 where the centred G is regular: ordinary least squares).
+
+        Raises:
+            ValueError: no rows, no alphas, or a negative or non-finite one.
+        """
+        if not len(alphas):
+            raise ValueError("expected at least one alpha, got none")
+        for alpha in alphas:
+            if not 0 <= alpha < float("inf"):
+                raise ValueError(f"expected alphas >= 0 and finite, got {alpha}")
+        eigenvalues, V, VC, mean_x, mean_y = self._centred()
+        penalised = eigenvalues + torch.tensor(alphas, dtype=V.dtype, device=V.device)[:, None]
+        w = torch.where(penalised > 0, penalised.reciprocal(), 0)
+        return LinearPath(V, VC, w, mean_x, mean_y, alphas)
+
+    @torch.no_grad()
+    def pcr_path(self, components: Sequence[int]) -> LinearPath:
+        """Least squares on the leading principal components of the features, for every number of them.
+
+        Args:
+            components: numbers of components, 0..q.
+
+        Raises:
+            ValueError: no rows, or a number out of range.
+        """
+        for d in components:
+            check_int("components", d, 0, self.q)
+        eigenvalues, V, VC, mean_x, mean_y = self._centred()
+        # Directions of rounding only: their inverse would be noise.
+        floor = self.q * torch.finfo(V.dtype).eps * eigenvalues[:1]
+        inverse = torch.where(eigenvalues > floor, eigenvalues.reciprocal(), 0)
+        index = torch.arange(self.q, device=V.device)
+        numbers = torch.tensor(components, device=V.device)[:, None]
+        return LinearPath(V, VC, torch.where(index < numbers, inverse, 0), mean_x, mean_y, components)
+
+    @torch.no_grad()
+    def truncate(self, d: int) -> Tensor:
+        """Orthonormal basis of the ``d`` leading eigenvectors of X^T X: (q, d), largest first.
+
+        ``M @ P @ P.T`` with this P is a head M (l, q) that reads the principal feature directions alone.
+
+        Raises:
+            ValueError: no rows, or d out of 0..q.
+        """
+        check_int("d", d, 0, self.q)
+        self._check_rows()
+        return torch.linalg.eigh(self.G[:-1, :-1]).eigenvectors.flip(1)[:, :d].contiguous()
+
+    def _centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Eigenvalues (descending) and -vectors V of the centred G, V^T C centred, and both means."""
+        self._check_rows()
+        n = self.G[-1, -1]
+        mean_x, mean_y = self.G[-1, :-1] / n, self.C[-1] / n
+        eigenvalues, V = torch.linalg.eigh(self.G[:-1, :-1] - n * torch.outer(mean_x, mean_x))
+        eigenvalues, V = eigenvalues.flip(0).clamp(min=0), V.flip(1)
+        VC = V.mT @ (self.C[:-1] - n * torch.outer(mean_x, mean_y))
+        return eigenvalues, V, VC, mean_x, mean_y
+
+    def _check_rows(self) -> None:
+        if not self.rows > 0:
+            raise ValueError("expected statistics of at least one labelled row, got none")
+
+    # State -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """C and G."""
@@ -95,30 +296,54 @@ class LabelStatistics:
             have, got = getattr(self, name), state_dict[name]
             if have.shape != got.shape:
                 raise ValueError(f"expected {name} of shape {tuple(have.shape)}, got {tuple(got.shape)}")
-        self.C = state_dict["C"].to(self.C)
-        self.G = state_dict["G"].to(self.G)
+        self.C = state_dict["C"].to(self.C, copy=True)
+        self.G = state_dict["G"].to(self.G, copy=True)
+
+
+def _rows_of(Y: Targets, i: int, j: int) -> Targets:
+    if not isinstance(Y, CSR):
+        return Y[i:j]
+    if (i, j) == (0, len(Y.crow) - 1):
+        return Y
+    entries = slice(int(Y.crow[i]), int(Y.crow[j]))
+    return CSR(Y.crow[i : j + 1] - Y.crow[i], Y.col[entries], Y.values[entries])
 
 
 # Entries of a sparse label matrix expanded at a time: bounds the copy of their feature rows.
 _ENTRIES = 1 << 16
 
 
-def _add_batch(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
+def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
+    """Add a block of rows to C and to G, of whose last column only the last entry is written."""
     X = X.to(torch.float64 if X.dtype == torch.float64 else torch.float32)
-    X = torch.cat([X, X.new_ones(len(X), 1)], 1)
+    q, l = X.shape[1], C.shape[1]
+    rows: Tensor | int = len(X)
     if isinstance(Y, CSR):
         row = torch.repeat_interleave(Y.crow.diff(), output_size=len(Y.col))
         for i in range(0, len(row), _ENTRIES):
             entries = slice(i, i + _ENTRIES)
-            weighted = X[row[entries]] * Y.values[entries, None].to(X.dtype)
-            C += _segment_sum(weighted, Y.col[entries], C.shape[1]).mT
+            values = Y.values[entries, None].to(X.dtype)
+            C[:q] += _segment_sum(X[row[entries]] * values, Y.col[entries], l).mT
+            C[q:] += _segment_sum(values, Y.col[entries], l).mT
+        column = X.sum(0)
     elif Y.dim() == 2:
-        C += X.mT @ Y.to(X.dtype)
+        labels = Y.to(X.dtype)
+        C[:q] += X.mT @ labels
+        C[q] += labels.sum(0)
+        column = X.sum(0)
     else:
-        valid = (Y >= 0) & (Y < C.shape[1])
-        X = X.masked_fill(~valid[:, None], 0)
-        C += _segment_sum(X, torch.where(valid, Y, 0), C.shape[1]).mT
-    G += X.mT @ X
+        valid = (Y >= 0) & (Y < l)
+        if X.device.type != "cpu" or not bool(valid.all()):
+            X = X.masked_fill(~valid[:, None], 0)
+            Y = torch.where(valid, Y, 0)
+            rows = valid.sum()
+        labels = _segment_sum(X, Y, l)
+        C[:q] += labels.mT
+        C[q] += _segment_sum(valid[:, None].to(X.dtype), Y, l)[:, 0]
+        column = labels.sum(0)  # every row is in one class
+    G[:q, :q] += X.mT @ X
+    G[q, :q] += column
+    G[q, q] += rows
 
 
 def _segment_sum(X: Tensor, y: Tensor, segments: int) -> Tensor:
