@@ -1,20 +1,28 @@
 """Post-hoc functions: exact LIP, its whole k-path, randomized SVD, the choice of a rank."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lip_fast import ops
+from lip_fast.holdout import check_holdout, label_agreement
+from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
 from lip_fast.validation import check_finite, check_float_matrix, check_int, describe
 
-__all__ = ["LIPPath", "lip", "lip_path", "randomized_svd", "select_rank"]
+__all__ = ["Data", "LIPPath", "lip", "lip_path", "randomized_svd", "select_rank"]
 
 
-def lip(W: Tensor, X: Tensor, Y: Tensor, k: int, *, bias: Tensor | None = None) -> Tensor:
+Data = Tensor | LabelStatistics | Iterable[tuple[Tensor, Tensor]]
+"""Where labels and features come from: a feature tensor (labels apart), statistics, or batches of pairs."""
+
+
+def lip(
+    W: Tensor, X: Data, Y: Tensor | None = None, k: int | None = None, *, bias: Tensor | None = None
+) -> Tensor:
     """Repair a classifier weight learned from inaccurate labels (LIP, arXiv:2505.16159), exactly.
 
     Keeps the top-k singular triplets of W (principal subspace preservation) and replaces each remaining
@@ -25,7 +33,8 @@ def lip(W: Tensor, X: Tensor, Y: Tensor, k: int, *, bias: Tensor | None = None) 
     Args:
         W: (q, l) weight in the layout of the paper: ``W = linear.weight.T``. float32 or float64; bfloat16
             and float16 are computed in float32.
-        X: (n, q) features in the dtype of ``W``, n >= 1.
+        X: (n, q) features in the dtype of ``W``, n >= 1. Or, without ``Y``: :class:`LabelStatistics`, or an
+            iterable of pairs (X, Y) such as a ``DataLoader``, read once.
         Y: (n,) int64 class indices (-100: row without a label), or a (n, l) label matrix, dense or sparse
             (COO or CSR): 0/1, candidate sets, soft labels.
         k: number of principal directions kept, 0 <= k <= min(q, l).
@@ -40,6 +49,8 @@ def lip(W: Tensor, X: Tensor, Y: Tensor, k: int, *, bias: Tensor | None = None) 
         ValueError: shapes, devices or k do not fit, a class index is out of range, X is empty, or something
             is not finite.
     """
+    if k is None:
+        raise TypeError("expected k, the number of directions to keep, got None")
     return lip_path(W, X, Y, [k], bias=bias).weight(k)
 
 
@@ -75,6 +86,33 @@ class LIPPath:
         change = self.refitted[k:] - self.S[k:]
         return torch.addmm(self.W, self.U[:, k:] * change, self.V[:, k:].mT).to(self.dtype)
 
+    @torch.no_grad()
+    def agreement(
+        self, holdout: tuple[Tensor, Tensor] | None, *, bias: Tensor | None = None
+    ) -> dict[int, float]:
+        """For every k of ``ks``, how often the weight predicts one of the labels of held-out rows.
+
+        Args:
+            holdout: features (n, q) and labels in any form :func:`lip` takes, noisy as they are.
+            bias: (l,) bias of the classifier.
+
+        Raises:
+            TypeError, ValueError: features or labels do not fit.
+        """
+        X, targets = check_holdout(holdout, q=len(self.W), l=self.W.shape[1], device=self.W.device)
+        P = X.to(self.W.dtype) @ self.U
+        logits = X.to(self.W.dtype) @ self.W
+        if bias is not None:
+            logits += bias.to(logits.dtype)
+        change = self.refitted - self.S
+        done, scores = len(self.S), {}
+        # From the top down each k adds the directions between it and the one before.
+        for k in sorted(set(self.ks), reverse=True):
+            logits += (P[:, k:done] * change[k:done]) @ self.V[:, k:done].mT
+            done = k
+            scores[k] = label_agreement(logits, targets)
+        return scores
+
     def __len__(self) -> int:
         return len(self.ks)
 
@@ -86,8 +124,8 @@ class LIPPath:
 
 def lip_path(
     W: Tensor,
-    X: Tensor,
-    Y: Tensor,
+    X: Data,
+    Y: Tensor | None = None,
     ks: Sequence[int] | None = None,
     *,
     bias: Tensor | None = None,
@@ -108,8 +146,56 @@ def lip_path(
         TypeError, ValueError: as :func:`lip`.
     """
     check_float_matrix("W", W)
-    check_float_matrix("X", X)
+    d = min(W.shape)
+    ks = tuple(range(d + 1)) if ks is None else tuple(check_int("k", k, 0, d) for k in ks)
+    if not ks:
+        raise ValueError("expected at least one k, got none")
+    if bias is not None:
+        _check_bias(bias, W)
+    check_finite("W", W)
+    data = _check_data(W, X, Y)
+
+    with torch.no_grad():
+        compute = _compute_dtype(W.dtype)
+        weight = W.detach().to(compute)
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        V = Vh.mT
+        first = min(ks)
+        sums, unseen = _sum(data, W, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
+        fitted = (sums.numerator / sums.denominator).to(compute)
+        refitted = S.new_full((d,), math.nan)
+        refitted[first:] = torch.where(sums.denominator > unseen * sums.energy, fitted, S[first:])
+    return LIPPath(weight, U, S, V, refitted, ks, W.dtype)
+
+
+def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Iterable[tuple[Tensor, Targets]]:
+    """Statistics as they are; anything else as checked pairs, those of an iterable when they come."""
+    if isinstance(X, LabelStatistics):
+        if Y is not None:
+            raise TypeError("expected no Y beside LabelStatistics, which hold the labels")
+        if (X.q, X.l) != tuple(W.shape):
+            raise ValueError(
+                f"expected statistics of {W.shape[0]} features and {W.shape[1]} classes, got {X.q} and {X.l}"
+            )
+        if not X.rows > 0:
+            raise ValueError("expected statistics of at least one labelled row, got none")
+        return X
+    if isinstance(X, Tensor) or Y is not None:
+        if Y is None:
+            raise TypeError("expected Y beside X, got None")
+        return [_check_pair(W, X, Y)]
+    if not isinstance(X, Iterable):
+        raise TypeError(
+            f"expected X as a torch.Tensor, LabelStatistics or batches of pairs, got {describe(X)}"
+        )
+    return (_check_pair(W, features, labels) for features, labels in X)
+
+
+def _check_pair(W: Tensor, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
     q, l = W.shape
+    if not isinstance(X, Tensor):
+        raise TypeError(f"expected X as a torch.Tensor beside Y, got {describe(X)}")
+    check_float_matrix("X", X)
     if X.dtype != W.dtype:
         raise TypeError(f"expected X in the dtype of W, {W.dtype}, got {X.dtype}")
     if X.device != W.device:
@@ -118,31 +204,31 @@ def lip_path(
         raise ValueError(f"expected X with {q} columns (the rows of W), got {tuple(X.shape)}")
     if X.shape[0] == 0:
         raise ValueError(f"expected X with at least one row, got shape {tuple(X.shape)}")
-    d = min(q, l)
-    ks = tuple(range(d + 1)) if ks is None else tuple(check_int("k", k, 0, d) for k in ks)
-    if not ks:
-        raise ValueError("expected at least one k, got none")
-    targets = as_targets(Y, rows=X.shape[0], classes=l, device=X.device)
-    if bias is not None:
-        _check_bias(bias, W)
-    check_finite("W", W)
+    return X, as_targets(Y, rows=X.shape[0], classes=l, device=X.device)
 
-    with torch.no_grad():
-        compute = _compute_dtype(W.dtype)
-        weight = W.detach().to(compute)
-        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
-        V = Vh.mT
-        first = min(ks)
-        sums = ops.label_sums(X, targets, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
+
+def _sum(
+    data: LabelStatistics | Iterable[tuple[Tensor, Targets]],
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    bias: Tensor | None,
+) -> tuple[ops.Sums, float]:
+    """The sums over all rows, and the share of the energy below which a denominator is rounding alone."""
+    if isinstance(data, LabelStatistics):
+        # Of the products that made G, which are squared already.
+        return data.sums(A, B, bias), W.shape[0] * data.rounding
+    total: ops.Sums | None = None
+    for X, Y in data:
+        sums = ops.label_sums(X, Y, A, B, bias)
         if not bool(torch.isfinite(torch.cat([*sums[:2], sums.energy.view(1)])).all()):
-            _raise_not_finite(X, targets)
-        # ||X u_i|| of an unseen direction is the rounding error of the product, q eps ||X|| at most; its
-        # numerator is rounding error too.
-        seen = sums.denominator > (q * torch.finfo(compute).eps) ** 2 * sums.energy
-        fitted = (sums.numerator / sums.denominator).to(compute)
-        refitted = S.new_full((d,), math.nan)
-        refitted[first:] = torch.where(seen, fitted, S[first:])
-    return LIPPath(weight, U, S, V, refitted, ks, W.dtype)
+            _raise_not_finite(X, Y)
+        total = sums if total is None else ops.Sums(*(a + b for a, b in zip(total, sums, strict=True)))
+    if total is None:
+        raise ValueError("expected at least one batch of features and labels, got none")
+    # ||X u_i|| of an unseen direction is the rounding error of the product, q eps ||X|| at most; its
+    # numerator is rounding error too.
+    return total, (W.shape[0] * torch.finfo(A.dtype).eps) ** 2
 
 
 def randomized_svd(
@@ -202,30 +288,43 @@ def randomized_svd(
 
 
 def select_rank(
-    S: Tensor,
+    S: Tensor | LIPPath,
     *,
     method: str = "energy",
     energy: float = 0.95,
     shape: tuple[int, int] | None = None,
+    holdout: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
 ) -> int:
     """How many singular directions to keep.
 
     Args:
-        S: (d,) singular values, descending.
+        S: (d,) singular values, descending, or a :class:`LIPPath`.
         method: "energy": the fewest values whose squares sum to the fraction ``energy`` of all;
             "gavish-donoho": those above the optimal hard threshold for unknown noise (Gavish and Donoho,
-            arXiv:1305.5870, eq. 4), omega(beta) times the median singular value.
+            arXiv:1305.5870, eq. 4), omega(beta) times the median singular value;
+            "holdout": the k of the path whose weight agrees best with held-out labels, noisy as they are;
+            of equals the largest, which changes least.
         energy: fraction in (0, 1], for "energy".
-        shape: (l, q) of the matrix, for "gavish-donoho".
+        shape: (l, q) of the matrix, for "gavish-donoho"; a path knows its own.
+        holdout: features (n, q) and their labels, in any form :func:`lip` takes, for "holdout".
+        bias: (l,) bias of the classifier, for "holdout".
 
     Returns:
         the rank, 0..d.
 
     Raises:
-        TypeError: ``S`` is no floating-point vector.
+        TypeError: ``S`` is no floating-point vector; for "holdout", no path or no labels.
         ValueError: unknown method, energy outside (0, 1], no shape where one is needed, values that are not
             finite.
     """
+    if method == "holdout":
+        if not isinstance(S, LIPPath):
+            raise TypeError(f"expected a LIPPath for method holdout, got {describe(S)}")
+        scores = S.agreement(holdout, bias=bias)
+        return max(S.ks, key=lambda k: (scores[k], k))
+    if isinstance(S, LIPPath):
+        shape, S = (len(S.V), len(S.U)), S.S
     if not isinstance(S, Tensor) or S.dim() != 1 or not S.is_floating_point():
         raise TypeError(f"expected singular values as a floating-point vector, got {describe(S)}")
     check_finite("S", S)
@@ -245,7 +344,7 @@ def select_rank(
         # Cubic fit of the threshold in the paper, accurate to 0.02.
         omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
         return int((values > omega * values.median()).sum())
-    raise ValueError(f"expected method to be 'energy' or 'gavish-donoho', got {method!r}")
+    raise ValueError(f"expected method to be 'energy', 'gavish-donoho' or 'holdout', got {method!r}")
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -235,8 +235,8 @@ def tail_svd(M: Tensor, *, rank: int) -> SVD:
 
     Returns:
         A (l, d - rank), S (d,) and B (q, d - rank) in float64 for a float64 ``M``, else in float32. For
-        narrower dtypes than float64 vectors of values up to max(l, q) eps s_1 are zero columns of the larger
-        side: there is no direction to speak of. ok is False where M is not finite or the solver failed.
+        narrower dtypes than float64 vectors of values up to 1e-6 s_1 are zero columns of the larger side: there
+        is no direction to speak of. ok is False where M is not finite or the solver failed.
     """
     _check_tail_svd(M, rank)
     return SVD(*_tail_svd(M, rank))

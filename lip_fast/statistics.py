@@ -1,6 +1,6 @@
 """Label statistics: all that the features and labels of any number of rows say about a linear head."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,12 @@ class LinearPath:
     def __len__(self) -> int:
         return len(self.parameters)
 
+    def logits(self, X: Tensor) -> Iterator[Tensor]:
+        """Predictions X M^T + bias (n, l) of each member in turn, for features X (n, q)."""
+        P = (X.to(self._V.dtype) - self._mean_x) @ self._V
+        for w in self._w:
+            yield (P * w) @ self._VC + self._mean_y
+
     def __getitem__(self, i: int) -> LinearWeight:
         """The member of ``parameters[i]``: M (l, q), bias (l,), in the dtype of the statistics."""
         W = self._V @ (self._w[i, :, None] * self._VC)
@@ -71,6 +77,7 @@ class LabelStatistics:
     Attributes:
         C: (q + 1, l), the last row for the constant feature: the mass of each class.
         G: (q + 1, q + 1), its last entry the number of rows.
+        rounding: relative rounding error of the products that made them.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -92,6 +99,8 @@ class LabelStatistics:
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"expected decay in (0, 1) or None, got {decay}")
         self.q, self.l, self.decay = q, l, decay
+        # Relative rounding of the products so far: that of the narrowest dtype they were taken in.
+        self.rounding = torch.finfo(torch.float64).eps
         self.C = torch.zeros(q + 1, l, dtype=dtype, device=device)
         self.G = torch.zeros(q + 1, q + 1, dtype=dtype, device=device)
 
@@ -153,6 +162,7 @@ class LabelStatistics:
         """
         C, G = torch.zeros_like(self.C), torch.zeros_like(self.G)
         for X, Y in batches:
+            self.rounding = max(self.rounding, torch.finfo(_product_dtype(X)).eps)
             for i in range(0, len(X), _ROWS):
                 _add_block(C, G, X[i : i + _ROWS], _rows_of(Y, i, min(i + _ROWS, len(X))))
         # The last row of G was gathered alone.
@@ -178,6 +188,7 @@ class LabelStatistics:
             )
         self.C = self.C + other.C.to(self.C)
         self.G = self.G + other.G.to(self.G)
+        self.rounding = max(self.rounding, other.rounding)
         return self
 
     # Using -------------------------------------------------------------------------------------------
@@ -216,13 +227,15 @@ class LabelStatistics:
         return torch.where(sums.denominator > 0, sums.numerator / sums.denominator, torch.nan)
 
     @torch.no_grad()
-    def ridge_path(self, alphas: Sequence[float]) -> LinearPath:
+    def ridge_path(self, alphas: Sequence[float], *, intercept: bool = True) -> LinearPath:
         """Ridge regression on the labels for every alpha, from one eigendecomposition of G.
 
-        ``min ||Y - X W - 1 b^T||^2 + alpha ||W||^2``; the intercept is not penalised.
+        ``min ||Y - X W - 1 b^T||^2 + alpha ||W||^2``; the intercept is not penalised. With a small clean set
+        this is the head of "Noisy Labels Can Induce Good Representations" (arXiv:2012.12896).
 
         Args:
-            alphas: penalties, > 0 (0 where the centred G is regular: ordinary least squares).
+            alphas: penalties, >= 0; with 0, directions that no feature has get no weight.
+            intercept: fit the intercept b, or leave it at 0.
 
         Raises:
             ValueError: no rows, no alphas, or a negative or non-finite one.
@@ -232,27 +245,26 @@ class LabelStatistics:
         for alpha in alphas:
             if not 0 <= alpha < float("inf"):
                 raise ValueError(f"expected alphas >= 0 and finite, got {alpha}")
-        eigenvalues, V, VC, mean_x, mean_y = self._centred()
+        eigenvalues, V, VC, mean_x, mean_y = self._centred(intercept)
         penalised = eigenvalues + torch.tensor(alphas, dtype=V.dtype, device=V.device)[:, None]
-        w = torch.where(penalised > 0, penalised.reciprocal(), 0)
+        w = torch.where(penalised > self._floor(eigenvalues), penalised.reciprocal(), 0)
         return LinearPath(V, VC, w, mean_x, mean_y, alphas)
 
     @torch.no_grad()
-    def pcr_path(self, components: Sequence[int]) -> LinearPath:
+    def pcr_path(self, components: Sequence[int], *, intercept: bool = True) -> LinearPath:
         """Least squares on the leading principal components of the features, for every number of them.
 
         Args:
             components: numbers of components, 0..q.
+            intercept: centre the features and fit the intercept, or neither.
 
         Raises:
             ValueError: no rows, or a number out of range.
         """
         for d in components:
             check_int("components", d, 0, self.q)
-        eigenvalues, V, VC, mean_x, mean_y = self._centred()
-        # Directions of rounding only: their inverse would be noise.
-        floor = self.q * torch.finfo(V.dtype).eps * eigenvalues[:1]
-        inverse = torch.where(eigenvalues > floor, eigenvalues.reciprocal(), 0)
+        eigenvalues, V, VC, mean_x, mean_y = self._centred(intercept)
+        inverse = torch.where(eigenvalues > self._floor(eigenvalues), eigenvalues.reciprocal(), 0)
         index = torch.arange(self.q, device=V.device)
         numbers = torch.tensor(components, device=V.device)[:, None]
         return LinearPath(V, VC, torch.where(index < numbers, inverse, 0), mean_x, mean_y, components)
@@ -270,15 +282,21 @@ class LabelStatistics:
         self._check_rows()
         return torch.linalg.eigh(self.G[:-1, :-1]).eigenvectors.flip(1)[:, :d].contiguous()
 
-    def _centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Eigenvalues (descending) and -vectors V of the centred G, V^T C centred, and both means."""
+    def _centred(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Eigenvalues (descending) and -vectors V of G, V^T C, and both means; centred with an intercept."""
         self._check_rows()
         n = self.G[-1, -1]
         mean_x, mean_y = self.G[-1, :-1] / n, self.C[-1] / n
+        if not intercept:
+            mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
         eigenvalues, V = torch.linalg.eigh(self.G[:-1, :-1] - n * torch.outer(mean_x, mean_x))
         eigenvalues, V = eigenvalues.flip(0).clamp(min=0), V.flip(1)
         VC = V.mT @ (self.C[:-1] - n * torch.outer(mean_x, mean_y))
         return eigenvalues, V, VC, mean_x, mean_y
+
+    def _floor(self, eigenvalues: Tensor) -> Tensor:
+        """Eigenvalues up to this are rounding: their inverse would be noise."""
+        return self.rounding * self.q**0.5 * eigenvalues[:1]
 
     def _check_rows(self) -> None:
         if not self.rows > 0:
@@ -287,8 +305,8 @@ class LabelStatistics:
     # State -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """C and G."""
-        return {"C": self.C.clone(), "G": self.G.clone()}
+        """C, G and the rounding of their products."""
+        return {"C": self.C.clone(), "G": self.G.clone(), "rounding": self.rounding}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore C and G; ValueError where they are of another head."""
@@ -298,6 +316,11 @@ class LabelStatistics:
                 raise ValueError(f"expected {name} of shape {tuple(have.shape)}, got {tuple(got.shape)}")
         self.C = state_dict["C"].to(self.C, copy=True)
         self.G = state_dict["G"].to(self.G, copy=True)
+        self.rounding = state_dict["rounding"]
+
+
+def _product_dtype(X: Tensor) -> torch.dtype:
+    return torch.float64 if X.dtype == torch.float64 else torch.float32
 
 
 def _rows_of(Y: Targets, i: int, j: int) -> Targets:
@@ -315,7 +338,7 @@ _ENTRIES = 1 << 16
 
 def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
     """Add a block of rows to C and to G, of whose last column only the last entry is written."""
-    X = X.to(torch.float64 if X.dtype == torch.float64 else torch.float32)
+    X = X.to(_product_dtype(X))
     q, l = X.shape[1], C.shape[1]
     rows: Tensor | int = len(X)
     if isinstance(Y, CSR):

@@ -295,7 +295,7 @@ def test_gavish_donoho_finds_a_planted_rank() -> None:
     ("changes", "error", "message"),
     [
         ({"energy": 0.0}, ValueError, r"energy in \(0, 1\], got 0.0"),
-        ({"method": "guess"}, ValueError, "'energy' or 'gavish-donoho', got 'guess'"),
+        ({"method": "guess"}, ValueError, "'gavish-donoho' or 'holdout', got 'guess'"),
         ({"method": "gavish-donoho"}, ValueError, "expected the shape"),
         ({"S": torch.ones(2, 2)}, TypeError, r"got a tensor of shape \(2, 2\)"),
         ({"S": torch.tensor([torch.nan])}, ValueError, "expected finite S"),

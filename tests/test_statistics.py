@@ -1,9 +1,13 @@
 """Statistics of batches: the same sums as one pass over everything, in the same form."""
 
+import copy
+
 import pytest
 import torch
-from problems import problem
+from problems import problem, relative_error
 
+import lip_fast
+import lip_fast.statistics as statistics_module
 from lip_fast import LabelStatistics, ops
 from lip_fast.statistics import _segment_sum
 from lip_fast.targets import as_targets
@@ -102,3 +106,121 @@ def test_state_round_trip_and_bad_arguments() -> None:
         LabelStatistics(7, 4, decay=1.5)
     with pytest.raises(TypeError, match="expected dtype float32 or float64"):
         LabelStatistics(7, 4, dtype=torch.bfloat16)
+
+
+def test_update_in_one_piece_in_blocks_and_from_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, X, y, Y, _ = problem(7, 4, 60)
+    whole = LabelStatistics(7, 4).update(X, y)
+    pairs = torch.utils.data.TensorDataset(X, y)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=13, generator=torch.Generator())
+    monkeypatch.setattr(statistics_module, "_ROWS", 11)
+    monkeypatch.setattr(statistics_module, "_ENTRIES", 5)
+    for streamed in (
+        LabelStatistics(7, 4).update(loader),
+        LabelStatistics(7, 4).update(X, y),
+        LabelStatistics(7, 4).update(X, Y),
+        LabelStatistics(7, 4).update(X, Y.to_sparse()),
+        LabelStatistics(7, 4).update(X[:20], y[:20]).merge(LabelStatistics(7, 4).update(X[20:], Y[20:])),
+    ):
+        assert torch.allclose(streamed.C, whole.C, rtol=1e-12)
+        assert torch.allclose(streamed.G, whole.G, rtol=1e-12)
+        assert streamed.rows == 60
+
+
+def test_merge_is_associative_to_rounding() -> None:
+    _, X, y, _, _ = problem(7, 4, 60, dtype=torch.float32)
+    a, b, c = (LabelStatistics(7, 4).update(X[i : i + 20], y[i : i + 20]) for i in (0, 20, 40))
+    left = copy.deepcopy(a).merge(b).merge(c)
+    right = copy.deepcopy(a).merge(copy.deepcopy(b).merge(c))
+    assert torch.allclose(left.G, right.G, rtol=1e-14)
+    assert torch.allclose(left.C, right.C, rtol=1e-14)
+    assert left.rounding == torch.finfo(torch.float32).eps
+
+
+def test_refit_is_the_quotient_and_blind_directions_have_none() -> None:
+    _, X, y, _, bias = problem(7, 4, 60)
+    X = torch.cat([X[:, :6], torch.zeros(60, 1)], 1)
+    A, B = torch.eye(4, 2, dtype=torch.float64), torch.eye(7, dtype=torch.float64)[:, [0, 6]]
+    stats = LabelStatistics(7, 4).update(X, y)
+    sums = ops.label_sums(X, y, A, B, bias)
+    s = stats.refit(A, B, bias)
+    assert float(s[0]) == pytest.approx(float(sums.numerator[0] / sums.denominator[0]))
+    assert torch.isnan(s[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lip_from_statistics_and_from_batches_is_lip(dtype: torch.dtype) -> None:
+    W, X, y, _, bias = problem(12, 5, 300, dtype=dtype)
+    expected = lip_fast.lip(W, X, y, 2, bias=bias)
+    stats = LabelStatistics(12, 5).update(X, y)
+    batches = [(X[i : i + 70], y[i : i + 70]) for i in range(0, 300, 70)]
+    for data in (stats, batches, iter(batches)):
+        got = lip_fast.lip(W, data, k=2, bias=bias)
+        assert relative_error(got, expected) < (1e-4 if dtype == torch.float32 else 1e-10)
+
+
+def test_an_unseen_direction_keeps_its_value_from_statistics_too() -> None:
+    W, X, y, _, _ = problem(12, 6, 80)
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    X = X - (X @ U[:, 4:]) @ U[:, 4:].mT
+    for dtype in (torch.float64, torch.float32):
+        stats = LabelStatistics(12, 6).update(X.to(dtype), y)
+        got = lip_fast.lip(W, stats, k=2)
+        assert torch.allclose(torch.diagonal(U.mT @ got @ Vh.mT)[4:], S[4:], rtol=1e-9)
+
+
+def test_held_out_rank_is_the_best_of_the_path() -> None:
+    W, X, y, _, bias = problem(12, 5, 300)
+    path = lip_fast.lip_path(W, X[:200], y[:200], bias=bias)
+    held = (X[200:], y[200:])
+    scores = {
+        k: float(((X[200:] @ weight + bias).argmax(1) == y[200:]).double().mean()) for k, weight in path
+    }
+    assert path.agreement(held, bias=bias) == pytest.approx(scores)
+    best = lip_fast.select_rank(path, method="holdout", holdout=held, bias=bias)
+    assert scores[best] == max(scores.values())
+    with pytest.raises(TypeError, match="expected a LIPPath for method holdout"):
+        lip_fast.select_rank(path.S, method="holdout", holdout=held)
+    with pytest.raises(TypeError, match=r"hold-out as a pair"):
+        lip_fast.select_rank(path, method="holdout")
+    assert lip_fast.select_rank(path) == lip_fast.select_rank(path.S)
+    assert lip_fast.select_rank(path, method="gavish-donoho") == lip_fast.select_rank(
+        path.S, method="gavish-donoho", shape=(5, 12)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.ones(3, 7),), TypeError, "expected labels with the features"),
+        ((torch.ones(3, 6), torch.zeros(3, dtype=torch.int64)), ValueError, r"7 columns, got shape \(3, 6\)"),
+        ((torch.ones(3, 7), torch.full((3,), 4)), ValueError, r"class indices in 0\.\.3 .*got 4"),
+        ((torch.full((3, 7), torch.nan), torch.zeros(3, dtype=torch.int64)), ValueError, "finite X, got nan"),
+        ((torch.ones(3, 7), torch.full((3, 4), torch.inf)), ValueError, "finite Y, got inf"),
+        ((torch.full((3, 7), 1e30), torch.zeros(3, dtype=torch.int64)), ValueError, "squares can be summed"),
+        (([1.0], torch.zeros(3, dtype=torch.int64)), TypeError, "expected X as a torch.Tensor"),
+    ],
+)
+def test_bad_updates_are_named_and_change_nothing(arguments: tuple, error: type, message: str) -> None:
+    stats = LabelStatistics(7, 4)
+    with pytest.raises(error, match=message):
+        stats.update(*arguments)
+    assert not stats.G.any()
+    assert not stats.C.any()
+
+
+def test_bad_data_for_lip_is_named() -> None:
+    W, X, y, _, _ = problem(12, 5, 30)
+    stats = LabelStatistics(12, 5).update(X, y)
+    for arguments, error, message in [
+        ((W, stats, y, 2), TypeError, "no Y beside LabelStatistics"),
+        ((W, LabelStatistics(12, 4), None, 2), ValueError, "12 features and 5 classes, got 12 and 4"),
+        ((W, LabelStatistics(12, 5), None, 2), ValueError, "at least one labelled row"),
+        ((W, [], None, 2), ValueError, "at least one batch"),
+        ((W, X, None, 2), TypeError, "expected Y beside X, got None"),
+        ((W, 3, None, 2), TypeError, "LabelStatistics or batches of pairs, got int 3"),
+        ((W, [(X.tolist(), y)], None, 2), TypeError, "X as a torch.Tensor beside Y, got list"),
+        ((W, X, y), TypeError, "expected k, the number of directions"),
+    ]:
+        with pytest.raises(error, match=message):
+            lip_fast.lip(*arguments)

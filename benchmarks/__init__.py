@@ -1,0 +1,1 @@
+"""Benchmarks: every number beside its peer, its floor and the error it was checked to."""

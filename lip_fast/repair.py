@@ -1,0 +1,253 @@
+"""Training-free repair of a trained linear head from label statistics."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lip_fast.functional import lip_path, select_rank
+from lip_fast.holdout import check_holdout, label_agreement
+from lip_fast.statistics import LabelStatistics, LinearPath, LinearWeight
+from lip_fast.targets import Targets
+from lip_fast.validation import FLOATS, check_finite, check_int, describe
+
+__all__ = ["METHODS", "Candidate", "RepairReport", "repair"]
+
+METHODS = ("lip", "ridge", "pcr", "truncate", "auto")
+# Of a parameter that counts directions at most so many values are tried, evenly spaced: their accuracies
+# differ by less than the noise of the hold-out.
+_MOST_COUNTS = 64
+# Penalties relative to the mean eigenvalue of G: from none to one that leaves next to nothing.
+_ALPHAS = tuple(10.0**e for e in torch.linspace(-7, 2, 20).tolist())
+
+
+class Candidate(NamedTuple):
+    """One head that was tried.
+
+    Attributes:
+        method: "trained" (the head as it was), "lip", "ridge", "pcr" or "truncate".
+        parameter: directions kept, penalty, components or eigenvectors; None for "trained".
+        score: agreement with the held-out labels; None without a hold-out.
+    """
+
+    method: str
+    parameter: float | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What :func:`repair` tried and what it took.
+
+    Attributes:
+        head: the repaired head: a new one, or the head itself where it was repaired in place.
+        chosen: the candidate it is.
+        candidates: all of them, "trained" first.
+    """
+
+    head: nn.Linear = field(repr=False)
+    chosen: Candidate
+    candidates: tuple[Candidate, ...] = field(repr=False)
+
+    def best(self) -> dict[str, Candidate]:
+        """The candidate of each method with the highest score."""
+        best: dict[str, Candidate] = {}
+        for candidate in self.candidates:
+            held = best.get(candidate.method)
+            if held is None or _rank(candidate) > _rank(held):
+                best[candidate.method] = candidate
+        return best
+
+    def table(self) -> str:
+        """The best candidate of each method as an aligned text table, the chosen one marked."""
+        lines = [f"{'method':<10}{'parameter':>12}{'held-out labels':>18}{'tried':>8}"]
+        for method, candidate in self.best().items():
+            parameter = "" if candidate.parameter is None else f"{candidate.parameter:.4g}"
+            score = "" if candidate.score is None else f"{100 * candidate.score:.2f}%"
+            tried = sum(c.method == method for c in self.candidates)
+            mark = "  <- chosen" if candidate == self.chosen else ""
+            lines.append(f"{method:<10}{parameter:>12}{score:>18}{tried:>8}{mark}")
+        return "\n".join(lines)
+
+
+def _rank(candidate: Candidate) -> float:
+    return -math.inf if candidate.score is None else candidate.score
+
+
+class _Family(NamedTuple):
+    """A method's candidates: what tells them apart, their hold-out logits in turn, and how to make one."""
+
+    parameters: Sequence[float]
+    logits: Callable[[Tensor], Iterator[Tensor]]
+    make: Callable[[int], LinearWeight]
+
+
+@torch.no_grad()
+def repair(
+    head: nn.Linear,
+    stats: LabelStatistics,
+    method: str = "lip",
+    holdout: tuple[Tensor, Tensor] | None = None,
+    *,
+    parameters: Sequence[float] | None = None,
+    inplace: bool = False,
+) -> RepairReport:
+    """Replace a trained head by one computed from label statistics, without training.
+
+    ============== ======================================================= =========================
+    method         head                                                    parameter
+    ============== ======================================================= =========================
+    ``"lip"``      top k directions kept, the rest refitted (2505.16159)   k, 0..min(l, q)
+    ``"ridge"``    ridge regression on the labels (as in 2012.12896)       alpha
+    ``"pcr"``      least squares on principal components of the features   their number, 0..q
+    ``"truncate"`` the trained head on the leading eigenvectors of X^T X   their number, 0..q
+    ``"auto"``     whichever of these does best, or the head as it is
+    ============== ======================================================= =========================
+
+    Candidates are compared by their agreement with held-out labels, which may be as noisy as the others. The
+    heads of ridge and pcr have the scale of least squares, not of cross entropy: their predictions are
+    comparable, their loss is not.
+
+    Args:
+        head: ``nn.Linear`` (l, q). Without a bias, ridge and pcr fit no intercept.
+        stats: statistics of the features and labels, on the device of the head.
+        method: as in the table.
+        holdout: features (n, q) and labels, in any form :func:`lip_fast.lip` takes, that are not among the
+            statistics. Not needed where there is but one candidate, nor by "lip", which then keeps 95% of
+            ||M||_F^2.
+        parameters: the candidates to try, in place of a grid of them; not with "auto".
+        inplace: write weight and bias of ``head`` itself, after everything was computed.
+
+    Returns:
+        :class:`RepairReport`: the head, and every candidate with its score.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, a hold-out that is missing, or a head that is
+            not finite. Nothing has been written then.
+    """
+    _check_head(head, stats)
+    if method not in METHODS:
+        raise ValueError(f"expected method to be one of {METHODS}, got {method!r}")
+    if method == "auto" and parameters is not None:
+        raise ValueError("expected no parameters with method auto, got some")
+    M, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+    rows = None
+    if holdout is not None:
+        rows = check_holdout(holdout, q=stats.q, l=stats.l, device=stats.C.device)
+    elif method == "auto":
+        raise ValueError("expected a hold-out for method auto, got None")
+
+    methods = METHODS[:-1] if method == "auto" else (method,)
+    families = {name: _family(name, M, bias, stats, parameters, rows is None) for name in methods}
+    if rows is None and len(families[method].parameters) != 1:
+        raise ValueError(
+            f"expected a hold-out to choose among {len(families[method].parameters)} candidates, got None"
+        )
+    candidates = [Candidate("trained", None, _trained_score(head, rows))]
+    made: list[tuple[_Family, int] | None] = [None]
+    for name, family in families.items():
+        for i, score in enumerate(_scores(family, rows)):
+            candidates.append(Candidate(name, float(family.parameters[i]), score))
+            made.append((family, i))
+    # Where only one method was asked for, the head as it was is shown, not chosen.
+    first = 0 if method == "auto" else 1
+    # The first of equals: the least change comes first in every family.
+    index = max(range(first, len(candidates)), key=lambda i: (_rank(candidates[i]), -i))
+    target = head if inplace else copy.deepcopy(head)
+    if (origin := made[index]) is not None:
+        weight = origin[0].make(origin[1])
+        check_finite("repaired weight", weight.M)
+        target.weight.copy_(weight.M)
+        if target.bias is not None:
+            target.bias.copy_(weight.bias)
+    return RepairReport(target, candidates[index], tuple(candidates))
+
+
+def _family(
+    method: str,
+    M: Tensor,
+    bias: Tensor | None,
+    stats: LabelStatistics,
+    parameters: Sequence[float] | None,
+    alone: bool,
+) -> _Family:
+    l, q = M.shape
+    dtype = stats.C.dtype
+    fixed_bias = torch.zeros(l, dtype=dtype, device=M.device) if bias is None else bias.to(dtype)
+    if method == "lip":
+        path = lip_path(M.mT.to(dtype), stats, bias=bias)
+        if parameters is None:
+            # Most kept first: the least change.
+            parameters = [select_rank(path)] if alone else _counts(min(l, q))[::-1]
+        counts = [check_int("parameters of lip", k, 0, min(l, q)) for k in parameters]
+        return _of_weights(counts, lambda k: LinearWeight(path.weight(k).mT, fixed_bias))
+    if method == "truncate":
+        counts = _counts(q)[::-1] if parameters is None else list(map(int, parameters))
+        counts = [check_int("parameters of truncate", d, 0, q) for d in counts]
+        V = stats.truncate(max(counts, default=0))
+        W = M.to(dtype)
+        return _of_weights(counts, lambda d: LinearWeight(W @ V[:, :d] @ V[:, :d].mT, fixed_bias))
+    if method == "ridge":
+        scale = float(stats.G.diagonal()[:-1].mean())
+        alphas = [a * scale for a in _ALPHAS] if parameters is None else parameters
+        return _of_path(stats.ridge_path(alphas, intercept=bias is not None))
+    components = _counts(q)[::-1] if parameters is None else [int(d) for d in parameters]
+    return _of_path(stats.pcr_path(components, intercept=bias is not None))
+
+
+def _of_path(path: LinearPath) -> _Family:
+    return _Family(path.parameters, path.logits, path.__getitem__)
+
+
+def _of_weights(parameters: Sequence[int], make: Callable[[int], LinearWeight]) -> _Family:
+    def logits(X: Tensor) -> Iterator[Tensor]:
+        for parameter in parameters:
+            M, bias = make(parameter)
+            yield X.to(M.dtype) @ M.mT + bias
+
+    return _Family(parameters, logits, lambda i: make(parameters[i]))
+
+
+def _counts(most: int) -> list[int]:
+    """0..most, or ``_MOST_COUNTS`` of them."""
+    if most < _MOST_COUNTS:
+        return list(range(most + 1))
+    return sorted({round(most * i / (_MOST_COUNTS - 1)) for i in range(_MOST_COUNTS)})
+
+
+def _scores(family: _Family, rows: tuple[Tensor, Targets] | None) -> Iterator[float | None]:
+    if rows is None:
+        yield from [None] * len(family.parameters)
+        return
+    X, targets = rows
+    for logits in family.logits(X):
+        yield label_agreement(logits, targets)
+
+
+def _trained_score(head: nn.Linear, rows: tuple[Tensor, Targets] | None) -> float | None:
+    if rows is None:
+        return None
+    X, targets = rows
+    return label_agreement(head(X.to(head.weight.dtype)), targets)
+
+
+def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
+    if not isinstance(head, nn.Linear) or head.weight.dtype not in FLOATS:
+        raise TypeError(f"expected a floating-point nn.Linear, got {describe(head)}")
+    if not isinstance(stats, LabelStatistics):
+        raise TypeError(f"expected LabelStatistics, got {describe(stats)}")
+    l, q = head.weight.shape
+    if (stats.q, stats.l) != (q, l):
+        raise ValueError(f"expected statistics of {q} features and {l} classes, got {stats.q} and {stats.l}")
+    if stats.C.device != head.weight.device:
+        raise ValueError(
+            f"expected statistics on {head.weight.device}, where the head is, got {stats.C.device}"
+        )
+    if not stats.rows > 0:
+        raise ValueError("expected statistics of at least one labelled row, got none")
+    for name, parameter in head.named_parameters():
+        check_finite(f"{name} of the head", parameter)
