@@ -96,7 +96,7 @@ def _check_fresh_columns(rows: int, columns: int) -> None:
 
 def _fake_fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
     _check_fresh_columns(rows, columns)
-    return step.new_empty((rows, columns), dtype=torch.float32)
+    return step.new_empty((columns, rows), dtype=torch.float32).mT
 
 
 _define("fresh_columns", "(Tensor step, int rows, int columns, int seed) -> Tensor", _fake_fresh_columns)
@@ -115,7 +115,7 @@ def fresh_columns(step: Tensor, rows: int, columns: int, *, seed: int) -> Tensor
         seed: 64-bit key.
 
     Returns:
-        (rows, columns) float32 of +1 and -1, on the device of ``step``.
+        (rows, columns) float32 of +1 and -1, columns contiguous, on the device of ``step``.
     """
     _check_fresh_columns(rows, columns)
     return _fresh_columns(step, rows, columns, seed)
@@ -137,8 +137,7 @@ _define("orthonormalize", "(Tensor Y) -> (Tensor, Tensor)", _fake_orthonormalize
 def orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
     """Thin factorisation Y = Q R with orthonormal Q, whatever the rank of Y.
 
-    Column-scaled CholeskyQR2 with its Gram matrices in float64; where columns are dependent to working
-    precision, Householder QR.
+    Column-scaled CholeskyQR in float64 for float32 columns; Householder QR for nearly dependent or float64 ones.
 
     Args:
         Y: (n, m) float32 or float64, finite.
@@ -175,7 +174,7 @@ def _fake_warm_svd(
     _check_warm_svd(M, basis, fresh)
     (l, q), t = M.shape, basis.shape[1]
     ok = M.new_empty((), dtype=torch.bool)
-    return basis.new_empty(l, t), basis.new_empty(t), basis.new_empty(q, t), ok
+    return basis.new_empty(l, t), basis.new_empty(t), basis.new_empty(t, q).mT, ok
 
 
 _define(
@@ -200,8 +199,9 @@ def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int) -
         seed: key of the fresh columns.
 
     Returns:
-        A (l, t), S (t,) descending and B (q, t) in the dtype of ``basis``; ok is False where M is not finite,
-        the small decomposition failed, or max |B^T B - I| > 1e-4: the factors are then not to be used.
+        A (l, t), S (t,) descending and B (q, t), its columns contiguous, in the dtype of ``basis``. ok is
+        False where M is not finite, the small decomposition failed, or max |B^T B - I| > 1e-4: the factors
+        are then not to be used.
     """
     _check_warm_svd(M, basis, fresh)
     return SVD(*_warm_svd(M, basis, step, fresh, seed))
@@ -234,9 +234,9 @@ def tail_svd(M: Tensor, *, rank: int) -> SVD:
         rank: number of leading directions whose vectors are not wanted.
 
     Returns:
-        A (l, d - rank), S (d,) and B (q, d - rank) in float64 for a float64 ``M``, else in float32. For
-        narrower dtypes than float64 vectors of values up to 1e-6 s_1 are zero columns of the larger side: there
-        is no direction to speak of. ok is False where M is not finite or the solver failed.
+        A (l, d - rank), S (d,) and B (q, d - rank) in float64 for a float64 ``M``, else in float32, where
+        the vectors of values up to 1e-6 s_1 may be zero columns of the larger side: there is no direction to
+        speak of. ok is False where M is not finite or the solver failed.
     """
     _check_tail_svd(M, rank)
     return SVD(*_tail_svd(M, rank))

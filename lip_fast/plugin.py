@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lip_fast import ops
 from lip_fast.functional import select_rank
 from lip_fast.statistics import LabelStatistics
-from lip_fast.subspace import Subspace
+from lip_fast.subspace import StepReport, Subspace
 from lip_fast.targets import CSR, Targets, as_targets, check_indices
 from lip_fast.validation import FLOATS, check_int, describe
 
@@ -21,6 +21,8 @@ __all__ = ["LIP", "LIPError"]
 _MAX_OBSERVATIONS = 64
 # The share of ||M||_F^2 that rank="auto" keeps.
 _AUTO_ENERGY = 0.95
+# Reports of steps that are counted together: a few small operations for all of them instead of for each.
+_REPORTS = 256
 _COUNTERS = ("applied", "skipped", "clipped", "masked")
 
 
@@ -122,6 +124,7 @@ class LIP:
         self._calls_since_step = 0
         self._steps = 0
         self._counters = torch.zeros(len(_COUNTERS), dtype=torch.int64, device=weight.device)
+        self._reports: list[StepReport] = []
         self._handle: RemovableHandle | None = None
 
     # The optimizer -----------------------------------------------------------------------------------
@@ -266,8 +269,9 @@ class LIP:
             return ops.Sums(*(torch.stack(part).sum(0) for part in zip(*parts, strict=True)))
 
         report = self._subspace.step_(weight.detach(), sums_of, ok)
-        applied = report.ok.long()
-        self._counters += torch.stack([applied, 1 - applied, report.clipped, report.masked])
+        self._reports.append(report)
+        if len(self._reports) >= _REPORTS:
+            self._count()
         if self._strict and not skip_is_sound and not bool(report.ok):
             raise LIPError(
                 "LIP was skipped: features, labels, weight or a decomposition were not finite or not "
@@ -299,6 +303,13 @@ class LIP:
             raise TypeError(f"expected a dense weight in one of {FLOATS}, got {describe(weight)}")
         return weight
 
+    def _count(self) -> None:
+        """Add what the last steps reported to the counters, on the device."""
+        if self._reports:
+            ok, clipped, masked = (torch.stack(column) for column in zip(*self._reports, strict=True))
+            self._counters += torch.stack([ok.sum(), (~ok).sum(), clipped.sum(), masked.sum()])
+            self._reports.clear()
+
     # State -------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int | None]:
@@ -308,12 +319,14 @@ class LIP:
         unsound, or an overflow found by a gradient scaler); refitted values ``clipped``; class indices out
         of range ``masked``; and the ``rank`` in use, None before the first step of rank="auto".
         """
+        self._count()
         counters = dict(zip(_COUNTERS, self._counters.tolist(), strict=True))
         rank = self._subspace.rank if self._subspace is not None else self._rank
         return {"steps": self._steps, **counters, "rank": rank}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs, as tensors and plain values."""
+        self._count()
         return {
             "steps": self._steps,
             "calls_since_step": self._calls_since_step,
@@ -344,6 +357,7 @@ class LIP:
         self._steps = state_dict["steps"]
         self._calls_since_step = state_dict["calls_since_step"]
         self._counters = state_dict["counters"].to(device, copy=True)
+        self._reports.clear()
         self._pending = [
             _Observation(
                 p["features"].to(device),

@@ -125,7 +125,7 @@ class Subspace:
             finite = torch.nan_to_num(M.to(dtype), nan=0.0, posinf=0.0, neginf=0.0)
             self.basis = randomized_svd(
                 finite, t, oversample=FRESH, n_iter=_COLD_ITERATIONS, generator=generator
-            )[2].mT.contiguous()
+            )[2].mT
         return ops.warm_svd(M, self.basis, self.step, fresh=FRESH, seed=self.seed)
 
     def _tolerance(self, dtype: torch.dtype) -> float:

@@ -1,11 +1,11 @@
-"""What a decomposition returns when it has nothing to return."""
+"""What a truncated decomposition returns when it has nothing to return."""
 
 import torch
 from torch import Tensor
 
 
-def failed_svd(M: Tensor, values: int, vectors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Zero factors of the promised shapes, and ok = False."""
+def failed_svd(M: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Zero factors of t columns, laid out as those of :func:`lip_fast.ops.warm_svd`, and ok = False."""
     ok = torch.zeros((), dtype=torch.bool, device=M.device)
     l, q = M.shape
-    return M.new_zeros(l, vectors), M.new_zeros(values), M.new_zeros(q, vectors), ok
+    return M.new_zeros(l, t), M.new_zeros(t), M.new_zeros(t, q).mT, ok

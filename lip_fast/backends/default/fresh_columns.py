@@ -5,6 +5,8 @@ Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 
 c of a block is bit c % 32 of word c // 32, and a set bit means +1.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ _WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
 _WORD = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _BLOCK = 128  # bits, hence columns, of one Philox call
+_STEPS = 8  # steps made at a time; their counters still fit the cache at a few thousand rows
 
 
 def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
@@ -41,16 +44,24 @@ def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
 
 def fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
     """(rows, columns) float32 of +-1. See :func:`lip_fast.ops.fresh_columns`."""
+    chunk, offset = divmod(int(step) & 0xFFFFFFFF, _STEPS)
+    signs = torch.from_numpy(_signs(chunk, rows, columns, seed)[offset])
+    return signs.to(device=step.device, dtype=torch.float32).mT
+
+
+@lru_cache(maxsize=8)
+def _signs(chunk: int, rows: int, columns: int, seed: int) -> NDArray[np.int8]:
+    """(_STEPS, columns, rows) of +-1 for a run of steps: each numpy operation is started once for all."""
     blocks = -(-columns // _BLOCK)
-    words = np.empty((rows, 4 * blocks), dtype="<u4")
-    counter = np.zeros((4, rows), dtype=np.uint64)
-    counter[0] = np.arange(rows)
-    counter[1] = int(step) & 0xFFFFFFFF
+    words = np.empty((_STEPS * rows, 4 * blocks), dtype="<u4")
+    counter = np.zeros((4, _STEPS * rows), dtype=np.uint64)
+    counter[0] = np.tile(np.arange(rows, dtype=np.uint64), _STEPS)
+    counter[1] = np.repeat(np.arange(chunk * _STEPS, (chunk + 1) * _STEPS, dtype=np.uint64), rows)
     for block in range(blocks):
         counter[2] = block
         words[:, 4 * block : 4 * block + 4] = philox(counter, seed).T
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :columns]
-    signs = bits.astype(np.float32)
+    signs = bits.astype(np.int8)
     signs *= 2
     signs -= 1
-    return torch.from_numpy(signs).to(step.device)
+    return np.ascontiguousarray(signs.reshape(_STEPS, rows, columns).transpose(0, 2, 1))

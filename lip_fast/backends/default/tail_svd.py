@@ -5,23 +5,31 @@ from torch import Tensor
 
 from lip_fast.backends.default.failed_svd import failed_svd
 
-
-# Relative size of singular values whose vectors a float64 Gram matrix resolves: to 1e-16 over its square, 1e-4.
+# Small sides up to this are decomposed directly: one call of LAPACK costs less than the way round it.
+_SMALL = 32
+# Relative size of singular values whose vectors a float64 Gram matrix resolves: to 1e-16 over its square.
 _RESOLVED = 1e-6
 
 
 def tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A (l, d - rank), S (d,), B (q, d - rank), ok (). See :func:`lip_fast.ops.tail_svd`."""
     try:
-        return _by_svd(M, rank) if M.dtype == torch.float64 else _by_gram(M, rank)
+        if M.dtype == torch.float64 or min(M.shape) <= _SMALL:
+            return _by_svd(M.to(_compute_dtype(M)), rank)
+        return _by_gram(M, rank)
     except torch.linalg.LinAlgError:  # no convergence
-        d = min(M.shape)
-        return failed_svd(M, d, d - rank)
+        A, S, B, ok = failed_svd(M.to(_compute_dtype(M)), min(M.shape))
+        return A[:, rank:].contiguous(), S, B[:, rank:].contiguous(), ok
+
+
+def _compute_dtype(M: Tensor) -> torch.dtype:
+    return torch.float64 if M.dtype == torch.float64 else torch.float32
 
 
 def _by_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ok = torch.isfinite(M).all()
-    A, S, Bh = torch.linalg.svd(torch.where(ok, M, 0), full_matrices=False)
+    # The sum is not finite where an entry is not; where it overflows, so would the products.
+    ok = torch.isfinite(M.sum())
+    A, S, Bh = torch.linalg.svd(M if bool(ok) else torch.zeros_like(M), full_matrices=False)
     return A[:, rank:].contiguous(), S, Bh[rank:].mT.contiguous(), ok
 
 
