@@ -137,7 +137,7 @@ _define("orthonormalize", "(Tensor Y) -> (Tensor, Tensor)", _fake_orthonormalize
 def orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
     """Thin factorisation Y = Q R with orthonormal Q, whatever the rank of Y.
 
-    Column-scaled CholeskyQR in float64 for float32 columns; Householder QR for float64 or near-dependent ones.
+    CholeskyQR in float64 for float32 columns; Householder QR for float64 or nearly dependent ones.
 
     Args:
         Y: (n, m) float32 or float64, finite.

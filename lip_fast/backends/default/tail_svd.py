@@ -27,10 +27,9 @@ def _compute_dtype(M: Tensor) -> torch.dtype:
 
 
 def _by_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # The sum is not finite where an entry is not; where it overflows, so would the products.
-    ok = torch.isfinite(M.sum())
-    A, S, Bh = torch.linalg.svd(M if bool(ok) else torch.zeros_like(M), full_matrices=False)
-    return A[:, rank:].contiguous(), S, Bh[rank:].mT.contiguous(), ok
+    A, S, Bh = torch.linalg.svd(M, full_matrices=False)
+    # Where the solver does not raise, what is not finite shows in the values.
+    return A[:, rank:].contiguous(), S, Bh[rank:].mT.contiguous(), torch.isfinite(S.sum())
 
 
 def _by_gram(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
