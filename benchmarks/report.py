@@ -140,13 +140,17 @@ def _git(folder: Path, *arguments: str) -> bool:
     return done.returncode == 0
 
 
+_STATS = ("median", "q1", "q3")
+
+
 def _entry(row: Row, benchmark: Mapping[str, Any]) -> Entry:
     extra, stats = benchmark["extra_info"], benchmark.get("stats")
     if not isinstance(stats, dict):
         raise Refused(f"row {row.key} has no timings")
-    ours, low, high = (
-        1e6 * _positive(stats.get(name), f"{name} of row {row.key}") for name in ("median", "q1", "q3")
-    )
+    own = extra.get("ours")
+    if isinstance(own, dict):  # timed elsewhere, beside its peers
+        stats = {name: _positive(own.get(f"{name}_us"), f"{name} of row {row.key}") / 1e6 for name in _STATS}
+    ours, low, high = (1e6 * _positive(stats.get(name), f"{name} of row {row.key}") for name in _STATS)
     measured = extra.get("peers")
     peers = {}
     for name in row.peers:

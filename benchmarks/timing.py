@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Call", "Interleaved", "Peer", "Variant", "measure"]
+__all__ = ["Call", "Interleaved", "Peer", "Variant", "measure", "summary"]
 
 
 class Variant(Protocol):

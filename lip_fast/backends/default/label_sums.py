@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lip_fast.targets import IGNORE_INDEX, indices_in_range
 
-# Few enough that features and projections stay in the last-level cache, many enough that starting threads
-# costs nothing beside the product; on other devices the block only bounds the memory of the projections.
-_ROWS_CPU = 8192
+# Few enough that features and projections stay in the cache of a core, many enough that starting threads costs
+# little beside the product; on other devices the block only bounds the memory of the projections.
+_ROWS_CPU = 2048
 _ROWS_DEVICE = 1 << 18
 
 
@@ -65,12 +65,12 @@ def _accumulate(
     for i in range(0, max(len(X), 1), block):
         j = min(i + block, len(X))
         x = X[i:j].to(B.dtype)
-        P = x @ B
         if valid is not None:
-            P = P.masked_fill(~valid[i:j, None], 0)
             x = x.masked_fill(~valid[i:j, None], 0)
+        # First, so that the product finds the block in cache.
         flat = x.reshape(-1)
         energy = torch.dot(flat, flat)
+        P = x @ B
         column = () if bias is None else (P.sum(0),)
         # In place: the block is still in cache, and a temporary of its size would not be.
         numerator = (project(i, j) if A.shape[1] else P.clone()).mul_(P).sum(0)
