@@ -128,7 +128,7 @@ def _fake_orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
     _check_matrix("Y", Y, _COMPUTE_DTYPES)
     n, m = Y.shape
     d = min(n, m)
-    return Y.new_empty(n, d), Y.new_empty(d, m)
+    return Y.new_empty(d, n).mT, Y.new_empty(d, m)
 
 
 _define("orthonormalize", "(Tensor Y) -> (Tensor, Tensor)", _fake_orthonormalize)
@@ -143,7 +143,8 @@ def orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
         Y: (n, m) float32 or float64, finite.
 
     Returns:
-        Q (n, min(n, m)) and R (min(n, m), m) in the dtype of ``Y``; Q^T Q = I to about 1e-6 in float32.
+        Q (n, min(n, m)), its columns contiguous, and R (min(n, m), m), in the dtype of ``Y``; Q^T Q = I to
+        about 1e-6 in float32.
     """
     _check_matrix("Y", Y, _COMPUTE_DTYPES)
     return _orthonormalize(Y)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lip_fast.targets import IGNORE_INDEX, indices_in_range
 
-# Few enough that features and projections stay in the cache of a core, many enough that starting threads costs
-# little beside the product; on other devices the block only bounds the memory of the projections.
+# Few enough that features and projections stay in the cache of a core, many enough that starting threads
+# costs little beside the product; on other devices the block only bounds the memory of the projections.
 _ROWS_CPU = 2048
 _ROWS_DEVICE = 1 << 18
 

@@ -21,6 +21,11 @@ def orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
         # NaN compares false, so columns that are zero or broken end below.
         if int(info) == 0 and float(independent.min()) > _INDEPENDENT:
             Q = torch.linalg.solve_triangular(L.mT, D, upper=True, left=False)
-            return Q.to(Y.dtype).contiguous(), L.mT.to(Y.dtype).contiguous()
+            return _columns_contiguous(Q.to(Y.dtype)), L.mT.to(Y.dtype).contiguous()
     Q, R = torch.linalg.qr(Y)
-    return Q.contiguous(), R.contiguous()
+    return _columns_contiguous(Q), R.contiguous()
+
+
+def _columns_contiguous(Q: Tensor) -> Tensor:
+    """As LAPACK returns it: no copy on CPU."""
+    return Q.mT.contiguous().mT

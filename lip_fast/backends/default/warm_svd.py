@@ -30,10 +30,9 @@ def warm_svd(
         A, S, B = _by_gram(Q, Z, t) or _by_svd(Q, Z, t)
     except torch.linalg.LinAlgError:  # not finite, or no convergence
         return failed_svd(M, t)
-    deviation = B.mT @ B
-    deviation.diagonal().sub_(1)
-    # False as well where something is not a number.
-    ok = deviation.abs().amax() <= _ORTHOGONALITY if t else torch.isfinite(Z.sum())
+    # max |B^T B - I|; false as well where something is not a number.
+    deviation = torch.addmm(torch.eye(t, dtype=B.dtype, device=B.device), B.mT, B, beta=-1)
+    ok = torch.linalg.vector_norm(deviation, torch.inf) <= _ORTHOGONALITY if t else torch.isfinite(Z.sum())
     return A, S, B, ok
 
 
