@@ -64,7 +64,7 @@ def _measure(variant: str) -> int:
     size = row("one-shot")
     problem = one_shot(size)
     # Start the thread pool and the linear algebra library: their memory belongs to neither variant.
-    few = 2000
+    few = 10_000  # more than one block of rows, so that buffers of every shape are there
     _call(variant, OneShot(problem.W, problem.X[:few], problem.y[:few]), size.k)
     if _status("VmHWM") is not None:
         Path("/proc/self/clear_refs").write_text("5")  # sets the mark back to the current size

@@ -63,9 +63,9 @@ class LIPPath:
 
     Attributes:
         W: (q, l) the weight that was decomposed, in the dtype of the computation.
-        U: (q, d) left singular vectors, d = min(q, l).
+        U: (q, d) left singular vectors, d = min(q, l); those that no requested k needs may be zero.
         S: (d,) singular values, descending.
-        V: (l, d) right singular vectors.
+        V: (l, d) right singular vectors, likewise.
         refitted: (d,) least-squares singular values s_i*; NaN where no requested k needs them.
         ks: the numbers of kept directions that were asked for.
         dtype: of the weights handed out.
@@ -158,14 +158,25 @@ def lip_path(
     with torch.no_grad():
         compute = _compute_dtype(W.dtype)
         weight = W.detach().to(compute)
-        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
-        V = Vh.mT
         first = min(ks)
+        U, S, V = _decompose(weight, first)
         sums, unseen = _sum(data, W, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
         fitted = (sums.numerator / sums.denominator).to(compute)
         refitted = S.new_full((d,), math.nan)
         refitted[first:] = torch.where(sums.denominator > unseen * sums.energy, fitted, S[first:])
     return LIPPath(weight, U, S, V, refitted, ks, W.dtype)
+
+
+def _decompose(W: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V of W, where the singular vectors before ``first`` may be zero: they are not asked for."""
+    svd = ops.tail_svd(W, rank=first)
+    # tail_svd has no vectors for values at the rounding of float32; the paper refits those as well.
+    if bool(svd.ok & (svd.S[-1:] > 1e-5 * svd.S[:1]).all()):
+        U, V = W.new_zeros(len(W), len(svd.S)), W.new_zeros(W.shape[1], len(svd.S))
+        U[:, first:], V[:, first:] = svd.A, svd.B
+        return U, svd.S, V
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return U, S, Vh.mT
 
 
 def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Iterable[tuple[Tensor, Targets]]:

@@ -9,7 +9,7 @@ from lip_fast.targets import IGNORE_INDEX, indices_in_range
 
 # Few enough that features and projections stay in the cache of a core, many enough that starting threads
 # costs little beside the product; on other devices the block only bounds the memory of the projections.
-_ROWS_CPU = 2048
+_ROWS_CPU = 4096
 _ROWS_DEVICE = 1 << 18
 
 
