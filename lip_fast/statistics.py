@@ -13,7 +13,7 @@ from lip_fast.validation import check_finite, check_float_matrix, check_int, des
 __all__ = ["LabelStatistics", "LinearPath", "LinearWeight"]
 
 # Rows of which a product is taken at a time: bounds the copies of features that are masked or converted.
-_ROWS = 1 << 15
+_ROWS = 1 << 13
 
 
 class LinearWeight(NamedTuple):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.labels import check_source
 from lip_fast.harness.noise import NOISES
 
 __all__ = ["METHODS", "OPTIMIZERS", "TrainConfig"]
@@ -32,10 +33,21 @@ class TrainConfig:
             LIP are checked by :class:`lip_fast.LIP` itself, which knows the size of the head.
     """
 
-    data: str = _setting("digits", "data set, as name or name:argument; known: digits")
+    data: str = _setting(
+        "digits",
+        "data set: digits, fashion-mnist[:FOLDER], cifar10:FOLDER, partial labels in FILE.mat or embeddings "
+        "in FILE.npz",
+    )
     seeds: int = _setting(3, "number of repetitions: seeds 0 to N - 1")
-    noise: str = _setting("symmetric", f"kind of label noise; known: {', '.join(NOISES)}")
-    noise_rate: float = _setting(0.4, "share of wrong training labels, in [0, 1)")
+    noise: str = _setting(
+        "auto",
+        f"wrong labels: made ({', '.join(NOISES)}), the data's own (own), human:FILE#SET of CIFAR-10N, or "
+        "file:LABELS.npz of another run; auto: own where the data have some, else symmetric",
+    )
+    noise_rate: float = _setting(
+        0.4,
+        "share of wrong training labels, in [0, 1); of partial labels the probability of a wrong candidate",
+    )
     methods: tuple[str, ...] = _setting(
         tuple(METHODS), f"what to compare, one or more of: {', '.join(METHODS)}"
     )
@@ -78,7 +90,7 @@ class TrainConfig:
         # YAML and the command line give lists; a setting cannot be changed.
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
-        _check_known("label noise", self.noise, NOISES)
+        check_source(self.noise)
         _check_known("optimizer", self.optimizer, OPTIMIZERS)
         for method in self.methods:
             _check_known("method", method, METHODS)

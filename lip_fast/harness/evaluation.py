@@ -18,7 +18,7 @@ class Scores(NamedTuple):
     Attributes:
         test_accuracy: on the test part, whose labels are clean.
         memorised: share of the wrongly labelled training samples for which the network predicts that
-            wrong label; None where there are none.
+            wrong label, or one of the wrong candidates; None where there are none.
     """
 
     test_accuracy: float
@@ -30,22 +30,29 @@ class Evaluator:
 
     Args:
         dataset: the data.
-        labels: (n,) int64 training labels learned from.
+        labels: (n,) int64 training labels learned from, or (n, l) uint8 candidate sets.
     """
 
     def __init__(self, dataset: Dataset, labels: np.ndarray) -> None:
-        wrong = labels != dataset.train_labels
+        if labels.ndim == 2:  # the wrong candidates of each sample
+            wrong_labels = labels.astype(bool)
+            wrong_labels[np.arange(len(labels)), dataset.train_labels] = False
+            wrong = wrong_labels.any(1)
+        else:
+            wrong_labels, wrong = labels, labels != dataset.train_labels
         self._test_x = torch.from_numpy(dataset.test_features)
         self._test_y = torch.from_numpy(dataset.test_labels)
         self._wrong_x = torch.from_numpy(dataset.train_features[wrong])
-        self._wrong_y = torch.from_numpy(labels[wrong])
+        self._wrong_y = torch.from_numpy(wrong_labels[wrong])
 
     @torch.no_grad()
     def __call__(self, model: MLP, head: nn.Linear) -> Scores:
         """Score ``head`` on the features of ``model``; ``model.head`` scores the network itself."""
 
         def agreement(x: torch.Tensor, y: torch.Tensor) -> float:
-            return (head(model.features(x)).argmax(1) == y).double().mean().item()
+            predicted = head(model.features(x)).argmax(1)
+            hits = predicted == y if y.ndim == 1 else y.gather(1, predicted[:, None])
+            return hits.double().mean().item()
 
         memorised = agreement(self._wrong_x, self._wrong_y) if len(self._wrong_y) else None
         return Scores(agreement(self._test_x, self._test_y), memorised)

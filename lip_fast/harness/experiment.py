@@ -13,10 +13,10 @@ from lip_fast.harness.config import METHODS, TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.evaluation import Evaluator, Scores
+from lip_fast.harness.labels import training_labels
 from lip_fast.harness.models import MLP
-from lip_fast.harness.noise import make_noisy
 from lip_fast.harness.posthoc import repaired_head
-from lip_fast.harness.seeding import initialisation, stream
+from lip_fast.harness.seeding import initialisation
 from lip_fast.harness.training import Training, make_lip
 
 __all__ = ["Record", "SeedResult", "check_fits", "run_seed", "trained_methods"]
@@ -33,7 +33,7 @@ class Record:
     Attributes:
         test_accuracy: fraction of the test part classified right.
         memorised: fraction of the wrong training labels that are predicted; None without wrong labels.
-        train_loss: mean cross entropy on the noisy labels.
+        train_loss: mean loss on the noisy labels.
         step_seconds: mean time of an optimizer step, with all that LIP does for it.
         repair_seconds: time of one repair after the training; empty for a method that trains.
         singular_values: of the head in the end, descending.
@@ -63,7 +63,7 @@ class SeedResult:
 
     Attributes:
         seed: of noise, initialisation and batches.
-        labels: (n,) int64 training labels learned from.
+        labels: (n,) int64 training labels learned from, or (n, l) uint8 candidate sets.
         records: by method, in the order of ``METHODS``.
     """
 
@@ -73,11 +73,13 @@ class SeedResult:
 
 
 def check_fits(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse settings of LIP that do not fit the head, before any time is spent.
+    """Refuse settings of LIP that do not fit the head, and labels that do not fit the data, at once.
 
     Raises:
-        UserError: with LIP's own message.
+        UserError: with LIP's own message, or what is wrong with the labels.
     """
+    for seed in range(config.seeds):
+        training_labels(config.noise, config.noise_rate, dataset.for_seed(seed), seed)
     try:
         with initialisation(seed=0):  # the global random state stays as it is
             head = nn.Linear(config.hidden[-1], len(dataset.class_names))
@@ -101,15 +103,15 @@ def run_seed(
 
     Args:
         config: the settings.
-        dataset: the data.
+        dataset: the data; a part for testing is split off by the seed where they have none.
         seed: of noise, initialisation and batches.
         on_epoch: called after each epoch with the method in training and its test accuracy.
 
     Raises:
-        UserError: training diverged.
+        UserError: training diverged, or the labels cannot be had.
     """
-    clean, classes = dataset.train_labels, len(dataset.class_names)
-    labels = make_noisy(config.noise, clean, config.noise_rate, classes, stream(seed, "noise"))
+    dataset = dataset.for_seed(seed)
+    labels = training_labels(config.noise, config.noise_rate, dataset, seed)
     evaluate = Evaluator(dataset, labels)
     records = {method: Record() for method in METHODS}
     # LIP afterwards shares the plain training, and so what is known of it.

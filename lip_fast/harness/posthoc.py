@@ -9,6 +9,7 @@ from torch import nn
 import lip_fast
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
+from lip_fast.harness.labels import as_targets
 from lip_fast.harness.models import MLP
 from lip_fast.harness.training import make_lip
 
@@ -24,7 +25,7 @@ def repaired_head(
     Args:
         config: the settings; of those of LIP only ``rank`` matters afterwards.
         dataset: the data.
-        labels: (n,) int64 training labels learned from.
+        labels: (n,) int64 training labels learned from, or (n, l) uint8 candidate sets.
         model: the trained network; it is not changed.
 
     Returns:
@@ -35,6 +36,6 @@ def repaired_head(
         rank = lip_fast.select_rank(torch.linalg.svdvals(model.head.weight))
     features = model.features(torch.from_numpy(dataset.train_features))
     head = copy.deepcopy(model.head)
-    weight = lip_fast.lip(head.weight.T, features, torch.from_numpy(labels), rank, bias=head.bias)
+    weight = lip_fast.lip(head.weight.T, features, as_targets(labels), rank, bias=head.bias)
     head.weight.copy_(weight.T)
     return head, rank

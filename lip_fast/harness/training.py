@@ -10,6 +10,8 @@ from torch import Tensor
 import lip_fast
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
+from lip_fast.harness.labels import as_targets
+from lip_fast.harness.losses import label_loss
 from lip_fast.harness.models import MLP
 from lip_fast.harness.seeding import initialisation, order_generator
 
@@ -20,7 +22,7 @@ class Epoch(NamedTuple):
     """What one epoch reports.
 
     Attributes:
-        loss: mean cross entropy over the (noisy) training labels, before each step.
+        loss: mean loss over the (noisy) training labels, before each step.
         step_seconds: mean time of ``observe`` (where LIP is on) and ``optimizer.step``.
     """
 
@@ -36,7 +38,7 @@ class Training:
     Args:
         config: the settings.
         dataset: the data.
-        labels: (n,) int64 training labels to learn from.
+        labels: (n,) int64 training labels to learn from, or (n, l) uint8 candidate sets.
         seed: of initialisation and batches.
         in_step: apply LIP in the optimizer step.
 
@@ -48,7 +50,7 @@ class Training:
         self, config: TrainConfig, dataset: Dataset, labels: np.ndarray, seed: int, *, in_step: bool
     ) -> None:
         self._features = torch.from_numpy(dataset.train_features)
-        self._labels = torch.from_numpy(labels)
+        self._labels = as_targets(labels)
         self._batch_size = config.batch_size
         self._order = order_generator(seed)
         with initialisation(seed):
@@ -71,7 +73,7 @@ class Training:
     def _step(self, x: Tensor, y: Tensor) -> tuple[float, float]:
         self._optimizer.zero_grad()
         features = self.model.features(x)
-        loss = torch.nn.functional.cross_entropy(self.model.head(features), y)
+        loss = label_loss(self.model.head(features), y)
         loss.backward()
         start = time.perf_counter()
         if self.lip is not None:

@@ -42,7 +42,10 @@ def test_split_is_stratified(digits: Dataset) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digit", "unknown data set 'digit': known are digits; the nearest is 'digits'"),
+        (
+            "digit",
+            "unknown data set 'digit': known are digits, fashion-mnist, cifar10; the nearest is 'digits'",
+        ),
         ("", "unknown data set ''"),
         ("digits:8", "data set digits takes no argument, got '8'"),
     ],

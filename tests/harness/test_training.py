@@ -147,7 +147,7 @@ def test_afterwards_shares_the_plain_training(digits: Dataset) -> None:
 
 def test_no_method_learns_from_clean_labels(digits: Dataset, monkeypatch) -> None:
     labels = noisy_labels(digits)
-    monkeypatch.setattr(experiment, "make_noisy", lambda *arguments: labels)
+    monkeypatch.setattr(experiment, "training_labels", lambda *arguments: labels)
     config = TrainConfig(**SMALL, rank=4)
     lie = Dataset(**{**vars(digits), "train_labels": (digits.train_labels + 1) % 10})
     told_truth, told_lie = (

@@ -14,6 +14,7 @@ from lip_fast.harness.config import METHODS, TrainConfig
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.experiment import SeedResult, check_fits, run_seed, trained_methods
 from lip_fast.harness.figures import save_spectrum
+from lip_fast.harness.labels import describe_labels
 from lip_fast.harness.noise import labels_sha256, save_labels
 from lip_fast.harness.runs import environment, new_run, write_json, write_yaml
 from lip_fast.harness.summary import summarise
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     check_fits(config, dataset)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    subject = f"{dataset.name}, {100 * config.noise_rate:g}% {config.noise} label noise"
+    subject = f"{dataset.name}, {describe_labels(config.noise, config.noise_rate, dataset)}"
     with new_run(Path(config.out), config.name) as (folder, final_folder):
         print(
             f"{subject}: {len(dataset.train_labels)} training and {len(dataset.test_labels)} test samples, "
@@ -91,11 +92,13 @@ def _write(
             ],
         },
     )
+    parts = [dataset.for_seed(result.seed) for result in results]
+    shared = dataset.split is None
     save_labels(
         folder / "labels.npz",
         [result.seed for result in results],
-        dataset.train_indices,
-        dataset.train_labels,
+        dataset.train_indices if shared else np.stack([part.train_indices for part in parts]),
+        dataset.train_labels if shared else np.stack([part.train_labels for part in parts]),
         np.stack([result.labels for result in results]),
     )
     save_spectrum(folder / "spectrum.png", results, f"Spectrum of the head: {subject}")
