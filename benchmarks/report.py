@@ -206,7 +206,7 @@ def _positive(value: object, what: str) -> float:
 
 def render(result: Result) -> str:
     """The report in Markdown, without the markers."""
-    parts = [_about(result), _one_shot(result), _truncated(result), _exact(result)]
+    parts = [_about(result), _one_shot(result), _truncated(result), _exact(result), _statistics(result)]
     noisy = [e.row.key for e in result.entries if e.quartiles[1] > NOISY * e.quartiles[0]]
     if noisy:
         parts.append(
@@ -317,6 +317,27 @@ def _exact(result: Result) -> str:
         "**One optimizer step with exact LIP**: `LIP(..., tail_rank=None)`, k near 0.9 min(l, q), against "
         "the same step with `reference.lip_step`.\n\n"
         + _table(["head", "k", "ours", "reference", "ours is", "error"], lines)
+    )
+
+
+def _statistics(result: Result) -> str:
+    lines = []
+    for entry in (*result.of("statistics"), *result.of("ridge-path")):
+        row = entry.row
+        if row.kind == "statistics":
+            what = f"`update`, {row.n} rows streamed"
+            others = {"products": "X\u1d40 X alone"}
+        else:
+            what = f"`ridge_path`, {row.k} alphas"
+            others = {"one alpha": "one alpha", "solve": "`torch.linalg.solve`, one alpha"}
+        for peer, label in others.items():
+            ratio = entry.ours / entry.peers[peer]
+            verdict = _verdict(row.target("time", peer), entry.ours, entry.peers[peer])
+            cells = [what, _time(entry.ours), label, _time(entry.peers[peer]), f"{ratio:.2f}x" + verdict]
+            lines.append([*cells, _error(entry)])
+    return (
+        "**Label statistics**, q = 512, l = 100, from float32 features and class indices into float64 "
+        "accumulators.\n\n" + _table(["", "ours", "beside", "it takes", "ours / it", "error"], lines)
     )
 
 

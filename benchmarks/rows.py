@@ -50,19 +50,20 @@ class Row:
 
     Args:
         key: name of the row in the results.
-        kind: "one-shot" is ``lip()``; "truncated" and "exact" are optimizer steps.
+        kind: "one-shot" is ``lip()``; "truncated" and "exact" are optimizer steps; "statistics" is
+            ``LabelStatistics.update`` over a stream, "ridge-path" its ``ridge_path``.
         l: classes.
         q: features.
-        k: principal directions kept.
+        k: principal directions kept; of a ridge path, the number of alphas.
         tail_rank: directions refitted below them; None for all that remain.
-        n: samples (one-shot) or batch size.
+        n: samples, or batch size of a step.
         peers: what is timed beside ours, in the same rounds.
         gates: the checks that must have passed before anything was timed.
         targets: the ratios promised; rows without a promise show their ratios alone.
     """
 
     key: str
-    kind: Literal["one-shot", "truncated", "exact"]
+    kind: Literal["one-shot", "truncated", "exact", "statistics", "ridge-path"]
     l: int
     q: int
     k: int
@@ -143,6 +144,31 @@ ROWS: tuple[Row, ...] = (
     _exact(1000, 2048),
     _exact(100, 512),
     _exact(10, 512),
+    Row(
+        "statistics",
+        "statistics",
+        l=100,
+        q=512,
+        k=0,
+        tail_rank=None,
+        n=1_000_000,
+        peers=("products",),
+        gates=("distance",),
+        # 70% of the rate of the products.
+        targets=(Target("time", "products", at_most=1 / 0.7),),
+    ),
+    Row(
+        "ridge-path",
+        "ridge-path",
+        l=100,
+        q=512,
+        k=20,
+        tail_rank=None,
+        n=8192,
+        peers=("one alpha", "solve"),
+        gates=("distance",),
+        targets=(Target("time", "one alpha", at_most=2),),
+    ),
 )
 
 

@@ -114,6 +114,7 @@ def measure(
     *,
     rounds: int,
     sums: Mapping[str, tuple[str, ...]] | None = None,
+    warm: bool = True,
 ) -> None:
     """Time ours as the benchmark's own entry and the peers into its ``extra_info["peers"]``.
 
@@ -125,8 +126,9 @@ def measure(
         peers: what is timed beside it.
         rounds: how often ours runs.
         sums: names of further peers whose time is the sum of others', round by round.
+        warm: make an untimed call before each timed one; not worth its time where a call takes seconds.
     """
-    setup = Interleaved(ours, peers, warm=not benchmark.disabled)
+    setup = Interleaved(ours, peers, warm=warm and not benchmark.disabled)
     benchmark.pedantic(ours, setup=setup, rounds=rounds)
     results = {name: summary(peer.seconds) for name, peer in peers.items()}
     for name, parts in (sums or {}).items():

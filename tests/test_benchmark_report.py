@@ -166,7 +166,7 @@ def test_every_table_line_has_the_columns_of_its_header(files: Files) -> None:
     for block in rendered(complete(), files).split("\n\n"):
         if block.startswith("|"):
             widths.append({line.count("|") for line in block.splitlines()})
-    assert len(widths) == 3
+    assert len(widths) == 4
     assert all(len(width) == 1 for width in widths)
 
 

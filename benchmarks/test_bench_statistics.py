@@ -1,0 +1,81 @@
+"""Label statistics streamed over a million rows against their products; ridge regression for many alphas."""
+
+from typing import Any
+
+import torch
+
+from benchmarks.gates import Gate, distance, require
+from benchmarks.rows import row
+from benchmarks.timing import Call, Peer, measure
+from lip_fast import LabelStatistics
+
+# Rows of one batch of the stream: what a loader of embeddings hands out. The same batches come again and
+# again, so that a million rows need no more memory than these.
+BATCH = 8192
+BATCHES = 4
+# Sums of 8192 float32 products, added up in float64.
+DISTANCE = 1e-6
+# Normal equations in float64, of a Gram matrix in float32 products.
+RIDGE_DISTANCE = 1e-4
+
+
+def _batches(q: int, l: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    g = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(BATCH, q, generator=g) + 0.1, torch.randint(l, (BATCH,), generator=g))
+        for _ in range(BATCHES)
+    ]
+
+
+def test_statistics(benchmark: Any) -> None:
+    size = row("statistics")
+    benchmark.extra_info["row"] = size.key
+    batches = _batches(size.q, size.l)
+    rounds = round(size.n / BATCH)
+
+    expected = torch.zeros(size.q, size.q + size.l, dtype=torch.float64)
+    for X, y in batches:
+        Y = torch.nn.functional.one_hot(y, size.l).double()
+        expected += X.double().mT @ torch.cat([X.double(), Y], 1)
+    statistics = LabelStatistics(size.q, size.l).update(batches)
+    got = torch.cat([statistics.G[:-1, :-1], statistics.C[:-1]], 1)
+    once = LabelStatistics(size.q, size.l).update(batches[:-1])
+    control = distance(torch.cat([once.G[:-1, :-1], once.C[:-1]], 1), expected)
+    require(benchmark, [Gate("distance", distance(got, expected), DISTANCE, control)])
+
+    def ours() -> None:
+        LabelStatistics(size.q, size.l).update(batches[i % BATCHES] for i in range(rounds))
+
+    def products() -> None:
+        # Class indices need no product with the labels.
+        G = torch.zeros(size.q, size.q)
+        for i in range(rounds):
+            X = batches[i % BATCHES][0]
+            G.addmm_(X.mT, X)
+
+    measure(benchmark, Call(ours), {"products": Peer(Call(products))}, rounds=5, warm=False)
+
+
+def test_ridge_path(benchmark: Any) -> None:
+    size = row("ridge-path")
+    benchmark.extra_info["row"] = size.key
+    X, y = _batches(size.q, size.l)[0]
+    statistics = LabelStatistics(size.q, size.l).update(X, y)
+    alphas = [10.0**e for e in torch.linspace(-2, 5, size.k).tolist()]
+    Y = torch.nn.functional.one_hot(y, size.l).double()
+    centred = X.double() - X.double().mean(0)
+    G, C = centred.mT @ centred, centred.mT @ (Y - Y.mean(0))
+    identity = torch.eye(size.q, dtype=torch.float64)
+
+    def solve(alpha: float = alphas[-1]) -> torch.Tensor:
+        return torch.linalg.solve(G + alpha * identity, C).mT
+
+    def path(count: int) -> torch.Tensor:
+        members = statistics.ridge_path(alphas[-count:])
+        return torch.stack([members[i].M for i in range(count)])
+
+    expected = torch.stack([solve(alpha) for alpha in alphas])
+    control = distance(torch.stack([solve(2 * alpha) for alpha in alphas]), expected)
+    require(benchmark, [Gate("distance", distance(path(size.k), expected), RIDGE_DISTANCE, control)])
+    peers = {"one alpha": Peer(Call(lambda: path(1))), "solve": Peer(Call(solve))}
+    measure(benchmark, Call(lambda: path(size.k)), peers, rounds=40)
