@@ -1,0 +1,43 @@
+"""The data sets: asked for by name, as ``name:FOLDER``, or as a ``.mat`` or ``.npz`` file.
+
+All come as float32 features and int64 labels, one reader in each module.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lip_fast.harness.data.cifar10 import cifar10
+from lip_fast.harness.data.dataset import Dataset
+from lip_fast.harness.data.digits import digits
+from lip_fast.harness.data.embeddings import read_embeddings
+from lip_fast.harness.data.fashion_mnist import fashion_mnist
+from lip_fast.harness.data.partial_labels import read_partial_labels
+from lip_fast.harness.errors import UserError, unknown_name
+
+__all__ = ["LOADERS", "READERS", "Dataset", "load"]
+
+LOADERS: dict[str, Callable[[str], Dataset]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+}
+READERS: dict[str, Callable[[Path], Dataset]] = {
+    ".mat": read_partial_labels,
+    ".npz": read_embeddings,
+}
+
+
+def load(name: str) -> Dataset:
+    """The data set called ``name`` or ``name:argument``, or the one in a file ``*.mat`` or ``*.npz``.
+
+    Raises:
+        UserError: there is no such data set, or it cannot be read.
+    """
+    kind, _, argument = name.partition(":")
+    if kind in LOADERS:
+        return LOADERS[kind](argument)
+    if read := READERS.get(Path(name).suffix.lower()):
+        return read(Path(name))
+    if Path(name).suffix and Path(name).exists():
+        raise UserError(f"expected a data file ending in {' or '.join(READERS)}, got {name}")
+    raise unknown_name("data set", kind, LOADERS)

@@ -1,0 +1,44 @@
+"""What every reader returns."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Dataset"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A classification task with clean labels.
+
+    Attributes:
+        name: as messages and titles call it.
+        train_features: (n, d) float32, finite.
+        train_labels: (n,) int64, clean.
+        train_indices: (n,) int64, the rows of the source that make up the training part.
+        test_features: (m, d) float32, finite.
+        test_labels: (m,) int64.
+        class_names: one for each class, at least two.
+        given_labels: the wrong labels that the training part comes with, (n,) int64 class indices or
+            (n, l) uint8 candidate sets; None where it comes with clean labels alone.
+        similar_classes: (l,) int64, the class that each class is mistaken for in asymmetric noise, itself
+            where it is mistaken for none; None for the next class.
+        split: gives the data set in the split of a seed; None where training and test part are fixed.
+    """
+
+    name: str
+    train_features: np.ndarray
+    train_labels: np.ndarray
+    train_indices: np.ndarray
+    test_features: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    given_labels: np.ndarray | None = None
+    similar_classes: np.ndarray | None = None
+    split: "Callable[[int], Dataset] | None" = dataclasses.field(default=None, repr=False)
+
+    def for_seed(self, seed: int) -> "Dataset":
+        """The data set as a repetition uses it: split by its seed, where the source has no test part."""
+        return self if self.split is None else self.split(seed)

@@ -1,0 +1,62 @@
+"""Features that some other network computed, in a NumPy archive."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lip_fast.harness.data.dataset import Dataset
+from lip_fast.harness.data.reading import checked_features, checked_labels, reading
+from lip_fast.harness.errors import UserError
+
+__all__ = ["read_embeddings"]
+
+REQUIRED = ("train_features", "train_labels", "test_features", "test_labels")
+CLEAN = "train_clean_labels"
+
+
+def read_embeddings(path: Path) -> Dataset:
+    """An archive with ``train_features`` (n, d), ``train_labels`` (n,), ``test_features``, ``test_labels``.
+
+    Features stay as they are. Where the archive also has ``train_clean_labels``, ``train_labels`` are the
+    wrong labels that it comes with.
+
+    Raises:
+        UserError: the file is missing or damaged, or its arrays are not these or do not fit each other.
+    """
+    with reading(path, "a NumPy .npz archive"), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"expected a NumPy .npz archive, {path} holds a single array")
+        if missing := [key for key in REQUIRED if key not in archive.files]:
+            raise UserError(
+                f"expected {', '.join(REQUIRED)} in {path}, found no {' and no '.join(missing)}"
+                f" among {', '.join(archive.files) or 'nothing'}"
+            )
+        arrays = {key: archive[key] for key in (*REQUIRED, CLEAN) if key in archive.files}
+    train = checked_features(path, "train_features", arrays["train_features"])
+    test = checked_features(path, "test_features", arrays["test_features"])
+    if train.shape[1] != test.shape[1]:
+        raise UserError(
+            f"expected test_features of {path} with {train.shape[1]} columns as train_features, "
+            f"found {test.shape[1]}"
+        )
+    rows = {name: len(train) for name in ("train_labels", CLEAN)} | {"test_labels": len(test)}
+    # A class without a sample is possible, more classes than samples are damage.
+    labels = {
+        name: checked_labels(path, name, arrays[name], rows[name], len(train) + len(test))
+        for name in rows
+        if name in arrays
+    }
+    classes = 1 + max(int(values.max()) for values in labels.values())
+    if classes < 2:
+        raise UserError(f"expected at least two classes in {path}, found {classes}")
+    return Dataset(
+        name=path.stem,
+        train_features=train,
+        train_labels=labels.get(CLEAN, labels["train_labels"]),
+        train_indices=np.arange(len(train)),
+        test_features=test,
+        test_labels=labels["test_labels"],
+        class_names=tuple(map(str, range(classes))),
+        given_labels=labels["train_labels"] if CLEAN in labels else None,
+    )

@@ -1,0 +1,96 @@
+"""Training on candidate sets, from the loss to the repaired head."""
+
+import numpy as np
+import pytest
+import torch
+
+from lip_fast import reference
+from lip_fast.harness.config import TrainConfig
+from lip_fast.harness.data import Dataset
+from lip_fast.harness.evaluation import Evaluator
+from lip_fast.harness.experiment import run_seed
+from lip_fast.harness.labels import as_targets, training_labels
+from lip_fast.harness.losses import label_loss
+from lip_fast.harness.models import MLP
+from lip_fast.harness.posthoc import repaired_head
+from lip_fast.harness.seeding import initialisation
+from lip_fast.harness.training import Training
+
+SMALL = {"epochs": 2, "hidden": (32, 16), "seeds": 1, "noise": "partial", "noise_rate": 0.3}
+
+
+def test_loss_is_the_papers(generator: torch.Generator) -> None:
+    logits = torch.randn(6, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    candidates = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]] * 2).double()
+    expected = -(logits.softmax(1) * candidates).sum(1).log().mean()
+    loss = label_loss(logits, candidates)
+    torch.testing.assert_close(loss, expected)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_one_candidate_each_is_cross_entropy(generator: torch.Generator) -> None:
+    logits = torch.randn(6, 4, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    one_hot = torch.nn.functional.one_hot(labels, 4).float()
+    torch.testing.assert_close(label_loss(logits, one_hot), label_loss(logits, labels))
+
+
+def test_loss_of_extreme_logits_is_finite() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = label_loss(logits, torch.tensor([[0.0, 1.0, 0.0]]))
+    loss.backward()
+    assert loss.item() == 2e4
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
+def test_training_on_sets_learns(digits: Dataset) -> None:
+    candidates = training_labels("partial", 0.3, digits, 0)
+    training = Training(TrainConfig(), digits, candidates, 0, in_step=False)
+    losses = [training.run_epoch().loss for _ in range(8)]
+    assert losses[-1] < losses[0] / 2
+    assert Evaluator(digits, candidates)(training.model, training.model.head).test_accuracy > 0.9
+
+
+def test_every_method_runs_on_sets(digits: Dataset) -> None:
+    result = run_seed(TrainConfig(**SMALL, rank=6), digits, 0, lambda method, accuracy: None)
+    assert result.labels.shape == (1437, 10)
+    assert result.records["in-step"].lip["applied"] == 2 * 23
+    for record in result.records.values():
+        assert all(0 <= value <= 1 for value in record.memorised if value is not None)
+    plain, in_step = (result.records[method].singular_values for method in ("plain", "in-step"))
+    assert plain != in_step
+
+
+def test_repaired_head_is_the_papers(digits: Dataset) -> None:
+    candidates = training_labels("partial", 0.3, digits, 0)
+    with initialisation(0):
+        model = MLP(64, [16], 10).double()
+    wide = Dataset(**{**vars(digits), "train_features": digits.train_features.astype(np.float64)})
+    head, k = repaired_head(TrainConfig(rank=4), wide, candidates, model)
+    with torch.no_grad():
+        expected = reference.lip(
+            model.head.weight.T,
+            model.features(torch.from_numpy(wide.train_features)),
+            as_targets(candidates).double(),
+            k,
+            bias=model.head.bias,
+        ).T
+    torch.testing.assert_close(head.weight, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_memorised_counts_wrong_candidates(digits: Dataset) -> None:
+    with initialisation(0):
+        model = MLP(64, [8], 10)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.arange(10) == 4)  # says 4, whatever comes
+    clean = digits.train_labels
+    candidates = np.eye(10, dtype=np.uint8)[clean]
+    assert Evaluator(digits, candidates)(model, model.head).memorised is None
+    candidates[:100, 4] = 1
+    candidates[100:150, 5] = 1
+    wrong = np.r_[(clean[:100] != 4), (clean[100:150] != 5)].sum()
+    expected = (clean[:100] != 4).sum() / wrong
+    assert Evaluator(digits, candidates)(model, model.head).memorised == pytest.approx(expected)
