@@ -9,13 +9,20 @@ from lip_fast.harness.errors import UserError, unknown_name
 from lip_fast.harness.labels import check_source
 from lip_fast.harness.noise import NOISES
 
-__all__ = ["METHODS", "OPTIMIZERS", "TrainConfig"]
+__all__ = ["CHOOSING", "METHODS", "OPTIMIZERS", "REPAIRS", "TrainConfig"]
 
 METHODS = {
     "plain": "plain",
     "in-step": "LIP in the step",
     "post-hoc": "LIP afterwards",
+    "ridge": "ridge afterwards",
+    "auto": "best repair afterwards",
 }
+# Those that repair the plain network's head instead of training one of their own, and those of them that
+# choose by held-out labels.
+REPAIRS = ("post-hoc", "ridge", "auto")
+CHOOSING = ("ridge", "auto")
+DEFAULT_METHODS = ("plain", "in-step", "post-hoc")
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -49,7 +56,13 @@ class TrainConfig:
         "share of wrong training labels, in [0, 1); of partial labels the probability of a wrong candidate",
     )
     methods: tuple[str, ...] = _setting(
-        tuple(METHODS), f"what to compare, one or more of: {', '.join(METHODS)}"
+        DEFAULT_METHODS, f"what to compare, one or more of: {', '.join(METHODS)}"
+    )
+    # A tenth: enough to tell candidates apart, and hardly missed by the training.
+    holdout_fraction: float = _setting(
+        0.1,
+        "share of the training samples that no method trains on and whose labels, wrong as they are, "
+        "choose the repair; only with the methods " + " and ".join(CHOOSING),
     )
     # Network, epochs and learning rate: chosen on the plain network alone (seed 0, its test accuracy), so
     # that it trains in seconds and long enough to learn wrong labels by heart.
@@ -104,6 +117,7 @@ class TrainConfig:
             ("threads", 1 if self.threads is None else self.threads),
         ):
             _check(name, value, "at least 1", value >= 1)
+        _check("holdout_fraction", self.holdout_fraction, "in (0, 1)", 0 < self.holdout_fraction < 1)
         _check("noise_rate", self.noise_rate, "in [0, 1)", 0 <= self.noise_rate < 1)
         _check("lr", self.lr, "above 0 and finite", 0 < self.lr < math.inf)
         _check("weight_decay", self.weight_decay, "finite, 0 or more", 0 <= self.weight_decay < math.inf)

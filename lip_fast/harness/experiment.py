@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from lip_fast.harness.config import METHODS, TrainConfig
+from lip_fast.harness.config import CHOOSING, METHODS, REPAIRS, TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.evaluation import Evaluator, Scores
 from lip_fast.harness.labels import training_labels
 from lip_fast.harness.models import MLP
-from lip_fast.harness.posthoc import repaired_head
-from lip_fast.harness.seeding import initialisation
+from lip_fast.harness.posthoc import Rows, repaired_head
+from lip_fast.harness.seeding import initialisation, stream
 from lip_fast.harness.training import Training, make_lip
 
 __all__ = ["Record", "SeedResult", "check_fits", "run_seed", "trained_methods"]
@@ -89,8 +89,8 @@ def check_fits(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def trained_methods(config: TrainConfig) -> list[str]:
-    """The methods that need a training of their own: LIP afterwards shares the plain one."""
-    wanted = {"plain" if method == "post-hoc" else method for method in config.methods}
+    """The methods that need a training of their own: repairs share the plain one."""
+    wanted = {"plain" if method in REPAIRS else method for method in config.methods}
     return [method for method in METHODS if method in wanted]
 
 
@@ -99,7 +99,8 @@ def run_seed(
 ) -> SeedResult:
     """Train and score every method of the settings.
 
-    LIP afterwards is scored at each epoch, on a copy: what it gives if training stopped there.
+    Repairs are scored at each epoch, on a copy of the plain network's head: what they give if training
+    stopped there.
 
     Args:
         config: the settings.
@@ -112,18 +113,24 @@ def run_seed(
     """
     dataset = dataset.for_seed(seed)
     labels = training_labels(config.noise, config.noise_rate, dataset, seed)
-    evaluate = Evaluator(dataset, labels)
+    kept, held = _hold_out(config, len(labels), seed)
+    trained = dataset.with_training_rows(kept)
+    rows = Rows(trained.train_features, labels[kept])
+    held_out = Rows(dataset.train_features[held], labels[held])
+    evaluate = Evaluator(trained, rows.labels)
     records = {method: Record() for method in METHODS}
-    # LIP afterwards shares the plain training, and so what is known of it.
-    records["post-hoc"].train_loss = records["plain"].train_loss
-    records["post-hoc"].step_seconds = records["plain"].step_seconds
+    repairs = [method for method in REPAIRS if method in config.methods]
+    for method in repairs:
+        # It shares the plain training, and so what is known of it.
+        records[method].train_loss = records["plain"].train_loss
+        records[method].step_seconds = records["plain"].step_seconds
     for method in trained_methods(config):
-        training = Training(config, dataset, labels, seed, in_step=method == "in-step")
+        training = Training(config, trained, rows.labels, seed, in_step=method == "in-step")
         for epoch in range(config.epochs):
             try:
                 _run_epoch(training, records[method], evaluate)
-                if method == "plain" and "post-hoc" in config.methods:
-                    _repair(config, dataset, labels, training.model, records["post-hoc"], evaluate)
+                for repair in repairs if method == "plain" else ():
+                    _repair(repair, config, training.model, rows, held_out, records[repair], evaluate)
             except _DivergedError as error:
                 raise UserError(
                     f"training diverged with --lr {config.lr}, epoch {epoch + 1} of {METHODS[method]}, "
@@ -148,17 +155,36 @@ def _run_epoch(training: Training, record: Record, evaluate: Evaluator) -> None:
         record.rank = record.lip["rank"]
 
 
+def _hold_out(config: TrainConfig, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, each in order; none are where no method chooses by them.
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    if not any(method in CHOOSING for method in config.methods):
+        return np.arange(samples), np.arange(0)
+    count = round(config.holdout_fraction * samples)
+    if not 0 < count < samples:
+        raise UserError(
+            "expected --holdout-fraction to leave samples on both sides, "
+            f"got {config.holdout_fraction} of {samples}"
+        )
+    order = stream(seed, "holdout").permutation(samples)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
 def _repair(
+    method: str,
     config: TrainConfig,
-    dataset: Dataset,
-    labels: np.ndarray,
     model: MLP,
+    rows: Rows,
+    held_out: Rows,
     record: Record,
     evaluate: Evaluator,
 ) -> None:
     start = time.perf_counter()
     try:
-        head, record.rank = repaired_head(config, dataset, labels, model)
+        head, record.rank = repaired_head(method, config, model, rows, held_out)
     except ValueError as error:  # weights or features too large to be summed
         raise _DivergedError(str(error)) from error
     record.repair_seconds.append(time.perf_counter() - start)

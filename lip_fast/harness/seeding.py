@@ -9,7 +9,7 @@ import torch
 __all__ = ["initialisation", "order_generator", "stream"]
 
 # The place of a purpose in this tuple enters its stream: append, never reorder.
-PURPOSES = ("noise", "initialisation", "order", "split")
+PURPOSES = ("noise", "initialisation", "order", "split", "holdout")
 
 
 def stream(seed: int, purpose: str) -> np.random.Generator:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from lip_fast.harness.config import METHODS
+from lip_fast.harness.config import METHODS, REPAIRS
 from lip_fast.harness.summary import Spread, Summary
 
 __all__ = ["summary_table"]
@@ -14,7 +14,8 @@ def summary_table(summaries: Mapping[str, Summary]) -> str:
     Args:
         summaries: by method; fractions are shown in percent, mean ± standard deviation.
     """
-    plain = summaries.get("plain") or summaries.get("post-hoc")  # they share one training
+    # Repairs share the plain training.
+    plain = next((summaries[m] for m in ("plain", *REPAIRS) if m in summaries), None)
     header = ("", "last accuracy", "best accuracy", "wrong labels fitted", "optimizer step")
     rows = [
         (

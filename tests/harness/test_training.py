@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+import lip_fast
 from lip_fast import reference
 from lip_fast.harness import experiment
 from lip_fast.harness.config import TrainConfig
@@ -12,7 +13,7 @@ from lip_fast.harness.evaluation import Evaluator
 from lip_fast.harness.experiment import check_fits, run_seed, trained_methods
 from lip_fast.harness.models import MLP
 from lip_fast.harness.noise import make_noisy
-from lip_fast.harness.posthoc import repaired_head
+from lip_fast.harness.posthoc import Rows, repaired_head
 from lip_fast.harness.seeding import initialisation, stream
 from lip_fast.harness.training import Training
 
@@ -89,7 +90,8 @@ def test_repaired_head_is_the_papers(digits: Dataset, rank: int | float | str, k
     labels = noisy_labels(digits)
     wide = Dataset(**{**vars(digits), "train_features": digits.train_features.astype(np.float64)})
     before = model.head.weight.clone()
-    head, k = repaired_head(TrainConfig(rank=rank), wide, labels, model)
+    rows = Rows(wide.train_features, labels)
+    head, k = repaired_head("post-hoc", TrainConfig(rank=rank), model, rows, None)
     assert 0 < k < 10
     assert kept in (k, None)
     with torch.no_grad():
@@ -163,4 +165,48 @@ def test_no_method_learns_from_clean_labels(digits: Dataset, monkeypatch) -> Non
 def test_divergence_is_the_users_to_put_right(digits: Dataset, method: str) -> None:
     config = TrainConfig(**SMALL, methods=(method,), optimizer="sgd", lr=1e9)
     with pytest.raises(UserError, match="training diverged with --lr"):
+        run_seed(config, digits, 0, lambda method, accuracy: None)
+
+
+def test_choosing_repairs_hold_samples_out_of_every_training(digits: Dataset) -> None:
+    config = TrainConfig(**SMALL, methods=("plain", "in-step", "ridge", "auto"), holdout_fraction=0.2)
+    result = run_seed(config, digits, 0, lambda method, accuracy: None)
+    assert list(result.records) == ["plain", "in-step", "ridge", "auto"]
+    assert len(result.labels) == len(digits.train_labels)
+    # Repairs share the plain training; the in-step one sees the same samples.
+    assert result.records["ridge"].train_loss == result.records["plain"].train_loss
+    without = run_seed(TrainConfig(**SMALL, methods=("plain",)), digits, 0, lambda method, accuracy: None)
+    assert without.records["plain"].train_loss != result.records["plain"].train_loss
+    for method in ("ridge", "auto"):
+        assert len(result.records[method].test_accuracy) == 2
+        assert len(result.records[method].repair_seconds) == 2
+
+
+def test_held_out_samples_choose_and_nothing_else(digits: Dataset) -> None:
+    model = trained(digits, in_step=False).model
+    labels = noisy_labels(digits)
+    rows = Rows(digits.train_features[:1000], labels[:1000])
+    held = Rows(digits.train_features[1000:], labels[1000:])
+    head, rank = repaired_head("ridge", TrainConfig(), model, rows, held)
+    assert rank is None
+    with torch.no_grad():
+        features, targets = rows.of(model)
+        statistics = lip_fast.LabelStatistics(features.shape[1], 10).update(features, targets)
+        report = lip_fast.repair(model.head, statistics, "ridge", held.of(model))
+        assert torch.equal(head.weight, report.head.weight)
+        held_features, held_targets = held.of(model)
+        agreement = (head(held_features).argmax(1) == held_targets).double().mean()
+    assert float(agreement) == pytest.approx(max(c.score for c in report.candidates[1:]))
+
+
+def test_a_ridge_head_on_wrong_labels_is_better_than_the_head_that_learned_them(digits: Dataset) -> None:
+    settings = {"epochs": 50, "seeds": 1}  # long enough to learn wrong labels by heart
+    config = TrainConfig(**settings, methods=("plain", "ridge"))
+    records = run_seed(config, digits, 0, lambda method, accuracy: None).records
+    assert records["ridge"].test_accuracy[-1] > records["plain"].test_accuracy[-1] + 0.05
+
+
+def test_a_hold_out_that_is_empty_is_refused(digits: Dataset) -> None:
+    config = TrainConfig(**SMALL, methods=("ridge",), holdout_fraction=1e-6)
+    with pytest.raises(UserError, match="samples on both sides, got 1e-06 of 1437"):
         run_seed(config, digits, 0, lambda method, accuracy: None)

@@ -42,3 +42,14 @@ class Dataset:
     def for_seed(self, seed: int) -> "Dataset":
         """The data set as a repetition uses it: split by its seed, where the source has no test part."""
         return self if self.split is None else self.split(seed)
+
+    def with_training_rows(self, rows: np.ndarray) -> "Dataset":
+        """The data set with these rows of its training part only, in the split it is in."""
+        return dataclasses.replace(
+            self,
+            train_features=self.train_features[rows],
+            train_labels=self.train_labels[rows],
+            train_indices=self.train_indices[rows],
+            given_labels=None if self.given_labels is None else self.given_labels[rows],
+            split=None,
+        )
