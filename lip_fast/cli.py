@@ -44,6 +44,12 @@ COMMANDS = {
         "harness",
         ("jsonargparse", "matplotlib", "sklearn", "tqdm", "yaml"),
     ),
+    "repair": Command(
+        "repair the last layer of a saved model from features and noisy labels, without training",
+        "lip_fast.harness.commands.repair",
+        "harness",
+        ("matplotlib", "safetensors"),
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from lip_fast import ops
 from lip_fast.holdout import check_holdout, label_agreement
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
-from lip_fast.validation import check_finite, check_float_matrix, check_int, describe
+from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
 
 __all__ = ["Data", "LIPPath", "lip", "lip_path", "randomized_svd", "select_rank"]
 
@@ -79,13 +79,22 @@ class LIPPath:
     ks: tuple[int, ...]
     dtype: torch.dtype
 
+    @full_precision
     def weight(self, k: int) -> Tensor:
-        """The repaired weight (q, l) that keeps ``k`` directions; ValueError if ``k`` was not asked for."""
+        """The repaired weight (q, l) that keeps ``k`` directions.
+
+        Raises:
+            ValueError: ``k`` was not asked for, or the dtype cannot hold the weight.
+        """
         if k not in self.ks:
             raise ValueError(f"expected k to be one of {self.ks}, got {k}")
         change = self.refitted[k:] - self.S[k:]
-        return torch.addmm(self.W, self.U[:, k:] * change, self.V[:, k:].mT).to(self.dtype)
+        W = torch.addmm(self.W, self.U[:, k:] * change, self.V[:, k:].mT).to(self.dtype)
+        if self.dtype != self.W.dtype:
+            check_finite(f"repaired weight in {self.dtype}", W)
+        return W
 
+    @full_precision
     @torch.no_grad()
     def agreement(
         self, holdout: tuple[Tensor, Tensor] | None, *, bias: Tensor | None = None
@@ -100,6 +109,8 @@ class LIPPath:
             TypeError, ValueError: features or labels do not fit.
         """
         X, targets = check_holdout(holdout, q=len(self.W), l=self.W.shape[1], device=self.W.device)
+        if bias is not None:
+            _check_bias(bias, self.W)
         P = X.to(self.W.dtype) @ self.U
         logits = X.to(self.W.dtype) @ self.W
         if bias is not None:
@@ -122,6 +133,7 @@ class LIPPath:
             yield k, self.weight(k)
 
 
+@full_precision
 def lip_path(
     W: Tensor,
     X: Data,
@@ -242,6 +254,7 @@ def _sum(
     return total, (W.shape[0] * torch.finfo(A.dtype).eps) ** 2
 
 
+@full_precision
 def randomized_svd(
     M: Tensor,
     rank: int,

@@ -27,7 +27,14 @@ def check_holdout(
     if X.device != device:
         raise ValueError(f"expected the hold-out on {device}, got {X.device}")
     check_finite("hold-out features", X)
-    return X, as_targets(Y, rows=len(X), classes=l, device=device)
+    targets = as_targets(Y, rows=len(X), classes=l, device=device)
+    if isinstance(targets, CSR):
+        check_finite("hold-out labels", targets.values)
+    elif targets.dim() == 2:
+        check_finite("hold-out labels", targets)
+    elif not bool((targets >= 0).any()):
+        raise ValueError("expected a hold-out with at least one labelled row, got none")
+    return X, targets
 
 
 def label_agreement(logits: Tensor, Y: Targets) -> float:

@@ -396,13 +396,15 @@ def _fake_rebuild_(
     step: Tensor,
     accumulate: bool,
     seed: int,
-) -> None:
+) -> Tensor:
     _check_rebuild(M, A, s, B)
+    return torch.empty_like(ok)
 
 
 _define(
     "rebuild_",
-    "(Tensor(a!) M, Tensor A, Tensor s, Tensor B, Tensor ok, Tensor step, bool accumulate, int seed) -> ()",
+    "(Tensor(a!) M, Tensor A, Tensor s, Tensor B, Tensor ok, Tensor step, bool accumulate, int seed)"
+    " -> Tensor",
     _fake_rebuild_,
 )
 
@@ -417,7 +419,7 @@ def rebuild_(
     step: Tensor,
     accumulate: bool,
     seed: int,
-) -> None:
+) -> Tensor:
     """Write M = A diag(s) B^T, or with ``accumulate`` M += A diag(s) B^T, where ``ok``.
 
     Into bfloat16 and float16 the result is rounded stochastically, by bits of (seed, step).
@@ -431,11 +433,15 @@ def rebuild_(
         step: () int64.
         accumulate: add to M rather than replace it.
         seed: of the rounding.
+
+    Returns:
+        () bool: whether it was written; not where float16 could not hold it.
     """
     _check_rebuild(M, A, s, B)
-    _rebuild_(M, A, s, B, ok, step, accumulate, seed)
+    written: Tensor = _rebuild_(M, A, s, B, ok, step, accumulate, seed)
     # The ops bypass autograd, so a graph that saved M must be told that it changed.
     torch.autograd.graph.increment_version(M)
+    return written
 
 
 backends.register(_NAMESPACE)

@@ -13,7 +13,7 @@ from lip_fast.functional import select_rank
 from lip_fast.statistics import LabelStatistics
 from lip_fast.subspace import StepReport, Subspace
 from lip_fast.targets import CSR, Targets, as_targets, check_indices
-from lip_fast.validation import FLOATS, check_int, describe
+from lip_fast.validation import FLOATS, check_int, describe, full_precision
 
 __all__ = ["LIP", "LIPError"]
 
@@ -24,6 +24,9 @@ _AUTO_ENERGY = 0.95
 # Reports of steps that are counted together: a few small operations for all of them instead of for each.
 _REPORTS = 256
 _COUNTERS = ("applied", "skipped", "clipped", "masked")
+
+
+_STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
 
 
 class LIPError(RuntimeError):
@@ -106,8 +109,8 @@ class LIP:
         _check_choice("rest", rest, ("keep", "drop"))
         self._every = check_int("every", every, 1)
         self._start = check_int("start", start, 0)
-        # A 64-bit key of the counter-based generator.
-        self._seed = check_int("seed", seed, 0, 2**64 - 1)
+        # An integer of an op's schema has 63 bits beside its sign.
+        self._seed = check_int("seed", seed, 0, 2**63 - 1)
         if decay is not None and not (isinstance(decay, float) and 0 < decay < 1):
             raise ValueError(f"expected decay in (0, 1) or None, got {decay!r}")
         if data_group is not None:
@@ -132,8 +135,9 @@ class LIP:
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Act after every step of ``optimizer``, until the returned handle is removed.
 
-        The handle is also a context manager. Copies of an optimizer (``copy.deepcopy``, pickle) are plain
-        optimizers: attach to the copy. Of a wrapper around an optimizer, attach to the inner one.
+        The handle is also a context manager. A copy of an optimizer (``copy.deepcopy``, pickle) is a plain
+        optimizer of copied parameters: copy it together with the model, and attach a LIP of the copied head.
+        Of a wrapper around an optimizer, attach to the inner one.
 
         Raises:
             TypeError: not an optimizer that takes step hooks.
@@ -162,10 +166,15 @@ class LIP:
                 "expected the attached optimizer to hold the head's weight, but the head was replaced; "
                 "attach to an optimizer made for it"
             )
+        self._calls_since_step = 0
+        if weight.grad is None:
+            # A head that is frozen now: what it saw is not what its next gradient will be of.
+            self._pending.clear()
+            return
         lr = group["lr"]
-        # Not steps of training: a head without gradient, and the zero-lr steps that checkpoints take to
-        # create optimizer state. Observations wait for the real step.
-        if weight.grad is None or (_on_host(lr) and float(lr) == 0):
+        # Not steps of training: those with zero learning rate that checkpoints take to create optimizer
+        # state. Observations wait for the real step.
+        if _on_host(lr) and float(lr) == 0:
             return
         step = self._steps
         self._steps += 1
@@ -210,7 +219,7 @@ class LIP:
                 f"expected features on {weight.device}, where the head is, got {features.device}"
             )
         if features.dim() > 2 and isinstance(targets, Tensor):
-            if targets.shape != features.shape[:-1]:
+            if targets.layout != torch.strided or targets.shape != features.shape[:-1]:
                 raise ValueError(
                     f"expected class indices of shape {tuple(features.shape[:-1])}, "
                     f"got {tuple(targets.shape)}"
@@ -223,8 +232,8 @@ class LIP:
         if self._calls_since_step >= _MAX_OBSERVATIONS:
             raise RuntimeError(
                 f"observe() was called {_MAX_OBSERVATIONS} times without a step of an attached optimizer. "
-                "A copy of an optimizer loses its hooks: call attach(copy). With more micro-batches a step "
-                "than that, observe several at once"
+                "A copy of an optimizer loses its hooks: make a LIP for the copied head and call "
+                "attach(copy). With more micro-batches a step than that, observe several at once"
             )
         self._calls_since_step += 1
         self._pending.append(_Observation(rows, _detached(labels)))
@@ -249,16 +258,16 @@ class LIP:
 
     # The step ----------------------------------------------------------------------------------------
 
+    @full_precision
     @torch.no_grad()
     def _apply(self, weight: Tensor, pending: list[_Observation], ok: Tensor, *, skip_is_sound: bool) -> None:
-        if self._subspace is None:
-            rank = self._rank if self._rank is not None else _auto_rank(weight)
-            self._subspace = self._make_subspace(weight, rank)
         bias = getattr(self._head, "bias", None)
         statistics = self._statistics
         if statistics is not None:
-            updated = statistics.absorb([(p.features, p.targets) for p in pending])
-            ok = ok & updated
+            ok = statistics.absorb([(p.features, p.targets) for p in pending], ok)
+        elif self._tail == "zero":
+            # Nothing is fitted to them, but a broken batch is a reason to leave the step alone all the same.
+            ok = ok & _all_finite(pending)
 
         def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
             if statistics is not None:
@@ -268,7 +277,15 @@ class LIP:
                 return parts[0]
             return ops.Sums(*(torch.stack(part).sum(0) for part in zip(*parts, strict=True)))
 
-        report = self._subspace.step_(weight.detach(), sums_of, ok)
+        if self._subspace is None:
+            rank = self._rank if self._rank is not None else _auto_rank(weight)
+            # A weight without a spectrum: the rank is decided at a later step.
+            self._subspace = None if rank is None else self._make_subspace(weight, rank)
+        if self._subspace is None:
+            none = torch.zeros((), dtype=torch.int64, device=weight.device)
+            report = StepReport(torch.zeros_like(ok), none, none)
+        else:
+            report = self._subspace.step_(weight.detach(), sums_of, ok)
         self._reports.append(report)
         if len(self._reports) >= _REPORTS:
             self._count()
@@ -307,7 +324,9 @@ class LIP:
         """Add what the last steps reported to the counters, on the device."""
         if self._reports:
             ok, clipped, masked = (torch.stack(column) for column in zip(*self._reports, strict=True))
-            self._counters += torch.stack([ok.sum(), (~ok).sum(), clipped.sum(), masked.sum()])
+            counts = torch.stack([ok.sum(), (~ok).sum(), clipped.sum(), masked.sum()])
+            # A model may have moved to another device since.
+            self._counters = self._counters.to(counts.device) + counts
             self._reports.clear()
 
     # State -------------------------------------------------------------------------------------------
@@ -334,23 +353,39 @@ class LIP:
             "subspace": None if self._subspace is None else self._subspace.state_dict(),
             "statistics": None if self._statistics is None else self._statistics.state_dict(),
             "pending": [
-                {"features": p.features, "targets": list(p.targets)}
-                if isinstance(p.targets, CSR)
-                else {"features": p.features, "targets": p.targets}
+                # Copies: the features may be a few rows of a large tensor that lives on.
+                {
+                    "features": p.features.clone(),
+                    "targets": [t.clone() for t in p.targets]
+                    if isinstance(p.targets, CSR)
+                    else p.targets.clone(),
+                }
                 for p in self._pending
             ],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, for a LIP made with the same arguments."""
+        """Restore what :meth:`state_dict` returned, for a LIP made with the same arguments.
+
+        Raises:
+            ValueError: the state of another head, rank, tail_rank or decay; nothing has been changed then.
+        """
         weight = self._weight()
         device = weight.device
+        missing = [key for key in _STATE_KEYS if key not in state_dict]
+        if missing:
+            raise ValueError(f"expected the state of a LIP, with {', '.join(_STATE_KEYS)}, got no {missing}")
         if (self._statistics is None) != (state_dict["statistics"] is None):
             raise ValueError("expected the state of a LIP with the same decay, got another")
         subspace = None
-        if state_dict["subspace"] is not None:
-            subspace = self._make_subspace(weight, state_dict["subspace"]["rank"])
-            subspace.load_state_dict(state_dict["subspace"])
+        if (saved := state_dict["subspace"]) is not None:
+            subspace = self._make_subspace(weight, saved["rank"])
+            rank = saved["rank"] if self._rank is None else self._rank
+            expected = (tuple(weight.shape), rank, subspace.tail_rank)
+            got = (tuple(saved["shape"]), saved["rank"], saved["tail_rank"])
+            if expected != got:
+                raise ValueError(f"expected the state of (shape, rank, tail_rank) {expected}, got {got}")
+            subspace.load_state_dict(saved)
         if self._statistics is not None:
             self._statistics.load_state_dict(state_dict["statistics"])
         self._subspace = subspace
@@ -380,9 +415,20 @@ def _absolute_rank(rank: object, limit: int) -> int:
     return check_int("rank", rank, 0, limit)
 
 
-def _auto_rank(weight: Tensor) -> int:
-    S = ops.tail_svd(weight.detach(), rank=min(weight.shape)).S
-    return select_rank(torch.nan_to_num(S), energy=_AUTO_ENERGY)
+def _auto_rank(weight: Tensor) -> int | None:
+    """The rank that keeps the energy; None of a weight that is not finite."""
+    svd = ops.tail_svd(weight.detach(), rank=min(weight.shape))
+    if not bool(svd.ok & torch.isfinite(svd.S).all()):
+        return None
+    return select_rank(svd.S, energy=_AUTO_ENERGY)
+
+
+def _all_finite(pending: list[_Observation]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=pending[0].features.device)
+    for features, targets in pending:
+        values = targets.values if isinstance(targets, CSR) else targets
+        total = total + features.sum(dtype=torch.float64) + values.sum(dtype=torch.float64)
+    return torch.isfinite(total)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from lip_fast.functional import lip_path, select_rank
 from lip_fast.holdout import check_holdout, label_agreement
 from lip_fast.statistics import LabelStatistics, LinearPath, LinearWeight
 from lip_fast.targets import Targets
-from lip_fast.validation import FLOATS, check_finite, check_int, describe
+from lip_fast.validation import FLOATS, check_finite, check_int, describe, full_precision
 
 __all__ = ["METHODS", "Candidate", "RepairReport", "repair"]
 
@@ -86,6 +86,7 @@ class _Family(NamedTuple):
     make: Callable[[int], LinearWeight]
 
 
+@full_precision
 @torch.no_grad()
 def repair(
     head: nn.Linear,
@@ -141,6 +142,8 @@ def repair(
     elif method == "auto":
         raise ValueError("expected a hold-out for method auto, got None")
 
+    if parameters is not None and not len(parameters):
+        raise ValueError("expected at least one parameter, got none")
     methods = METHODS[:-1] if method == "auto" else (method,)
     families = {name: _family(name, M, bias, stats, parameters, rows is None) for name in methods}
     if rows is None and len(families[method].parameters) != 1:
@@ -159,11 +162,13 @@ def repair(
     index = max(range(first, len(candidates)), key=lambda i: (_rank(candidates[i]), -i))
     target = head if inplace else copy.deepcopy(head)
     if (origin := made[index]) is not None:
-        weight = origin[0].make(origin[1])
-        check_finite("repaired weight", weight.M)
-        target.weight.copy_(weight.M)
+        # In the head's own dtype: what it cannot hold is seen before anything is written.
+        made_M, made_bias = (part.to(target.weight.dtype) for part in origin[0].make(origin[1]))
+        check_finite(f"repaired weight in {made_M.dtype}", made_M)
+        check_finite(f"repaired bias in {made_M.dtype}", made_bias)
+        target.weight.copy_(made_M)
         if target.bias is not None:
-            target.bias.copy_(weight.bias)
+            target.bias.copy_(made_bias)
     return RepairReport(target, candidates[index], tuple(candidates))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lip_fast import ops
 from lip_fast.targets import CSR, Targets, as_targets
-from lip_fast.validation import check_finite, check_float_matrix, check_int, describe
+from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
 
 __all__ = ["LabelStatistics", "LinearPath", "LinearWeight"]
 
@@ -148,26 +148,30 @@ class LabelStatistics:
             check_finite("X", X)
             check_finite("Y", targets.values if isinstance(targets, CSR) else targets)
             raise ValueError("expected features whose squares can be summed in float32, got an overflow")
+        self.rounding = max(self.rounding, torch.finfo(_product_dtype(X)).eps)
         return self
 
+    @full_precision
     @torch.no_grad()
-    def absorb(self, batches: Sequence[tuple[Tensor, Targets]]) -> Tensor:
+    def absorb(self, batches: Sequence[tuple[Tensor, Targets]], ok: Tensor | None = None) -> Tensor:
         """Fade what is there by ``decay``, then add the rows of ``batches``, all or none, without waiting.
 
         Args:
             batches: pairs of features (n, q) and checked labels (:func:`lip_fast.targets.as_targets`).
+            ok: () bool on the device, whether to do so at all.
 
         Returns:
-            () bool on the device: False where something was not finite; the statistics are then unchanged.
+            () bool on the device: False where not ``ok`` or something was not finite; the statistics are then
+            unchanged.
         """
         C, G = torch.zeros_like(self.C), torch.zeros_like(self.G)
         for X, Y in batches:
-            self.rounding = max(self.rounding, torch.finfo(_product_dtype(X)).eps)
             for i in range(0, len(X), _ROWS):
                 _add_block(C, G, X[i : i + _ROWS], _rows_of(Y, i, min(i + _ROWS, len(X))))
         # The last row of G was gathered alone.
         G[:-1, -1] = G[-1, :-1]
-        ok = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
+        finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
+        ok = finite if ok is None else ok & finite
         fade = 1.0 if self.decay is None else self.decay
         self.C = torch.where(ok, self.C * fade + C, self.C)
         self.G = torch.where(ok, self.G * fade + G, self.G)
@@ -193,6 +197,7 @@ class LabelStatistics:
 
     # Using -------------------------------------------------------------------------------------------
 
+    @full_precision
     @torch.no_grad()
     def sums(self, A: Tensor, B: Tensor, bias: Tensor | None = None) -> ops.Sums:
         """The sums of :func:`lip_fast.ops.label_sums` over every row seen, from C and G.

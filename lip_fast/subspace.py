@@ -95,9 +95,10 @@ class Subspace:
             )
             masked = sums.masked
         else:
+            ok = ok & (svd.S.sum() < torch.finfo(svd.S.dtype).max / 4)  # as the refit bounds its values
             s = svd.S.new_zeros(r)
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        if self.rest == "drop" and not self._warned:
+        if self.rest == "drop" and not self._warned and bool(ok):
             self._warn_if_large(M, svd.S[: k + r])
         if self.rest == "drop" and not self.exact:
             A, s, B, accumulate = svd.A, torch.cat([svd.S[:k], s]), svd.B, False
@@ -105,9 +106,8 @@ class Subspace:
             s, accumulate = s - svd.S[k : k + r], True
             if self.rest == "drop":
                 A, s, B = svd.A, torch.cat([s, -svd.S[k + r :]]), svd.B
-        ops.rebuild_(M, A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=self.seed)
+        ok = ops.rebuild_(M, A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=self.seed)
         if not self.exact:
-            assert self.basis is not None
             # Signs and order of the columns do not matter to the span that the next step starts from.
             self.basis = _choose(ok, svd.B, self.basis)
         self.step += 1
@@ -117,16 +117,26 @@ class Subspace:
         if self.exact:
             return ops.tail_svd(M, rank=self.rank)
         dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        basis = self._cold_basis(M.to(dtype)) if self.basis is None else self.basis.to(dtype)
+        if basis is None:
+            (l, q), t = M.shape, self.rank + self.tail_rank
+            M = M.to(dtype)
+            failed = torch.zeros((), dtype=torch.bool, device=M.device)
+            return ops.SVD(M.new_zeros(l, t), M.new_zeros(t), M.new_zeros(q, t), failed)
+        return ops.warm_svd(M, basis, self.step, fresh=FRESH, seed=self.seed)
+
+    def _cold_basis(self, M: Tensor) -> Tensor | None:
+        """A first basis (q, rank + tail_rank); None of a weight that cannot be decomposed."""
+        if not bool(torch.isfinite(M).all()):
+            return None
+        generator = torch.Generator(device=M.device)
+        generator.manual_seed(self.seed)
         t = self.rank + self.tail_rank
-        if self.basis is None:
-            generator = torch.Generator(device=M.device)
-            generator.manual_seed(self.seed)
-            # A weight that is not finite has no basis: zeros, and the decomposition below says so.
-            finite = torch.nan_to_num(M.to(dtype), nan=0.0, posinf=0.0, neginf=0.0)
-            self.basis = randomized_svd(
-                finite, t, oversample=FRESH, n_iter=_COLD_ITERATIONS, generator=generator
-            )[2].mT
-        return ops.warm_svd(M, self.basis, self.step, fresh=FRESH, seed=self.seed)
+        try:
+            factors = randomized_svd(M, t, oversample=FRESH, n_iter=_COLD_ITERATIONS, generator=generator)
+        except torch.linalg.LinAlgError:  # finite, but its products are not
+            return None
+        return factors[2].mT
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         return max(self._limits) * torch.finfo(dtype).eps
@@ -148,6 +158,8 @@ class Subspace:
         """The basis (None on the exact path and before the first step) and the step counter."""
         return {
             "rank": self.rank,
+            "tail_rank": self.tail_rank,
+            "shape": list(self._limits),
             "basis": None if self.basis is None else self.basis.clone(),
             "step": self.step.clone(),
             "warned": self._warned,
@@ -164,8 +176,8 @@ class Subspace:
         self._warned = state_dict["warned"]
 
 
-def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``new`` where ``ok``, else ``old``; only on a device other than the host at the price of a copy."""
-    if ok.device.type == "cpu":
+def _choose(ok: Tensor, new: Tensor, old: Tensor | None) -> Tensor | None:
+    """``new`` where ``ok``, else ``old``; without waiting for a device, at the price of a copy."""
+    if ok.device.type == "cpu" or old is None:
         return new if bool(ok) else old
     return torch.where(ok, new, old)

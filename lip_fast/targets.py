@@ -58,13 +58,21 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
     if Y.layout == torch.strided:
         return Y
     if Y.layout == torch.sparse_coo:
+        if Y.dense_dim():
+            raise TypeError(
+                f"expected a sparse label matrix of numbers, got {Y.dense_dim()} dense dimensions"
+            )
         Y = Y.coalesce()
         row, col = Y.indices()
         crow = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         torch.cumsum(torch.bincount(row, minlength=rows), 0, out=crow[1:])
         return CSR(crow, col, Y.values())
     if Y.layout == torch.sparse_csr:
-        return CSR(Y.crow_indices().long(), Y.col_indices().long(), Y.values())
+        col = Y.col_indices().long()
+        # torch does not look at them, and what reads past the classes is the step.
+        if col.device.type == "cpu" and not indices_in_range(col, classes):
+            raise ValueError(f"expected columns of a label matrix in 0..{classes - 1}, got others")
+        return CSR(Y.crow_indices().long(), col, Y.values())
     raise TypeError(f"expected labels dense, sparse COO or sparse CSR, got layout {Y.layout}")
 
 

@@ -1,11 +1,17 @@
 """Checks of arguments: each message names what was expected and what came."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATS", "check_finite", "check_float_matrix", "check_int", "describe"]
+__all__ = ["FLOATS", "check_finite", "check_float_matrix", "check_int", "describe", "full_precision"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -46,3 +52,17 @@ def check_finite(name: str, X: Tensor) -> None:
     if not bool(finite.all()):
         position = tuple(torch.nonzero(~finite)[0].tolist())
         raise ValueError(f"expected finite {name}, got {float(X[position])} at {position}")
+
+
+def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``function`` with autocast off: a decomposition in bfloat16 is none."""
+
+    @wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        enabled = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+        with ExitStack() as stack:
+            for device in enabled:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return wrapper

@@ -233,6 +233,13 @@ def test_bad_input_is_named_and_nothing_is_written() -> None:
         ((head, stats, "lip"), {"parameters": [7]}, ValueError, r"parameters of lip in 0\.\.6, got 7"),
         ((head, stats, "pcr"), {"parameters": [15]}, ValueError, r"components in 0\.\.14, got 15"),
         ((head, stats, "auto", holdout), {"parameters": [1]}, ValueError, "no parameters with method auto"),
+        ((head, stats, "lip", holdout), {"parameters": []}, ValueError, "at least one parameter, got none"),
+        (
+            (head, stats, "auto", (X, torch.full_like(noisy, -100))),
+            {},
+            ValueError,
+            "at least one labelled row",
+        ),
     ]
     for arguments, options, error, message in cases:
         with pytest.raises(error, match=message):
@@ -247,3 +254,13 @@ def test_a_broken_head_is_refused() -> None:
         head.weight[2, 3] = float("inf")
     with pytest.raises(ValueError, match=r"finite weight of the head, got inf at \(2, 3\)"):
         lip_fast.repair(head, _float_statistics(X, noisy), "ridge", parameters=[1.0])
+
+
+def test_what_the_head_cannot_hold_is_not_written() -> None:
+    X, noisy, _ = _noisy_problem()
+    head = linear(Q, L, bias=True).half()
+    before = head.weight.detach().clone()
+    stats = LabelStatistics(Q, L).update(1e-7 * X, noisy)
+    with pytest.raises(ValueError, match=r"finite repaired weight in torch.float16"):
+        lip_fast.repair(head, stats, "ridge", parameters=[0.0], inplace=True)
+    assert torch.equal(head.weight, before)

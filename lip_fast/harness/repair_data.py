@@ -176,6 +176,6 @@ def _indices(path: Path, name: str, Y: Tensor, rows: int, l: int) -> Tensor:
         row = int(wrong.nonzero()[0])
         raise UserError(
             f"expected class indices in 0..{l - 1} (or {IGNORE_INDEX} for no label) in {name} of {path}, "
-            f"found {int(Y[row])} in row {row}"
+            f"found {Y.numpy()[row]} in row {row}"
         )
     return indices

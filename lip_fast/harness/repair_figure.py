@@ -1,5 +1,6 @@
 """The figure of a repair: agreement with the held-out labels of every head that was tried."""
 
+import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -32,6 +33,9 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
     figure = Figure(figsize=(max(5.0, 1 + 2.9 * len(methods)), 4.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     handles = {}
+    trained_label = f"trained head: {100 * trained.score:.2f}%"
+    if report.chosen.method == "trained":
+        trained_label += " (chosen)"
     for axes, method in zip(panels, methods, strict=True):
         name, parameter, colour, marker = _STYLES[method]
         tried = sorted(
@@ -40,12 +44,13 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
             if c.method == method and c.parameter is not None and c.score is not None
         )
         values, scores = zip(*tried, strict=True)
-        axes.plot(values, scores, color=colour, marker=marker, markersize=3.5, linewidth=1.2, zorder=3)
-        handles["trained head"] = axes.axhline(
+        size = 4 if len(values) < 30 else 2.5
+        axes.plot(values, scores, color=colour, marker=marker, markersize=size, linewidth=1.2, zorder=3)
+        handles[trained_label] = axes.axhline(
             100 * trained.score, color="black", linestyle="--", linewidth=1.2, zorder=2
         )
         if report.chosen.method == method and report.chosen.score is not None:
-            (handles["chosen"],) = axes.plot(
+            (handles[f"chosen: {name}, {parameter} {report.chosen.parameter:.4g}"],) = axes.plot(
                 report.chosen.parameter,
                 100 * report.chosen.score,
                 linestyle="none",
@@ -68,8 +73,9 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
         axes.set_xlabel(parameter)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("agreement with held-out labels (%)")
-    if report.chosen.method == "trained":
-        handles["trained head (chosen)"] = handles.pop("trained head")
-    figure.suptitle(title, fontsize="medium")
+    # Names of files are no formulas.
+    figure.suptitle(title, fontsize="medium", parse_math=False)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize="small")
-    figure.savefig(path, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters of a name that the font does not have
+        figure.savefig(path, format="png")

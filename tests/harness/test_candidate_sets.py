@@ -12,7 +12,7 @@ from lip_fast.harness.experiment import run_seed
 from lip_fast.harness.labels import as_targets, training_labels
 from lip_fast.harness.losses import label_loss
 from lip_fast.harness.models import MLP
-from lip_fast.harness.posthoc import repaired_head
+from lip_fast.harness.posthoc import Rows, repaired_head
 from lip_fast.harness.seeding import initialisation
 from lip_fast.harness.training import Training
 
@@ -68,7 +68,9 @@ def test_repaired_head_is_the_papers(digits: Dataset) -> None:
     with initialisation(0):
         model = MLP(64, [16], 10).double()
     wide = Dataset(**{**vars(digits), "train_features": digits.train_features.astype(np.float64)})
-    head, k = repaired_head(TrainConfig(rank=4), wide, candidates, model)
+    head, k = repaired_head(
+        "post-hoc", TrainConfig(rank=4), model, Rows(wide.train_features, candidates), None
+    )
     with torch.no_grad():
         expected = reference.lip(
             model.head.weight.T,

@@ -43,6 +43,7 @@ def test_with_nothing_kept_the_limit_is_the_largest() -> None:
 def test_a_direction_the_batch_hardly_sees_keeps_its_value() -> None:
     s, ok, clipped = _refit(_sums([30.0, 0.0], [0.9e-4, 0.0]))
     assert s.tolist() == [2.0, 1.0]
+    assert _refit(_sums([3e-4, 0.0], [1.1e-4, 0.0])).s.tolist()[0] == pytest.approx(3 / 1.1)
     assert bool(ok)
     assert int(clipped) == 0
 

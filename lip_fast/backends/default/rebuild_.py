@@ -16,24 +16,25 @@ def rebuild_(
     step: Tensor,
     accumulate: bool,
     seed: int,
-) -> None:
+) -> Tensor:
     """In place, and only where ``ok``. See :func:`lip_fast.ops.rebuild_`."""
     host = ok.device.type == "cpu"
     if host and not bool(ok):
-        return
+        return ok.clone()
     scaled = A * s
     if host and M.dtype == A.dtype:
         if accumulate:
             M.addmm_(scaled, B.mT)
         else:
             torch.mm(scaled, B.mT, out=M)
-        return
+        return ok.clone()
     new = torch.addmm(M.to(A.dtype), scaled, B.mT) if accumulate else scaled @ B.mT
     if M.dtype in _DROPPED_BITS:
         new = stochastic_round(new, M.dtype, step, seed)
         # Only float16 can overflow here: its range is far smaller than that of the sums.
         ok = ok & torch.isfinite(new).all()
     M.copy_(torch.where(ok, new.to(M.dtype), M))
+    return ok.clone()
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, step: Tensor, seed: int) -> Tensor:

@@ -30,7 +30,7 @@ def refit(
     smallest = tolerance * values[0] if values else 0.0
     total = float(energy)
     # What is not finite is carried along to the end: no comparison with it holds.
-    bound, clipped, s = 0.0, 0, []
+    bound, clipped, s = sum(map(abs, values)), 0, []
     for value, n, d in zip(tail, numerator.tolist(), denominator.tolist(), strict=True):
         finite = math.isfinite(n) and math.isfinite(d)
         if finite and d > _SEEN * total and value > smallest:
@@ -40,8 +40,8 @@ def refit(
                 clipped += 1
         bound += abs(value) if finite else math.inf
         s.append(value)
-    # Entries of A diag(s) B^T are bounded by the sum of |s|: a quarter of the range leaves room for the
-    # weight that it is added to.
+    # Entries of A diag(s) B^T are bounded by the sum of |s|, taken here with all old values on top; a quarter
+    # of the range leaves room for the weight that it is added to.
     sound = bool(ok) and math.isfinite(total) and bound < torch.finfo(S.dtype).max / 4
     return (
         torch.tensor(s if sound else tail, dtype=S.dtype, device=S.device),
