@@ -191,8 +191,8 @@ def _family(
         counts = [check_int("parameters of lip", k, 0, min(l, q)) for k in parameters]
         return _of_weights(counts, lambda k: LinearWeight(path.weight(k).mT, fixed_bias))
     if method == "truncate":
-        counts = _counts(q)[::-1] if parameters is None else list(map(int, parameters))
-        counts = [check_int("parameters of truncate", d, 0, q) for d in counts]
+        given = _counts(q)[::-1] if parameters is None else parameters
+        counts = [check_int("parameters of truncate", d, 0, q) for d in given]
         V = stats.truncate(max(counts, default=0))
         W = M.to(dtype)
         return _of_weights(counts, lambda d: LinearWeight(W @ V[:, :d] @ V[:, :d].mT, fixed_bias))
@@ -200,7 +200,8 @@ def _family(
         scale = float(stats.G.diagonal()[:-1].mean())
         alphas = [a * scale for a in _ALPHAS] if parameters is None else parameters
         return _of_path(stats.ridge_path(alphas, intercept=bias is not None))
-    components = _counts(q)[::-1] if parameters is None else [int(d) for d in parameters]
+    given = _counts(q)[::-1] if parameters is None else parameters
+    components = [check_int("parameters of pcr", d, 0, q) for d in given]
     return _of_path(stats.pcr_path(components, intercept=bias is not None))
 
 

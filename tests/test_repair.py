@@ -231,7 +231,13 @@ def test_bad_input_is_named_and_nothing_is_written() -> None:
         ((torch.nn.ReLU(), stats), {}, TypeError, "floating-point nn.Linear, got ReLU"),
         ((head, stats, "ridge"), {"parameters": [-1.0]}, ValueError, "alphas >= 0 and finite, got -1.0"),
         ((head, stats, "lip"), {"parameters": [7]}, ValueError, r"parameters of lip in 0\.\.6, got 7"),
-        ((head, stats, "pcr"), {"parameters": [15]}, ValueError, r"components in 0\.\.14, got 15"),
+        ((head, stats, "pcr"), {"parameters": [15]}, ValueError, r"parameters of pcr in 0\.\.14, got 15"),
+        (
+            (head, stats, "pcr"),
+            {"parameters": [2.7]},
+            TypeError,
+            "parameters of pcr as an int, got float 2.7",
+        ),
         ((head, stats, "auto", holdout), {"parameters": [1]}, ValueError, "no parameters with method auto"),
         ((head, stats, "lip", holdout), {"parameters": []}, ValueError, "at least one parameter, got none"),
         (
