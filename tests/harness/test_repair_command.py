@@ -358,7 +358,7 @@ def test_missing_keys(files: Files, capsys: pytest.CaptureFixture[str], suffix: 
         (["--parameters", "1"], "no --parameters with --method auto"),
         (["--method", "lip", "--parameters", "1.5"], "of lip as whole numbers, got 1.5"),
         (["--method", "lip", "--parameters", "5"], "parameters of lip in 0..4, got 5"),
-        (["--method", "pcr", "--parameters", "7"], "components in 0..6, got 7"),
+        (["--method", "pcr", "--parameters", "7"], "parameters of pcr in 0..6, got 7"),
         (["--method", "ridge", "--parameters", "-1"], "alphas >= 0 and finite, got -1"),
         (["--method", "ridge", "--parameters", "nan"], "alphas >= 0 and finite, got nan"),
         (["--method", "ridge", "--parameters", "a"], "of ridge as numbers, got a"),
