@@ -9,11 +9,11 @@ import json
 import os
 import re
 import shutil
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,6 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lip_fast.harness.data.reading import explain_error
+from lip_fast.harness.data.reading import reading as shared_reading
 from lip_fast.harness.errors import UserError, unknown_name
 from lip_fast.validation import FLOATS
 
@@ -100,28 +102,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-@contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into one line for the user.
-
-    Args:
-        path: the file that is read.
-        expected: what it should be, e.g. ``"a NumPy .npz archive"``.
-
-    Raises:
-        UserError: the block raised anything but an interruption.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats, which are read all the same
-            yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"expected {expected}, {path} cannot be read: {error.strerror or error}") from error
-    # Parsers meet damage with exceptions of every kind, from KeyError to zlib.error.
-    except Exception as error:
-        raise UserError(f"expected {expected}, {path} cannot be read: {_reason(error)}") from error
+# Old formats warn, and are read all the same.
+reading = partial(shared_reading, on_warning="ignore", explain=lambda error: _reason(error))
 
 
 def _reason(error: Exception) -> str:
@@ -131,7 +113,7 @@ def _reason(error: Exception) -> str:
         return f"it holds {match[1]}, and only tensors, numbers and plain containers are read"
     if "Weights only load failed" in text:
         return "it is damaged, or holds more than tensors, numbers and plain containers"
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    return explain_error(error)
 
 
 def describe_tensor(value: object) -> str:

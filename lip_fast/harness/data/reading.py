@@ -1,31 +1,45 @@
 """What the readers share: one-line errors for whatever a file can hold, and checks of arrays."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from lip_fast.harness.errors import UserError
 
-__all__ = ["checked_features", "checked_labels", "class_map", "reading", "real_matrix"]
+__all__ = ["checked_features", "checked_labels", "class_map", "explain_error", "reading", "real_matrix"]
+
+
+def explain_error(error: Exception) -> str:
+    """Kind and text of an exception, cut to what fits a line."""
+    return (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)[:300]
 
 
 @contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
+def reading(
+    path: Path,
+    expected: str,
+    *,
+    on_warning: Literal["error", "ignore"] = "error",
+    explain: Callable[[Exception], str] = explain_error,
+) -> Iterator[None]:
     """Turn whatever goes wrong inside into one line for the user.
 
     Args:
         path: the file that is read.
         expected: what it should be, e.g. ``"a NumPy .npz archive"``.
+        on_warning: take what a parser warns of for damage, or not.
+        explain: what is said of an exception that is not the operating system's.
 
     Raises:
         UserError: the block raised anything but an interruption.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what a parser warns of is damage too
+            warnings.simplefilter(on_warning)
             yield
     except UserError:
         raise
@@ -34,8 +48,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         raise UserError(f"expected {expected}, {path} cannot be read: {reason}") from error
     # Parsers meet damage with exceptions of every kind, from KeyError to zlib.error.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise UserError(f"expected {expected}, {path} cannot be read: {reason[:300]}") from error
+        raise UserError(f"expected {expected}, {path} cannot be read: {explain(error)}") from error
 
 
 def real_matrix(path: Path, name: str, value: object) -> np.ndarray:
