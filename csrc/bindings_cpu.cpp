@@ -1,20 +1,44 @@
 // lip_fast._native_cpu: the CPU kernels over raw addresses.
-#include <pybind11/pybind11.h>
-
 #include "bindings.h"
 #include "cpu/fresh_columns.h"
+#include "cpu/refit.h"
+#include "cpu/round.h"
+#include "cpu/small_svd.h"
+#include "cpu/warm_svd.h"
 
-namespace py = pybind11;
 using namespace lip_fast;
+
+namespace {
+
+/// A CPU has no streams: what was asked for is done on return.
+struct Cpu {
+  static void fresh_columns(float* out, std::int64_t rows, std::int64_t columns, const std::int64_t* step,
+                            std::uint64_t seed, Address) {
+    cpu::fresh_columns(out, rows, columns, *step, seed);
+  }
+  static void round(float* X, std::int64_t rows, std::int64_t columns, int dropped, const std::int64_t* step,
+                    std::uint64_t seed, Address) {
+    cpu::round(X, rows, columns, dropped, *step, seed);
+  }
+  template <class T>
+  static void refit(const Refit<T>& arguments, Address) {
+    cpu::refit(arguments);
+  }
+  template <class T>
+  static void small_svd(const SmallSvd<T>& first, std::int64_t batch, Address) {
+    cpu::small_svd(first, batch);
+  }
+  static std::int64_t warm_workspace(std::int64_t l, std::int64_t q, int m) { return cpu::warm_workspace(l, q, m); }
+  static void orthonormal_start(float* V, std::int64_t l, std::int64_t q, int m, float* workspace, Address) {
+    cpu::orthonormal_start(V, l, q, m, workspace);
+  }
+  static void warm_svd(const WarmSvd<float>& arguments, Address) { cpu::warm_svd(arguments); }
+};
+
+}  // namespace
 
 PYBIND11_MODULE(_native_cpu, module) {
   module.doc() = "CPU kernels of lip_fast; lip_fast.backends.native is their front door.";
-  module.def(
-      "fresh_columns",
-      [](Address out, std::int64_t rows, std::int64_t columns, Address step, std::uint64_t seed) {
-        cpu::fresh_columns(pointer<float>("out", out, rows * columns), rows, columns,
-                           *pointer<const std::int64_t>("step", step, 1), seed);
-      },
-      py::arg("out"), py::arg("rows"), py::arg("columns"), py::arg("step"), py::arg("seed"),
-      py::call_guard<py::gil_scoped_release>());
+  define_kernels<Cpu>(module);
+  define_small_svd<Cpu, double>(module, "float64");
 }

@@ -1,29 +1,53 @@
 // lip_fast._native_cuda: the CUDA kernels over raw device addresses and a stream. Importing it does not touch
 // the driver.
 #include <cuda_runtime.h>
-#include <pybind11/pybind11.h>
 
 #include "bindings.h"
 #include "cuda/fresh_columns.h"
+#include "cuda/refit.h"
+#include "cuda/round.h"
+#include "cuda/small_svd.h"
+#include "cuda/warm_svd.h"
 
-namespace py = pybind11;
+#ifndef LIP_FAST_HELD_ARCHS
+#define LIP_FAST_HELD_ARCHS "unknown"
+#endif
+
 using namespace lip_fast;
 
 namespace {
 
-cudaStream_t stream_at(Address address) { return reinterpret_cast<cudaStream_t>(address); }
+struct Cuda {
+  static cudaStream_t at(Address stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+  static void fresh_columns(float* out, std::int64_t rows, std::int64_t columns, const std::int64_t* step,
+                            std::uint64_t seed, Address stream) {
+    cuda::fresh_columns(out, rows, columns, step, seed, at(stream));
+  }
+  static void round(float* X, std::int64_t rows, std::int64_t columns, int dropped, const std::int64_t* step,
+                    std::uint64_t seed, Address stream) {
+    cuda::round(X, rows, columns, dropped, step, seed, at(stream));
+  }
+  template <class T>
+  static void refit(const Refit<T>& arguments, Address stream) {
+    cuda::refit(arguments, at(stream));
+  }
+  template <class T>
+  static void small_svd(const SmallSvd<T>& first, std::int64_t batch, Address stream) {
+    cuda::small_svd(first, batch, at(stream));
+  }
+  static std::int64_t warm_workspace(std::int64_t l, std::int64_t q, int m) { return cuda::warm_workspace(l, q, m); }
+  static void orthonormal_start(float* V, std::int64_t l, std::int64_t q, int m, float* workspace, Address stream) {
+    cuda::orthonormal_start(V, l, q, m, workspace, at(stream));
+  }
+  static void warm_svd(const WarmSvd<float>& arguments, Address stream) { cuda::warm_svd(arguments, at(stream)); }
+};
 
 }  // namespace
 
 PYBIND11_MODULE(_native_cuda, module) {
   module.doc() = "CUDA kernels of lip_fast; lip_fast.backends.native is their front door.";
+  module.attr("CUDA_ARCHS") = LIP_FAST_HELD_ARCHS;
   module.attr("CUDART_VERSION") = CUDART_VERSION;
-  module.def(
-      "fresh_columns",
-      [](Address out, std::int64_t rows, std::int64_t columns, Address step, std::uint64_t seed, Address stream) {
-        cuda::fresh_columns(pointer<float>("out", out, rows * columns), rows, columns,
-                            pointer<const std::int64_t>("step", step, 1), seed, stream_at(stream));
-      },
-      py::arg("out"), py::arg("rows"), py::arg("columns"), py::arg("step"), py::arg("seed"), py::arg("stream"),
-      py::call_guard<py::gil_scoped_release>());
+  define_kernels<Cuda>(module);
 }

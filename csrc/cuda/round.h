@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace lip_fast::cuda {
+
+/// Rounds X (rows, columns), contiguous, in place to what ``dropped`` fewer mantissa bits hold; the bits come from
+/// (seed, step, row, column) alone.
+void round(float* X, std::int64_t rows, std::int64_t columns, int dropped, const std::int64_t* step,
+           std::uint64_t seed, cudaStream_t stream);
+
+}  // namespace lip_fast::cuda
