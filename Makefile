@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The extension modules are built by the editable install: a changed source asks for another.
+BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .PHONY: demo test lint format bench clean
 
@@ -28,13 +30,13 @@ bench: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.harness: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
+$(VENV)/.harness: $(VENV)/bin/python $(BUILD)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[harness]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python $(BUILD)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.harness
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist lip_fast/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,7 +9,7 @@ from setuptools import setup
 # Build front ends run this file without its folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from csrc.build_native import Build, BuildNative, Options, extensions  # noqa: E402
+from csrc.build_native import Build, BuildNative, Options, extensions
 
 if __name__ == "__main__":
     try:

@@ -1,9 +1,12 @@
 // lip_fast._native_cpu: the CPU kernels over raw addresses.
+#include <algorithm>
+
 #include "bindings.h"
 #include "cpu/fresh_columns.h"
 #include "cpu/refit.h"
 #include "cpu/round.h"
 #include "cpu/small_svd.h"
+#include "cpu/tail_svd.h"
 #include "cpu/warm_svd.h"
 
 using namespace lip_fast;
@@ -41,4 +44,19 @@ PYBIND11_MODULE(_native_cpu, module) {
   module.doc() = "CPU kernels of lip_fast; lip_fast.backends.native is their front door.";
   define_kernels<Cpu>(module);
   define_small_svd<Cpu, double>(module, "float64");
+  module.def(
+      "tail_svd",
+      [](Address M, std::int64_t l, std::int64_t q, std::int64_t row_stride, std::int64_t column_stride,
+         std::int64_t rank, Address A, Address S, Address B) {
+        const std::int64_t d = std::min(l, q);
+        if (rank < 0 || rank > d) {
+          throw std::invalid_argument("expected rank in 0.." + std::to_string(d) + ", got " + std::to_string(rank));
+        }
+        return cpu::tail_svd({pointer<const float>("M", M, l * q), l, q, row_stride, column_stride, rank,
+                              pointer<float>("A", A, l * (d - rank)), pointer<float>("S", S, d),
+                              pointer<float>("B", B, q * (d - rank))});
+      },
+      pybind11::arg("M"), pybind11::arg("l"), pybind11::arg("q"), pybind11::arg("row_stride"),
+      pybind11::arg("column_stride"), pybind11::arg("rank"), pybind11::arg("A"), pybind11::arg("S"), pybind11::arg("B"),
+      pybind11::call_guard<pybind11::gil_scoped_release>());
 }

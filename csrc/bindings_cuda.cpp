@@ -49,5 +49,10 @@ PYBIND11_MODULE(_native_cuda, module) {
   module.doc() = "CUDA kernels of lip_fast; lip_fast.backends.native is their front door.";
   module.attr("CUDA_ARCHS") = LIP_FAST_HELD_ARCHS;
   module.attr("CUDART_VERSION") = CUDART_VERSION;
+  // The newest CUDA that the driver knows, as 13000 for 13.0; 0 without a driver.
+  module.def("driver_version", [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+  });
   define_kernels<Cuda>(module);
 }

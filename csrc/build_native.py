@@ -5,8 +5,9 @@ Neither torch nor its headers are used, so the same commands serve an isolated b
 and a machine without a network. Objects stay in the build folder: only what changed is compiled again.
 
 The environment:
-    LIP_FAST_EXT: ``auto`` (an extension that cannot be built is left out, with a warning), ``require`` (that is
-        an error; without nvcc, and where nothing asks for CUDA, the CPU extension alone is required) or ``off``.
+    LIP_FAST_EXT: ``auto`` (an extension that cannot be built is left out, with a warning), ``require`` (that
+        is an error; without nvcc, and where nothing asks for CUDA, the CPU extension alone is required) or
+        ``off``.
     LIP_FAST_CUDA_ARCHS: the compute capabilities to hold code for, as in ``90`` or ``80;90a;120+PTX``.
     CXX, NVCC, CUDA_HOME, CUDA_PATH: the compilers. nvcc takes CXX as its host compiler.
     CXXFLAGS, LDFLAGS: added to the C++ compiler's commands; nvcc itself reads NVCC_APPEND_FLAGS.
@@ -336,7 +337,8 @@ class Planner:
 
     def _compile(self, rule: str, command: list[str], source: str) -> Step:
         output = str(self.folder / f"{source}.o")
-        return Step(rule, output, (source,), (*command, "-MD", "-MF", f"{output}.d", "-c", source, "-o", output))
+        files = ("-MD", "-MF", f"{output}.d", "-c", source, "-o", output)
+        return Step(rule, output, (source,), (*command, *files))
 
     def _link(self, command: list[str], module: Module, steps: list[Step], flags: list[str]) -> Step:
         objects = tuple(step.output for step in steps)
@@ -512,11 +514,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class BuildNative(build_ext):
-    """``build_ext`` by ninja: with ``auto``, what cannot be built is left out and an older build of it removed."""
+    """``build_ext`` by ninja; what is not built is removed where an earlier build left it."""
 
     def run(self) -> None:
         """Build, and copy into the source folder for an editable install."""
-        self._built: set[str] = set()
+        self._built: set[str] = set()  # names of modules
         super().run()
         if self.inplace:
             # Left from an earlier build, it would be loaded for what this one leaves out.
@@ -529,6 +531,7 @@ class BuildNative(build_ext):
             CompileError: one that is required cannot.
         """
         options = Options.read(os.environ)
+        self.force = True  # of the copies below: what lies there may be newer and broken
         base = Path(self.get_finalized_command("build").build_base)
         folder = base / f"native.{sysconfig.get_config_var('SOABI')}"
         libraries, problems = build_modules(ROOT, folder, self.distribution.get_version(), options)
@@ -539,7 +542,10 @@ class BuildNative(build_ext):
                 raise CompileError(f"{text}\n(LIP_FAST_EXT=require; with auto it would be left out)")
             self.warn(f"{text}\nlip_fast is installed without it and runs on plain torch in its place.")
         self._built = {module.name for module in libraries}
-        self.extensions = [ext for ext in self.extensions if ext.name.rpartition(".")[2] in self._built]
+        # What setuptools goes on with: it takes for granted that each is there.
+        self.extensions: list[Extension] = [
+            ext for ext in self.extensions if ext.name.rpartition(".")[2] in self._built
+        ]
         for module, library in libraries.items():
             target = Path(self.get_ext_fullpath(f"lip_fast.{module.name}"))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -549,13 +555,16 @@ class BuildNative(build_ext):
     def _remove_others(self, package: Path) -> None:
         for module in MODULES:
             if module.name not in self._built:
-                (package / Path(self.get_ext_filename(f"lip_fast.{module.name}")).name).unlink(missing_ok=True)
+                library = Path(self.get_ext_filename(f"lip_fast.{module.name}"))
+                (package / library.name).unlink(missing_ok=True)
 
 
 class Build(build):
-    """``build`` that runs ``build_ext`` even where nothing is to be built: it removes what is left of before."""
+    """``build`` that runs ``build_ext`` even where nothing is to be built: it then removes what was."""
 
-    sub_commands = [(name, None if name == "build_ext" else needed) for name, needed in build.sub_commands]
+    sub_commands = tuple(  # setuptools only reads it
+        (name, None if name == "build_ext" else needed) for name, needed in build.sub_commands
+    )
 
 
 def _has_nvcc(options: Options) -> bool:

@@ -50,6 +50,10 @@ COMMANDS = {
         "harness",
         ("matplotlib", "safetensors"),
     ),
+    "doctor": Command(
+        "say what is installed, which backend serves which op and why, and what does not fit together",
+        "lip_fast.doctor",
+    ),
 }
 
 

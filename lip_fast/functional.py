@@ -183,7 +183,7 @@ def _decompose(W: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
     """U, S, V of W, where the singular vectors before ``first`` may be zero: they are not asked for."""
     svd = ops.tail_svd(W, rank=first)
     # tail_svd has no vectors for values at the rounding of float32; the paper refits those as well.
-    if bool(svd.ok & (svd.S[-1:] > 1e-5 * svd.S[:1]).all()):
+    if int(svd.status) == 0 and bool((svd.S[-1:] > 1e-5 * svd.S[:1]).all()):
         U, V = W.new_zeros(len(W), len(svd.S)), W.new_zeros(W.shape[1], len(svd.S))
         U[:, first:], V[:, first:] = svd.A, svd.B
         return U, svd.S, V

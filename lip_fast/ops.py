@@ -1,8 +1,9 @@
 """The operations of the step: schema, checks, fake and public function of each.
 
 Layout: M (l, q) is the weight as ``nn.Linear`` holds it, A (l, t) holds class-side and B (q, t) feature-side
-singular vectors in columns, so that M ~ A diag(S) B^T. Flags and counts are 0-d tensors on the device of
-their operands, so that a kernel need not stop for the host. Kernels live in :mod:`lip_fast.backends` and
+singular vectors in columns, so that M ~ A diag(S) B^T. Flags, counts and the status word
+(:mod:`lip_fast.status`) are 0-d tensors on the device of their operands, so that a kernel need not stop for
+the host. Kernels live in :mod:`lip_fast.backends` and
 trust their caller; the checks here are run by the public function and, while tracing, by the fake.
 
 None of the ops is differentiable: they run inside an optimizer step.
@@ -23,6 +24,8 @@ __all__ = [
     "orthonormalize",
     "rebuild_",
     "refit",
+    "sketch",
+    "small_svd",
     "tail_svd",
     "warm_svd",
 ]
@@ -32,12 +35,22 @@ _COMPUTE_DTYPES = (torch.float32, torch.float64)
 
 
 class SVD(NamedTuple):
-    """M ~ A diag(S) B^T, and whether the decomposition can be used."""
+    """M ~ A diag(S) B^T, and why it cannot be used, as bits of :mod:`lip_fast.status`: 0 where it can."""
 
     A: Tensor
     S: Tensor
     B: Tensor
-    ok: Tensor
+    status: Tensor
+
+
+class SmallSVD(NamedTuple):
+    """T = U diag(S) V^T of each matrix, the sweeps it took, and its status word."""
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+    sweeps: Tensor
+    status: Tensor
 
 
 class Sums(NamedTuple):
@@ -174,8 +187,8 @@ def _fake_warm_svd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_warm_svd(M, basis, fresh)
     (l, q), t = M.shape, basis.shape[1]
-    ok = M.new_empty((), dtype=torch.bool)
-    return basis.new_empty(l, t), basis.new_empty(t), basis.new_empty(t, q).mT, ok
+    status = M.new_empty((), dtype=torch.int64)
+    return basis.new_empty(l, t), basis.new_empty(t), basis.new_empty(t, q).mT, status
 
 
 _define(
@@ -200,12 +213,94 @@ def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int) -
         seed: key of the fresh columns.
 
     Returns:
-        A (l, t), S (t,) descending and B (q, t), its columns contiguous, in the dtype of ``basis``. ok is
-        False where M is not finite, the small decomposition failed, or max |B^T B - I| > 1e-4: the factors
-        are then not to be used.
+        A (l, t), S (t,) descending and B (q, t), its columns contiguous, in the dtype of ``basis``; status
+        () int64, not 0 where M is not finite, the small decomposition failed, or max |B^T B - I| > 1e-4: the
+        factors are then not to be used.
     """
     _check_warm_svd(M, basis, fresh)
     return SVD(*_warm_svd(M, basis, step, fresh, seed))
+
+
+# sketch -------------------------------------------------------------------------------------------------
+
+
+def _check_sketch(M: Tensor, V: Tensor) -> None:
+    _check_matrix("M", M)
+    _check_matrix("V", V, _COMPUTE_DTYPES)
+    _expect(V.shape[0] == M.shape[1], f"V with {M.shape[1]} rows (the columns of M)", _shape(V))
+    _expect(V.device == M.device, f"V on {M.device}, where M is", f"{V.device}")
+
+
+def _fake_sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    _check_sketch(M, V)
+    (l, q), m = M.shape, V.shape[1]
+    return V.new_empty(m, l).mT, V.new_empty(m, q).mT
+
+
+_define("sketch", "(Tensor M, Tensor V) -> (Tensor, Tensor)", _fake_sketch)
+
+
+def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """Both products of a power step, Y = M V and Z = M^T Y.
+
+    A kernel that reads M once from memory rounds M and V to TF32 and gives Y as rounded to TF32 too, so that
+    Z = M^T Y holds to float32 for the Y it returns and the M it read.
+
+    Args:
+        M: (l, q) floating point.
+        V: (q, m) float32 or float64, its columns contiguous for speed.
+
+    Returns:
+        Y (l, m) and Z (q, m), their columns contiguous, in the dtype of ``V``.
+    """
+    _check_sketch(M, V)
+    products: tuple[Tensor, Tensor] = _sketch(M, V)
+    return products
+
+
+# small_svd ----------------------------------------------------------------------------------------------
+
+
+def _check_small_svd(T: Tensor, start: Tensor | None) -> None:
+    if T.dtype not in _COMPUTE_DTYPES:
+        raise TypeError(f"expected T in one of {_COMPUTE_DTYPES}, got {T.dtype}")
+    _expect(
+        T.dim() >= 2 and T.shape[-1] == T.shape[-2] and T.shape[-1] > 0,
+        "T of shape (..., m, m) with m >= 1",
+        _shape(T),
+    )
+    if start is not None:
+        _expect(start.shape == T.shape, f"a start of shape {_shape(T)}", _shape(start))
+        _expect(start.dtype == T.dtype, f"a start in {T.dtype}", str(start.dtype))
+        _expect(start.device == T.device, f"a start on {T.device}, where T is", f"{start.device}")
+
+
+def _fake_small_svd(
+    T: Tensor, start: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_small_svd(T, start)
+    counts = T.new_empty(T.shape[:-2], dtype=torch.int64)
+    return T.new_empty(T.shape), T.new_empty(T.shape[:-1]), T.new_empty(T.shape), counts, counts.clone()
+
+
+_define("small_svd", "(Tensor T, Tensor? start) -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _fake_small_svd)
+
+
+def small_svd(T: Tensor, start: Tensor | None = None) -> SmallSVD:
+    """SVD of small square matrices, without waiting for the device where the native solver serves it.
+
+    One-sided Jacobi (Demmel and Veselic, 1992) for m <= 128: a CUDA block a matrix.
+
+    Args:
+        T: (..., m, m) float32 or float64.
+        start: (..., m, m) orthogonal and near V, such as V of the last, similar T: fewer sweeps.
+
+    Returns:
+        U (..., m, m), S (..., m) descending and V (..., m, m); sweeps (...) int64, 0 from a solver that has
+        none; status (...) int64, the word of :mod:`lip_fast.status`. Of a singular T, columns of U may be 0.
+    """
+    _check_small_svd(T, start)
+    return SmallSVD(*_small_svd(T, start))
 
 
 # tail_svd -----------------------------------------------------------------------------------------------
@@ -220,8 +315,8 @@ def _fake_tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     _check_tail_svd(M, rank)
     (l, q), d = M.shape, min(M.shape)
     M = M.new_empty(0, dtype=M.dtype if M.dtype == torch.float64 else torch.float32)
-    ok = M.new_empty((), dtype=torch.bool)
-    return M.new_empty(l, d - rank), M.new_empty(d), M.new_empty(q, d - rank), ok
+    status = M.new_empty((), dtype=torch.int64)
+    return M.new_empty(l, d - rank), M.new_empty(d), M.new_empty(q, d - rank), status
 
 
 _define("tail_svd", "(Tensor M, int rank) -> (Tensor, Tensor, Tensor, Tensor)", _fake_tail_svd)
@@ -237,7 +332,7 @@ def tail_svd(M: Tensor, *, rank: int) -> SVD:
     Returns:
         A (l, d - rank), S (d,) and B (q, d - rank) in float64 for a float64 ``M``, else in float32, where
         the vectors of values up to 1e-6 s_1 may be zero columns of the larger side: there is no direction to
-        speak of. ok is False where M is not finite or the solver failed.
+        speak of; status () int64, not 0 where M is not finite or the solver failed.
     """
     _check_tail_svd(M, rank)
     return SVD(*_tail_svd(M, rank))
@@ -454,4 +549,6 @@ _tail_svd = torch.ops.lip_fast.tail_svd.default
 _label_sums = torch.ops.lip_fast.label_sums.default
 _label_sums_csr = torch.ops.lip_fast.label_sums_csr.default
 _refit = torch.ops.lip_fast.refit.default
+_sketch = torch.ops.lip_fast.sketch.default
+_small_svd = torch.ops.lip_fast.small_svd.default
 _rebuild_ = torch.ops.lip_fast.rebuild_.default

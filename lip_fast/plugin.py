@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lip_fast import ops
+from lip_fast import host, ops, status
+from lip_fast.counters import Counters
 from lip_fast.functional import select_rank
+from lip_fast.observations import Observation, Observations
 from lip_fast.statistics import LabelStatistics
 from lip_fast.subspace import StepReport, Subspace
 from lip_fast.targets import CSR, Targets, as_targets, check_indices
@@ -21,21 +23,11 @@ __all__ = ["LIP", "LIPError"]
 _MAX_OBSERVATIONS = 64
 # The share of ||M||_F^2 that rank="auto" keeps.
 _AUTO_ENERGY = 0.95
-# Reports of steps that are counted together: a few small operations for all of them instead of for each.
-_REPORTS = 256
-_COUNTERS = ("applied", "skipped", "clipped", "masked")
-
-
 _STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
 
 
 class LIPError(RuntimeError):
     """A step's LIP could not be taken, and ``strict=True`` asked to be told."""
-
-
-class _Observation(NamedTuple):
-    features: Tensor
-    targets: Targets
 
 
 class LIP:
@@ -59,6 +51,22 @@ class LIP:
     It never writes a value that is not finite: where features, labels, weight or a decomposition are unsound
     the step's LIP is skipped and counted. It never touches the global random state.
 
+    **CUDA graphs.** On CUDA a step can be captured in a graph and replayed, alone or with the forward and
+    backward pass, where the ops of the step wait for nothing (``lip-fast doctor`` says which kernels serve
+    them). Take at least one step on which LIP acts first. A replay repeats the step that was captured, so
+    ``every`` must be 1 and ``start`` reached, and ``strict`` cannot be told.
+
+    - Called inside of the capture, :meth:`observe` is a part of the graph.
+    - Called before a capture of the optimizer's step alone, it shows LIP the form of the batches: what was
+      observed becomes the buffers that replays read. Each later call outside of a capture copies its batch
+      into them, in turn where a step has several micro-batches, all of the forms of the first ones; call it
+      before each replay, on the stream of the replay. It cannot see replays: that a step has had all of its
+      micro-batches is known by their number.
+    - A step that is not replayed takes what was last observed. To return to batches of any form, call
+      :meth:`release_buffers`.
+    - :meth:`load_state_dict` writes in place, so that graphs go on from the loaded state. Save after a replay:
+      observations that no replay has taken are saved only of an incomplete step.
+
     Args:
         head: module with a 2-D ``weight`` (l, q) and an optional ``bias`` (l,), usually ``nn.Linear``. The
             weight is looked up at each step, so that it may be replaced or sharded in place.
@@ -76,7 +84,8 @@ class LIP:
         clip: limit refitted values to [-s_rank, s_rank].
         data_group: the ranks whose batches differ, for sharded heads; not supported yet.
         seed: of the random columns and of stochastic rounding.
-        strict: raise :class:`LIPError` where a step's LIP is skipped as unsound (waits for the device).
+        strict: raise :class:`LIPError`, which names the reasons, where a step's LIP is skipped as unsound
+            (waits for the device).
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message names what was expected.
@@ -123,11 +132,10 @@ class LIP:
             else LabelStatistics(q, l, decay=decay, dtype=_sums_dtype(weight), device=weight.device)
         )
         self._subspace: Subspace | None = None
-        self._pending: list[_Observation] = []
+        self._observations = Observations()
         self._calls_since_step = 0
         self._steps = 0
-        self._counters = torch.zeros(len(_COUNTERS), dtype=torch.int64, device=weight.device)
-        self._reports: list[StepReport] = []
+        self._counters = Counters(weight.device)
         self._handle: RemovableHandle | None = None
 
     # The optimizer -----------------------------------------------------------------------------------
@@ -169,7 +177,7 @@ class LIP:
         self._calls_since_step = 0
         if weight.grad is None:
             # A head that is frozen now: what it saw is not what its next gradient will be of.
-            self._pending.clear()
+            self._observations.clear()
             return
         lr = group["lr"]
         # Not steps of training: those with zero learning rate that checkpoints take to create optimizer
@@ -177,7 +185,13 @@ class LIP:
         if _on_host(lr) and float(lr) == 0:
             return
         step = self._steps
-        self._steps += 1
+        if host.capturing(weight.device):
+            if not self._observations:
+                self._counters.capture(None, step=True)
+                return
+            self._check_capture(step)
+        else:
+            self._steps += 1
         pending = self._take_pending()
         if not pending or step < self._start or (step - self._start) % self._every:
             return
@@ -188,15 +202,16 @@ class LIP:
             ok = ok & (found_inf.to(weight.device) == 0).all()
         if not _on_host(lr):
             ok = ok & (lr != 0).all()
-        self._apply(weight, pending, ok, skip_is_sound=found_inf is not None)
+        self._apply(weight, pending, ok, step=True)
 
     # Observations ------------------------------------------------------------------------------------
 
     def observe(self, features: Tensor, targets: Tensor) -> None:
         """Show LIP what the head saw: call it for every batch, before the optimizer's step.
 
-        The features are detached and kept, not copied, until that step. Under gradient accumulation call it
-        for each micro-batch; they count as one batch.
+        The features are detached and, on CPU, kept until that step, not copied; on other devices they are
+        copied, since graphs write their outputs anew at each replay. Under gradient accumulation call it for
+        each micro-batch; they count as one batch.
 
         Args:
             features: (..., q) input of the head, floating point, on the device of the weight.
@@ -204,8 +219,9 @@ class LIP:
                 matrix, dense or sparse, for features (n, q).
 
         Raises:
-            TypeError, ValueError: features or targets do not fit the head or each other; on CPU also a class
-                index out of range (on other devices it is masked and counted; raised with ``strict``).
+            TypeError, ValueError: features or targets do not fit the head or each other, or the buffers of a
+                captured step; on CPU also a class index out of range (on other devices it is masked and
+                counted; raised with ``strict``).
             RuntimeError: 64 calls without a step of an attached optimizer.
         """
         weight = self._weight()
@@ -226,17 +242,31 @@ class LIP:
                 )
             targets = targets.reshape(-1)
         rows = features.detach().reshape(-1, q)
+        capturing = host.capturing(weight.device)
+        if capturing and isinstance(targets, Tensor) and targets.layout == torch.sparse_coo:
+            raise ValueError(
+                "expected sparse labels as CSR inside of a capture, got COO: to sort them waits for the device"
+            )
         labels = as_targets(targets, rows=len(rows), classes=l, device=rows.device)
-        if self._strict and isinstance(labels, Tensor) and labels.dim() == 1:
+        if self._strict and not capturing and isinstance(labels, Tensor) and labels.dim() == 1:
             check_indices(labels, l)
-        if self._calls_since_step >= _MAX_OBSERVATIONS:
+        # Replays take what is in the buffers without a step that could be seen.
+        unseen = capturing or self._observations.buffered
+        if not unseen and self._calls_since_step >= _MAX_OBSERVATIONS:
             raise RuntimeError(
                 f"observe() was called {_MAX_OBSERVATIONS} times without a step of an attached optimizer. "
                 "A copy of an optimizer loses its hooks: make a LIP for the copied head and call "
                 "attach(copy). With more micro-batches a step than that, observe several at once"
             )
-        self._calls_since_step += 1
-        self._pending.append(_Observation(rows, _detached(labels)))
+        self._observations.add(Observation(rows, _detached(labels)), capturing=capturing)
+        self._calls_since_step += not unseen
+
+    def release_buffers(self) -> None:
+        """Forget the buffers of captured steps, and what is in them: batches may have any form again.
+
+        Graphs that read them must not be replayed any more.
+        """
+        self._observations.release()
 
     def apply(self) -> None:
         """Apply LIP to the head now, with the pending observations, whatever ``every`` and ``start`` say.
@@ -244,25 +274,42 @@ class LIP:
         Raises:
             RuntimeError: nothing was observed.
         """
-        pending = self._take_pending()
-        if not pending:
+        if not self._observations:
             raise RuntimeError("expected observations, got none: call observe() first")
         weight = self._weight()
+        if host.capturing(weight.device):
+            self._check_capture(None)
         ok = torch.ones((), dtype=torch.bool, device=weight.device)
-        self._apply(weight, pending, ok, skip_is_sound=False)
+        self._apply(weight, self._take_pending(), ok, step=False)
 
-    def _take_pending(self) -> list[_Observation]:
-        pending, self._pending = self._pending, []
+    def _take_pending(self) -> list[Observation]:
         self._calls_since_step = 0
-        return pending
+        return self._observations.take(capturing=host.capturing(self._weight().device))
+
+    def _check_capture(self, step: int | None) -> None:
+        """RuntimeError where what LIP does at this step, or in a call (None), cannot be replayed."""
+        if step is not None and (self._every != 1 or step < self._start):
+            raise RuntimeError(
+                "expected every=1 and start reached in a step that is captured, since each replay repeats it, "
+                f"got every={self._every} and start={self._start} at step {step}"
+            )
+        if self._strict:
+            raise RuntimeError("expected strict=False in a step that is captured: a replay cannot raise")
+        if self._subspace is None:
+            raise RuntimeError(
+                "expected a step that LIP acts on before one is captured, to start from, got none: "
+                "take a step first"
+            )
 
     # The step ----------------------------------------------------------------------------------------
 
     @full_precision
     @torch.no_grad()
-    def _apply(self, weight: Tensor, pending: list[_Observation], ok: Tensor, *, skip_is_sound: bool) -> None:
+    def _apply(self, weight: Tensor, pending: list[Observation], ok: Tensor, *, step: bool) -> None:
+        """Take the step where ``ok``; where not, there is nothing to repair, and no reason is counted."""
         bias = getattr(self._head, "bias", None)
         statistics = self._statistics
+        entered = ok
         if statistics is not None:
             ok = statistics.absorb([(p.features, p.targets) for p in pending], ok)
         elif self._tail == "zero":
@@ -278,21 +325,25 @@ class LIP:
             return ops.Sums(*(torch.stack(part).sum(0) for part in zip(*parts, strict=True)))
 
         if self._subspace is None:
-            rank = self._rank if self._rank is not None else _auto_rank(weight)
+            rank, broken = (self._rank, 0) if self._rank is not None else _auto_rank(weight)
             # A weight without a spectrum: the rank is decided at a later step.
             self._subspace = None if rank is None else self._make_subspace(weight, rank)
         if self._subspace is None:
             none = torch.zeros((), dtype=torch.int64, device=weight.device)
-            report = StepReport(torch.zeros_like(ok), none, none)
+            report = StepReport(torch.zeros_like(ok), ok * broken, none, none)
         else:
             report = self._subspace.step_(weight.detach(), sums_of, ok)
-        self._reports.append(report)
-        if len(self._reports) >= _REPORTS:
-            self._count()
-        if self._strict and not skip_is_sound and not bool(report.ok):
+        if ok is not entered:
+            # Features or labels that were found unsound before the step.
+            report = report._replace(status=status.lost(report.status, entered, ok, status.NOT_FINITE))
+        if host.capturing(weight.device):
+            self._counters.capture(report, step=step)
+            return
+        self._counters.add(report)
+        if self._strict and (reasons := status.reasons(int(report.status))):
             raise LIPError(
-                "LIP was skipped: features, labels, weight or a decomposition were not finite or not "
-                "orthogonal; the weight is the base optimizer's"
+                f"LIP was skipped: {', '.join(reasons)} (features, labels, weight or a decomposition of it); "
+                "the weight is the base optimizer's"
             )
 
     def _make_subspace(self, weight: Tensor, rank: int) -> Subspace:
@@ -320,15 +371,6 @@ class LIP:
             raise TypeError(f"expected a dense weight in one of {FLOATS}, got {describe(weight)}")
         return weight
 
-    def _count(self) -> None:
-        """Add what the last steps reported to the counters, on the device."""
-        if self._reports:
-            ok, clipped, masked = (torch.stack(column) for column in zip(*self._reports, strict=True))
-            counts = torch.stack([ok.sum(), (~ok).sum(), clipped.sum(), masked.sum()])
-            # A model may have moved to another device since.
-            self._counters = self._counters.to(counts.device) + counts
-            self._reports.clear()
-
     # State -------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int | None]:
@@ -337,71 +379,62 @@ class LIP:
         ``steps`` of the attached optimizer; steps on which LIP was ``applied``, and ``skipped`` (something
         unsound, or an overflow found by a gradient scaler); refitted values ``clipped``; class indices out
         of range ``masked``; and the ``rank`` in use, None before the first step of rank="auto".
+
+        Of the skipped steps, those skipped as ``not_finite`` (weight, features, labels or their sums),
+        ``rank_deficient``, ``not_converged`` (the solver) or ``not_orthogonal`` (the basis): several of them
+        where several were found, none for an overflow found by a gradient scaler.
         """
-        self._count()
-        counters = dict(zip(_COUNTERS, self._counters.tolist(), strict=True))
+        counters = self._counters.values()
         rank = self._subspace.rank if self._subspace is not None else self._rank
-        return {"steps": self._steps, **counters, "rank": rank}
+        return {"steps": self._steps + counters.pop("replayed"), **counters, "rank": rank}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs, as tensors and plain values."""
-        self._count()
         return {
-            "steps": self._steps,
+            "steps": self.stats()["steps"],
             "calls_since_step": self._calls_since_step,
-            "counters": self._counters.clone(),
+            "counters": self._counters.state_dict(),
             "subspace": None if self._subspace is None else self._subspace.state_dict(),
             "statistics": None if self._statistics is None else self._statistics.state_dict(),
-            "pending": [
-                # Copies: the features may be a few rows of a large tensor that lives on.
-                {
-                    "features": p.features.clone(),
-                    "targets": [t.clone() for t in p.targets]
-                    if isinstance(p.targets, CSR)
-                    else p.targets.clone(),
-                }
-                for p in self._pending
-            ],
+            "pending": self._observations.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, for a LIP made with the same arguments.
 
         Raises:
-            ValueError: the state of another head, rank, tail_rank or decay; nothing has been changed then.
+            ValueError: the state of another head, rank, tail_rank or decay, or one that a captured step cannot
+                go on from; nothing has been changed then.
         """
         weight = self._weight()
-        device = weight.device
         missing = [key for key in _STATE_KEYS if key not in state_dict]
         if missing:
             raise ValueError(f"expected the state of a LIP, with {', '.join(_STATE_KEYS)}, got no {missing}")
         if (self._statistics is None) != (state_dict["statistics"] is None):
             raise ValueError("expected the state of a LIP with the same decay, got another")
-        subspace = None
-        if (saved := state_dict["subspace"]) is not None:
-            subspace = self._make_subspace(weight, saved["rank"])
+        subspace, saved = None, state_dict["subspace"]
+        if saved is not None:
+            subspace = self._subspace
+            if subspace is None or subspace.rank != saved["rank"] or subspace.step.device != weight.device:
+                subspace = self._make_subspace(weight, saved["rank"])
             rank = saved["rank"] if self._rank is None else self._rank
             expected = (tuple(weight.shape), rank, subspace.tail_rank)
             got = (tuple(saved["shape"]), saved["rank"], saved["tail_rank"])
             if expected != got:
                 raise ValueError(f"expected the state of (shape, rank, tail_rank) {expected}, got {got}")
-            subspace.load_state_dict(saved)
+            subspace.check_state_dict(saved)
+        self._counters.check_state_dict(state_dict["counters"])
+        self._observations.check_state_dict(state_dict["pending"])
         if self._statistics is not None:
             self._statistics.load_state_dict(state_dict["statistics"])
+        if subspace is not None:
+            subspace.load_state_dict(saved)
         self._subspace = subspace
         self._steps = state_dict["steps"]
         self._calls_since_step = state_dict["calls_since_step"]
-        self._counters = state_dict["counters"].to(device, copy=True)
-        self._reports.clear()
-        self._pending = [
-            _Observation(
-                p["features"].to(device),
-                CSR(*(part.to(device) for part in p["targets"]))
-                if isinstance(p["targets"], list | tuple)
-                else p["targets"].to(device),
-            )
-            for p in state_dict["pending"]
-        ]
+        self._counters.move(weight.device)
+        self._counters.load_state_dict(state_dict["counters"])
+        self._observations.load_state_dict(state_dict["pending"], weight.device)
 
 
 def _absolute_rank(rank: object, limit: int) -> int:
@@ -415,15 +448,17 @@ def _absolute_rank(rank: object, limit: int) -> int:
     return check_int("rank", rank, 0, limit)
 
 
-def _auto_rank(weight: Tensor) -> int | None:
-    """The rank that keeps the energy; None of a weight that is not finite."""
+def _auto_rank(weight: Tensor) -> tuple[int | None, int]:
+    """The rank that keeps the energy, or None and the reason of a weight that has no spectrum."""
     svd = ops.tail_svd(weight.detach(), rank=min(weight.shape))
-    if not bool(svd.ok & torch.isfinite(svd.S).all()):
-        return None
-    return select_rank(svd.S, energy=_AUTO_ENERGY)
+    if broken := int(svd.status):
+        return None, broken
+    if not bool(torch.isfinite(svd.S).all()):
+        return None, status.NOT_FINITE
+    return select_rank(svd.S, energy=_AUTO_ENERGY), 0
 
 
-def _all_finite(pending: list[_Observation]) -> Tensor:
+def _all_finite(pending: list[Observation]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=pending[0].features.device)
     for features, targets in pending:
         values = targets.values if isinstance(targets, CSR) else targets
@@ -444,7 +479,7 @@ def _group_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Any
 
 
 def _on_host(lr: float | Tensor) -> bool:
-    return not isinstance(lr, Tensor) or lr.device.type == "cpu"
+    return not isinstance(lr, Tensor) or host.reads_are_free(lr.device)
 
 
 def _detached(targets: Targets) -> Targets:

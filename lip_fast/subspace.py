@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lip_fast import ops
+from lip_fast import host, ops
 from lip_fast.functional import randomized_svd
+from lip_fast.status import NOT_CONVERGED, NOT_FINITE, lost
 
 __all__ = ["FRESH", "StepReport", "Subspace"]
 
@@ -21,9 +22,17 @@ _DROPPED_ENERGY = 0.01
 
 
 class StepReport(NamedTuple):
-    """What a step did, as 0-d tensors on the device of the weight."""
+    """What a step did, as 0-d tensors on the device of the weight.
+
+    Attributes:
+        ok: whether it was taken.
+        status: why not, as bits of :mod:`lip_fast.status`; 0 too where it was not to be taken anyway.
+        clipped: how many refitted values were limited.
+        masked: how many class indices were out of range.
+    """
 
     ok: Tensor
+    status: Tensor
     clipped: Tensor
     masked: Tensor
 
@@ -33,6 +42,9 @@ class Subspace:
 
     Where rank + tail_rank and the fresh columns reach min(l, q), each step decomposes M exactly. Otherwise it
     tracks the leading rank + tail_rank directions: one warm-started power step from the last step's basis.
+
+    Off the host, basis and step counter stay at their addresses once there is a basis, and nothing is read: a
+    step can then be captured in a CUDA graph.
 
     Args:
         l: rows of the weight (classes).
@@ -81,13 +93,22 @@ class Subspace:
             M: (l, q) float32, float64, bfloat16 or float16.
             sums_of: the sums of the labels along directions A (l, r) and B (q, r).
             ok: () bool on the device of ``M``; where False, ``M`` and the basis stay as they are.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and there is no basis to start from.
         """
+        capturing = host.capturing(M.device)
+        if capturing and not self.exact and self.basis is None:
+            raise RuntimeError(
+                "expected a step that LIP acts on before one is captured, to start from, got none"
+            )
         svd = self._decompose(M)
         k, r = self.rank, self.tail_rank
         # The exact path has the vectors below the kept ones only, the truncated path all k + r.
         first = 0 if self.exact else k
         A, B = svd.A[:, first : first + r], svd.B[:, first : first + r]
-        ok = ok & svd.ok
+        status, ok = _admit(svd.status, ok)
+        sound = ok
         if self.tail == "refit":
             sums = sums_of(A, B)
             s, ok, clipped = ops.refit(
@@ -98,7 +119,7 @@ class Subspace:
             ok = ok & (svd.S.sum() < torch.finfo(svd.S.dtype).max / 4)  # as the refit bounds its values
             s = svd.S.new_zeros(r)
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        if self.rest == "drop" and not self._warned and bool(ok):
+        if self.rest == "drop" and not self._warned and not capturing and bool(ok):
             self._warn_if_large(M, svd.S[: k + r])
         if self.rest == "drop" and not self.exact:
             A, s, B, accumulate = svd.A, torch.cat([svd.S[:k], s]), svd.B, False
@@ -107,36 +128,48 @@ class Subspace:
             if self.rest == "drop":
                 A, s, B = svd.A, torch.cat([s, -svd.S[k + r :]]), svd.B
         ok = ops.rebuild_(M, A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=self.seed)
+        # What the decomposition did not stop was stopped by sums, values or a weight out of range.
+        status = lost(status, sound, ok, NOT_FINITE)
         if not self.exact:
             # Signs and order of the columns do not matter to the span that the next step starts from.
-            self.basis = _choose(ok, svd.B, self.basis)
+            self._keep(svd.B, ok)
         self.step += 1
-        return StepReport(ok, clipped, masked)
+        return StepReport(ok, status, clipped, masked)
 
     def _decompose(self, M: Tensor) -> ops.SVD:
         if self.exact:
             return ops.tail_svd(M, rank=self.rank)
         dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
         basis = self._cold_basis(M.to(dtype)) if self.basis is None else self.basis.to(dtype)
-        if basis is None:
+        if isinstance(basis, int):
             (l, q), t = M.shape, self.rank + self.tail_rank
             M = M.to(dtype)
-            failed = torch.zeros((), dtype=torch.bool, device=M.device)
+            failed = torch.full((), basis, dtype=torch.int64, device=M.device)
             return ops.SVD(M.new_zeros(l, t), M.new_zeros(t), M.new_zeros(q, t), failed)
         return ops.warm_svd(M, basis, self.step, fresh=FRESH, seed=self.seed)
 
-    def _cold_basis(self, M: Tensor) -> Tensor | None:
-        """A first basis (q, rank + tail_rank); None of a weight that cannot be decomposed."""
+    def _cold_basis(self, M: Tensor) -> Tensor | int:
+        """A first basis (q, rank + tail_rank); of a weight that cannot be decomposed, the reason."""
         if not bool(torch.isfinite(M).all()):
-            return None
+            return NOT_FINITE
         generator = torch.Generator(device=M.device)
         generator.manual_seed(self.seed)
         t = self.rank + self.tail_rank
         try:
             factors = randomized_svd(M, t, oversample=FRESH, n_iter=_COLD_ITERATIONS, generator=generator)
         except torch.linalg.LinAlgError:  # finite, but its products are not
-            return None
+            return NOT_CONVERGED
         return factors[2].mT
+
+    def _keep(self, B: Tensor, ok: Tensor) -> None:
+        """Carry ``B`` on where ``ok``, off the host without waiting and in place."""
+        basis = self.basis
+        if basis is None or host.reads_are_free(ok.device):
+            self.basis = B if bool(ok) else basis
+        elif basis.dtype == B.dtype:
+            torch.where(ok, B, basis, out=basis)
+        else:
+            self.basis = torch.where(ok, B, basis.to(B.dtype))
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         return max(self._limits) * torch.finfo(dtype).eps
@@ -165,19 +198,33 @@ class Subspace:
             "warned": self._warned,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; ValueError where the basis is of another weight."""
+    def check_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """ValueError where the basis is of another weight."""
         basis = state_dict["basis"]
         expected = (self._limits[1], self.rank + self.tail_rank)
         if basis is not None and tuple(basis.shape) != expected:
             raise ValueError(f"expected a basis of shape {expected}, got {tuple(basis.shape)}")
-        self.basis = None if basis is None else basis.to(self.step.device, copy=True)
-        self.step = state_dict["step"].to(self.step.device, copy=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, in place: a captured step goes on from it.
+
+        Raises:
+            ValueError: the basis is of another weight.
+        """
+        self.check_state_dict(state_dict)
+        basis = state_dict["basis"]
+        if basis is None or self.basis is None or self.basis.dtype != basis.dtype:
+            self.basis = None if basis is None else basis.to(self.step.device, copy=True)
+        else:
+            self.basis.copy_(basis)
+        self.step.copy_(state_dict["step"])
         self._warned = state_dict["warned"]
 
 
-def _choose(ok: Tensor, new: Tensor, old: Tensor | None) -> Tensor | None:
-    """``new`` where ``ok``, else ``old``; without waiting for a device, at the price of a copy."""
-    if ok.device.type == "cpu" or old is None:
-        return new if bool(ok) else old
-    return torch.where(ok, new, old)
+def _admit(status: Tensor, ok: Tensor) -> tuple[Tensor, Tensor]:
+    """The reasons against a step that was to be taken where ``ok``, and whether it still is."""
+    if not host.reads_are_free(ok.device):
+        return status * ok, ok & (status == 0)
+    if int(status) == 0:
+        return status, ok
+    return status * ok, torch.zeros_like(ok)

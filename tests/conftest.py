@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lip_fast import host
+
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
@@ -21,6 +23,14 @@ def _global_random_state_is_left_alone() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global random state was touched"
+
+
+@pytest.fixture(params=["host", "device"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs twice: with the short ways round host values, and with what other devices run."""
+    if request.param == "device":
+        monkeypatch.setattr(host, "reads_are_free", lambda device: False)
+    return request.param
 
 
 @pytest.fixture

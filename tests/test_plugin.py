@@ -8,7 +8,8 @@ import pytest
 import torch
 from problems import gapped_matrix, linear, problem, relative_error
 
-from lip_fast import LIP, LIPError, reference
+from lip_fast import LIP, LIPError, ops, reference
+from lip_fast.status import NAMES
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -59,7 +60,12 @@ def test_a_step_is_the_base_step_and_then_lip(name: str) -> None:
     assert torch.equal(run.head.bias, base.head.bias)
     stats = lip.stats()
     assert 0 <= stats.pop("clipped") <= 4
-    assert stats == {"steps": 1, "applied": 1, "skipped": 0, "masked": 0, "rank": 3}
+    assert stats == {"steps": 1, "applied": 1, "skipped": 0, "masked": 0, "rank": 3} | dict.fromkeys(NAMES, 0)
+
+
+def _reasons(lip: LIP) -> dict[str, int]:
+    """Counts of the reasons that were found, without those that were not."""
+    return {name: count for name, count in lip.stats().items() if name in NAMES and count}
 
 
 def _same_as_base(run: Run, base: Run, lip: LIP | None) -> None:
@@ -154,9 +160,26 @@ def test_an_overflow_found_by_the_scaler_skips() -> None:
     run.step(lip)
     assert torch.equal(run.weight, before)
     assert lip.stats()["skipped"] == 1
+    assert _reasons(lip) == {}
     run.optimizer.found_inf = torch.tensor(0.0)
     run.step(lip)
     assert lip.stats()["applied"] == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": 0.9}, {"tail": "zero"}, {"tail_rank": 2}], ids=str)
+@pytest.mark.usefixtures("arithmetic")
+def test_an_overflow_found_by_the_scaler_is_no_fault_of_what_was_observed(options: dict) -> None:
+    run = Run("adamw fused")
+    lip = LIP(run.head, 3, **options)
+    lip.attach(run.optimizer)
+    run.optimizer.found_inf = torch.tensor(1.0)
+    run.optimizer.grad_scale = torch.tensor(1.0)
+    run.X[2, 2] = float("inf")
+    run.step(lip)
+    assert (lip.stats()["skipped"], _reasons(lip)) == (1, {})
+    run.optimizer.found_inf = torch.tensor(0.0)
+    run.step(lip)
+    assert (lip.stats()["skipped"], _reasons(lip)) == (2, {"not_finite": 1})
 
 
 @pytest.mark.parametrize("ranks", [(3, None), (3, 2)], ids=["exact", "with rest"])
@@ -173,6 +196,7 @@ def test_unsound_input_leaves_the_base_step(
     run.X[5, 5] = bad
     _same_as_base(run, base, lip)
     assert lip.stats()["skipped"] == 1
+    assert _reasons(lip) == {"not_finite": 1}
     run.X = X
     run.step(lip)
     assert lip.stats()["applied"] == 1
@@ -191,6 +215,68 @@ def test_an_unsound_gradient_is_the_base_optimizers_business() -> None:
     run.optimizer.step()
     assert torch.equal(run.weight.nan_to_num(7), base.weight.nan_to_num(7))
     assert lip.stats()["skipped"] == 1
+    assert _reasons(lip) == {"not_finite": 1}
+
+
+@pytest.mark.parametrize("word", [*NAMES.values(), 5], ids=[*NAMES, "two at once"])
+@pytest.mark.parametrize("truncated", [True, False], ids=["truncated", "exact"])
+@pytest.mark.usefixtures("arithmetic")
+def test_each_reason_of_a_decomposition_is_counted_and_named(
+    word: int, truncated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, X, y = _wide()
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    lip = LIP(head, 5, tail_rank=4 if truncated else None)
+    strict = LIP(head, 5, tail_rank=4 if truncated else None, strict=True)
+    _apply(lip, X, y)
+    name = "warm_svd" if truncated else "tail_svd"
+    sound = getattr(ops, name)
+    monkeypatch.setattr(ops, name, lambda *a, **k: sound(*a, **k)._replace(status=torch.tensor(word)))
+    before = head.weight.detach().clone()
+    expected = {name: 1 for name, bit in NAMES.items() if word & bit}
+    with lip.attach(optimizer):
+        head.weight.grad = torch.zeros_like(head.weight)
+        lip.observe(X, y)
+        optimizer.step()
+    assert torch.equal(head.weight, before)
+    assert (lip.stats()["applied"], lip.stats()["skipped"], _reasons(lip)) == (1, 1, expected)
+    strict.observe(X, y)
+    with pytest.raises(LIPError, match=f"LIP was skipped: {', '.join(expected)} "):
+        strict.apply()
+    other = LIP(head, 5, tail_rank=4 if truncated else None)
+    other.load_state_dict(lip.state_dict())
+    assert _reasons(other) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": 0.9}, {"tail": "zero"}, {"tail_rank": 2}], ids=str)
+@pytest.mark.parametrize("broken", ["features", "targets", "weight", "overflow of the result"])
+@pytest.mark.usefixtures("arithmetic")
+def test_whatever_is_not_finite_is_counted_once(broken: str, options: dict) -> None:
+    head, X, _ = _wide(torch.float16)
+    Y = torch.rand(len(X), 40, generator=torch.Generator().manual_seed(0))
+    lip = LIP(head, 5, clip=False, **options)
+    if broken == "weight":
+        with torch.no_grad():
+            head.weight[3, 3] = float("nan")
+    elif broken == "overflow of the result":
+        if options.get("tail") == "zero":
+            pytest.skip("zeros do not overflow")
+        X, Y = X / 1e3, Y * 1e6
+    else:
+        (X if broken == "features" else Y)[3, 3] = float("nan")
+    before = head.weight.detach().clone()
+    _apply(lip, X, Y)
+    assert torch.equal(head.weight.nan_to_num(7), before.nan_to_num(7))
+    assert (lip.stats()["skipped"], _reasons(lip)) == (1, {"not_finite": 1})
+
+
+def test_a_weight_without_a_spectrum_has_a_reason() -> None:
+    run = Run()
+    lip = LIP(run.head, "auto")
+    with torch.no_grad():
+        run.head.weight.fill_(float("nan"))
+    _apply(lip, run.X, run.y)
+    assert (lip.stats()["rank"], _reasons(lip)) == (None, {"not_finite": 1})
 
 
 def test_strict_raises_and_the_weight_is_the_base_steps() -> None:
@@ -199,7 +285,7 @@ def test_strict_raises_and_the_weight_is_the_base_steps() -> None:
     lip.attach(run.optimizer)
     run.X[0, 0] = float("nan")
     base.step()
-    with pytest.raises(LIPError, match="LIP was skipped"):
+    with pytest.raises(LIPError, match="LIP was skipped: not_finite "):
         run.step(lip)
     assert torch.equal(run.weight, base.weight)
 

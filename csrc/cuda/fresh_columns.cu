@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t left = columns - first;
   const int width = left < kSignsPerCall ? static_cast<int>(left) : kSignsPerCall;
   for (int c = 0; c < width; ++c) {
-    out[(first + c) * rows + row] = sign(bits, c);
+    out[(first + c) * rows + row] = sign(bits.word[c / 32], c % 32);
   }
 }
 

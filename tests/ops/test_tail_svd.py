@@ -5,6 +5,7 @@ import torch
 from problems import gapped_matrix, relative_error
 
 from lip_fast import ops
+from lip_fast.status import NOT_CONVERGED, NOT_FINITE
 
 SHAPES = [(10, 64), (64, 10), (37, 43), (43, 37), (35, 35), (1, 7), (7, 1), (1, 1)]
 
@@ -16,9 +17,9 @@ def test_values_and_trailing_vectors(shape: tuple[int, int], dtype: torch.dtype,
     M = gapped_matrix(*shape, gap=0.6 if min(shape) < 20 else 0.85).to(dtype)
     d = min(shape)
     k = {"none": 0, "some": d // 2, "all": d}[keep]
-    A, S, B, ok = ops.tail_svd(M, rank=k)
+    A, S, B, status = ops.tail_svd(M, rank=k)
     U, s, Vh = torch.linalg.svd(M.double(), full_matrices=False)
-    assert bool(ok)
+    assert int(status) == 0
     assert A.shape == (shape[0], d - k)
     assert B.shape == (shape[1], d - k)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
@@ -40,25 +41,42 @@ def test_no_direction_is_a_zero_column_of_the_larger_side() -> None:
     # Zero rows: exactly of rank 5, and too large for the direct way.
     M = torch.zeros(40, 60)
     M[:5] = gapped_matrix(5, 60).float()
-    A, S, B, ok = ops.tail_svd(M, rank=3)
-    assert bool(ok)
+    A, S, B, status = ops.tail_svd(M, rank=3)
+    assert int(status) == 0
     assert not B[:, 2:].any()
     assert not S[5:].any()
     assert torch.isfinite(A).all()
     zero = ops.tail_svd(torch.zeros(4, 6), rank=0)
-    assert bool(zero.ok)
+    assert int(zero.status) == 0
     assert not zero.S.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("shape", [(6, 9), (40, 35)], ids=str)
+@pytest.mark.usefixtures("arithmetic")
 def test_what_is_not_finite_is_reported_not_raised(
     dtype: torch.dtype, bad: float, shape: tuple[int, int]
 ) -> None:
     M = gapped_matrix(*shape).to(dtype)
     M[5, 8] = bad
-    assert not bool(ops.tail_svd(M, rank=2).ok)
+    assert int(ops.tail_svd(M, rank=2).status) == NOT_FINITE
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (40, 35)], ids=str)
+@pytest.mark.usefixtures("arithmetic")
+def test_a_solver_that_fails_is_reported_not_raised(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    monkeypatch.setattr(torch.linalg, "svd", fail)
+    A, S, B, status = ops.tail_svd(gapped_matrix(*shape).float(), rank=2)
+    d = min(shape)
+    assert int(status) == NOT_CONVERGED
+    assert (A.shape, S.shape, B.shape) == ((shape[0], d - 2), (d,), (shape[1], d - 2))
 
 
 def test_rank_out_of_range_is_refused() -> None:

@@ -5,6 +5,8 @@ import torch
 from problems import gapped_matrix, relative_error
 
 from lip_fast import ops
+from lip_fast.backends.default import warm_svd as kernel
+from lip_fast.status import NOT_CONVERGED, NOT_FINITE, NOT_ORTHOGONAL
 
 STEP = torch.tensor(0)
 SHAPES = [(30, 50), (50, 30), (37, 41), (29, 29)]
@@ -21,8 +23,8 @@ def test_from_the_right_basis_it_is_the_truncated_svd(
     shape: tuple[int, int], dtype: torch.dtype, tolerance: float
 ) -> None:
     M = gapped_matrix(*shape)
-    A, S, B, ok = _warm(M.to(dtype), 10, dtype)
-    assert bool(ok)
+    A, S, B, status = _warm(M.to(dtype), 10, dtype)
+    assert int(status) == 0
     assert A.shape == (shape[0], 10)
     assert B.shape == (shape[1], 10)
     U, s, Vh = torch.linalg.svd(M, full_matrices=False)
@@ -39,8 +41,8 @@ def test_a_low_rank_matrix_is_found_from_any_basis() -> None:
     M = (U[:, :6] * s[:6] @ Vh[:6]).float()
     g = torch.Generator().manual_seed(1)
     basis = torch.linalg.qr(torch.randn(60, 12, generator=g)).Q
-    A, S, B, ok = ops.warm_svd(M, basis, STEP, fresh=8, seed=0)
-    assert bool(ok)
+    A, S, B, status = ops.warm_svd(M, basis, STEP, fresh=8, seed=0)
+    assert int(status) == 0
     assert relative_error(A * S @ B.mT, M) < 1e-5
     # Directions a low-rank matrix does not have are orthonormal all the same.
     assert (B.mT @ B - torch.eye(12)).abs().max() < 1e-5
@@ -48,20 +50,53 @@ def test_a_low_rank_matrix_is_found_from_any_basis() -> None:
 
 
 def test_the_zero_matrix() -> None:
-    A, S, B, ok = ops.warm_svd(torch.zeros(30, 20), torch.eye(20, 5), STEP, fresh=8, seed=0)
-    assert bool(ok)
+    A, S, B, status = ops.warm_svd(torch.zeros(30, 20), torch.eye(20, 5), STEP, fresh=8, seed=0)
+    assert int(status) == 0
     assert not S.any()
     assert torch.isfinite(A).all()
     assert torch.isfinite(B).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_reported_not_raised(bad: float) -> None:
-    M = gapped_matrix(30, 20).float()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("t", [5, 0])
+@pytest.mark.usefixtures("arithmetic")
+def test_what_is_not_finite_is_reported_not_raised(bad: float, dtype: torch.dtype, t: int) -> None:
+    M = gapped_matrix(30, 20).to(dtype)
     M[29, 19] = bad
-    result = ops.warm_svd(M, torch.eye(20, 5), STEP, fresh=8, seed=0)
-    assert not bool(result.ok)
-    assert result.A.shape == (30, 5)
+    result = ops.warm_svd(M, torch.eye(20, t, dtype=dtype), STEP, fresh=8, seed=0)
+    assert int(result.status) == NOT_FINITE
+    assert result.A.shape == (30, t)
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_a_solver_that_fails_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    result = ops.warm_svd(gapped_matrix(30, 20).float(), torch.eye(20, 5), STEP, fresh=8, seed=0)
+    assert int(result.status) == NOT_CONVERGED
+    assert result.status.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("off", "expected"), [(0.5e-4, 0), (2e-4, NOT_ORTHOGONAL), (1e30, NOT_FINITE)])
+@pytest.mark.usefixtures("arithmetic")
+def test_a_basis_that_is_not_orthogonal_is_reported(
+    off: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve = kernel._by_gram
+
+    def skewed(*arguments: object) -> tuple[torch.Tensor, ...]:
+        A, S, B = solve(*arguments)
+        B = B.clone()
+        B[:, 1] += off * B[:, 0]
+        return A, S, B
+
+    monkeypatch.setattr(kernel, "_by_gram", skewed)
+    status = ops.warm_svd(gapped_matrix(30, 20).float(), torch.eye(20, 5), STEP, fresh=8, seed=0).status
+    assert int(status) == expected
+    assert status.dtype == torch.int64
 
 
 def test_bfloat16_is_decomposed_in_float32() -> None:

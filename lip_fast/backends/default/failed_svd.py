@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 
+from lip_fast.status import NOT_CONVERGED, NOT_FINITE
+
 
 def failed_svd(M: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Zero factors of t columns, laid out as those of :func:`lip_fast.ops.warm_svd`, and ok = False."""
-    ok = torch.zeros((), dtype=torch.bool, device=M.device)
+    """Zero factors of t columns, laid out as those of :func:`lip_fast.ops.warm_svd`, and the reason.
+
+    Libraries raise on what is not finite as on what does not converge; that they raised is known on the host,
+    so that to look once more costs nothing that has not been lost already.
+    """
+    reason = NOT_CONVERGED if bool(torch.isfinite(M).all()) else NOT_FINITE
     l, q = M.shape
-    return M.new_zeros(l, t), M.new_zeros(t), M.new_zeros(t, q).mT, ok
+    status = torch.full((), reason, dtype=torch.int64, device=M.device)
+    return M.new_zeros(l, t), M.new_zeros(t), M.new_zeros(t, q).mT, status

@@ -1,10 +1,14 @@
 """Write the weight: M = A diag(s) B^T, or M += A diag(s) B^T."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from lip_fast import host
+
 # Bits of a float32 mantissa that the narrow formats drop.
-_DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
+DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 
 
 def rebuild_(
@@ -18,19 +22,34 @@ def rebuild_(
     seed: int,
 ) -> Tensor:
     """In place, and only where ``ok``. See :func:`lip_fast.ops.rebuild_`."""
-    host = ok.device.type == "cpu"
-    if host and not bool(ok):
+    return rebuild_with(
+        lambda new: stochastic_round(new, M.dtype, step, seed), M, A, s, B, ok, accumulate
+    )
+
+
+def rebuild_with(
+    rounded: Callable[[Tensor], Tensor],
+    M: Tensor,
+    A: Tensor,
+    s: Tensor,
+    B: Tensor,
+    ok: Tensor,
+    accumulate: bool,
+) -> Tensor:
+    """The same with a rounding of one's own: a new weight in, its values in the narrow dtype of M out."""
+    on_host = host.reads_are_free(ok.device)
+    if on_host and not bool(ok):
         return ok.clone()
     scaled = A * s
-    if host and M.dtype == A.dtype:
+    if on_host and M.dtype == A.dtype:
         if accumulate:
             M.addmm_(scaled, B.mT)
         else:
             torch.mm(scaled, B.mT, out=M)
         return ok.clone()
     new = torch.addmm(M.to(A.dtype), scaled, B.mT) if accumulate else scaled @ B.mT
-    if M.dtype in _DROPPED_BITS:
-        new = stochastic_round(new, M.dtype, step, seed)
+    if M.dtype in DROPPED_BITS:
+        new = rounded(new)
         # Only float16 can overflow here: its range is far smaller than that of the sums.
         ok = ok & torch.isfinite(new).all()
     M.copy_(torch.where(ok, new.to(M.dtype), M))
@@ -43,7 +62,7 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, step: Tensor, seed: int) -> 
     Rounding to nearest loses every update below half a unit of the last place of the weight (2^-9 of it in
     bfloat16); in the mean, stochastic rounding loses none. Values the format holds stay as they are.
     """
-    bits = _DROPPED_BITS[dtype]
+    bits = DROPPED_BITS[dtype]
     generator = torch.Generator(device=x.device)
     # One stream a step: resuming at a step draws the same bits.
     generator.manual_seed((seed * 0x9E3779B97F4A7C15 + int(step)) & 0x7FFFFFFFFFFFFFFF)

@@ -1,9 +1,13 @@
 """All singular values and the trailing singular vectors, exactly."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from lip_fast import host
 from lip_fast.backends.default.failed_svd import failed_svd
+from lip_fast.status import NOT_FINITE
 
 # Small sides up to this are decomposed directly: one call of LAPACK costs less than the way round it.
 _SMALL = 32
@@ -12,14 +16,14 @@ _RESOLVED = 1e-6
 
 
 def tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A (l, d - rank), S (d,), B (q, d - rank), ok (). See :func:`lip_fast.ops.tail_svd`."""
+    """A (l, d - rank), S (d,), B (q, d - rank), status (). See :func:`lip_fast.ops.tail_svd`."""
     try:
         if M.dtype == torch.float64 or min(M.shape) <= _SMALL:
             return _by_svd(M.to(_compute_dtype(M)), rank)
         return _by_gram(M, rank)
     except torch.linalg.LinAlgError:  # no convergence
-        A, S, B, ok = failed_svd(M.to(_compute_dtype(M)), min(M.shape))
-        return A[:, rank:].contiguous(), S, B[:, rank:].contiguous(), ok
+        A, S, B, status = failed_svd(M.to(_compute_dtype(M)), min(M.shape))
+        return A[:, rank:].contiguous(), S, B[:, rank:].contiguous(), status
 
 
 def _compute_dtype(M: Tensor) -> torch.dtype:
@@ -29,7 +33,7 @@ def _compute_dtype(M: Tensor) -> torch.dtype:
 def _by_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     A, S, Bh = torch.linalg.svd(M, full_matrices=False)
     # Where the solver does not raise, what is not finite shows in the values.
-    return A[:, rank:].contiguous(), S, Bh[rank:].mT.contiguous(), torch.isfinite(S.sum())
+    return A[:, rank:].contiguous(), S, Bh[rank:].mT.contiguous(), _status(S.sum())
 
 
 def _by_gram(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -40,8 +44,11 @@ def _by_gram(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not wide:
         D = D.mT
     G = D @ D.mT
-    ok = torch.isfinite(G.diagonal().sum())
-    eigenvalues, P = torch.linalg.eigh(torch.where(ok, G, 0))
+    total = G.diagonal().sum()
+    status = _status(total)
+    if not (host.reads_are_free(G.device) and int(status) == 0):
+        G = torch.where(torch.isfinite(total), G, 0)
+    eigenvalues, P = torch.linalg.eigh(G)
     S = eigenvalues.clamp_(min=0).sqrt_().flip(0)
     small = P.flip(1)[:, rank:]
     large = D.mT @ small
@@ -50,4 +57,11 @@ def _by_gram(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # No direction: a zero column, so that nothing downstream divides by it.
     large *= torch.where(norm > _RESOLVED * S[:1], norm.reciprocal(), 0)
     A, B = (small, large) if wide else (large, small)
-    return A.float().contiguous(), S.float(), B.float().contiguous(), ok
+    return A.float().contiguous(), S.float(), B.float().contiguous(), status
+
+
+def _status(total: Tensor) -> Tensor:
+    """From a sum that is not finite where the matrix is not."""
+    if host.reads_are_free(total.device):
+        return torch.tensor(0 if math.isfinite(float(total)) else NOT_FINITE)
+    return (~torch.isfinite(total)) * NOT_FINITE

@@ -1,11 +1,15 @@
 """Truncated SVD by one warm-started power step: M is read twice, all else is skinny or small."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from lip_fast import host
 from lip_fast.backends.default.failed_svd import failed_svd
 from lip_fast.backends.default.fresh_columns import fresh_columns
 from lip_fast.backends.default.orthonormalize import orthonormalize
+from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
 
 # Sums of a few thousand rounded products give 1e-6; a basis that is 1e-4 off is broken, not rounded.
 _ORTHOGONALITY = 1e-4
@@ -17,7 +21,7 @@ _RESOLVED = 1e-5
 def warm_svd(
     M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A (l, t), S (t,), B (q, t), ok (). See :func:`lip_fast.ops.warm_svd`."""
+    """A (l, t), S (t,), B (q, t), status (). See :func:`lip_fast.ops.warm_svd`."""
     t = basis.shape[1]
     M = M.to(basis.dtype)
     signs = fresh_columns(step, M.shape[1], fresh, seed).to(basis.dtype)
@@ -30,10 +34,23 @@ def warm_svd(
         A, S, B = _by_gram(Q, Z, t) or _by_svd(Q, Z, t)
     except torch.linalg.LinAlgError:  # not finite, or no convergence
         return failed_svd(M, t)
-    # max |B^T B - I|; false as well where something is not a number.
-    deviation = torch.addmm(torch.eye(t, dtype=B.dtype, device=B.device), B.mT, B, beta=-1)
-    ok = torch.linalg.vector_norm(deviation, torch.inf) <= _ORTHOGONALITY if t else torch.isfinite(Z.sum())
-    return A, S, B, ok
+    return A, S, B, _status(B, Z)
+
+
+def _status(B: Tensor, Z: Tensor) -> Tensor:
+    """From max |B^T B - I|, which is not finite where something else is not."""
+    t = B.shape[1]
+    if t:
+        deviation = torch.addmm(torch.eye(t, dtype=B.dtype, device=B.device), B.mT, B, beta=-1)
+        worst = torch.linalg.vector_norm(deviation, torch.inf)
+    else:
+        worst = Z.sum() * 0
+    if host.reads_are_free(worst.device):
+        value = float(worst)
+        broken = NOT_ORTHOGONAL if math.isfinite(value) else NOT_FINITE
+        return torch.tensor(0 if value <= _ORTHOGONALITY else broken)
+    finite = torch.isfinite(worst)
+    return (~finite) * NOT_FINITE + (finite & (worst > _ORTHOGONALITY)) * NOT_ORTHOGONAL
 
 
 def _by_gram(Q: Tensor, Z: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -1,0 +1,27 @@
+"""Fresh test columns: Philox in C++ or CUDA, the step read where it lies."""
+
+import torch
+from torch import Tensor
+
+from lip_fast.backends.native.front_door import address, module_and_stream
+
+
+def fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
+    """(rows, columns) float32 of +-1. See :func:`lip_fast.ops.fresh_columns`."""
+    out = step.new_empty((columns, rows), dtype=torch.float32)
+    write_fresh_columns(out, step, seed)
+    return out.mT
+
+
+def write_fresh_columns(out: Tensor, step: Tensor, seed: int) -> None:
+    """Fill ``out`` (columns, rows), the transpose of what the op returns."""
+    columns, rows = out.shape
+    module, stream = module_and_stream(out.device)
+    module.fresh_columns(
+        address("out", out, (columns, rows), torch.float32, step.device),
+        rows,
+        columns,
+        address("step", step, (), torch.int64, step.device),
+        seed,
+        stream,
+    )

@@ -1,0 +1,95 @@
+"""Which native kernels there are, what they can take, and where they are the better choice."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lip_fast.backends.native.fresh_columns import fresh_columns
+from lip_fast.backends.native.rebuild_ import rebuild_
+from lip_fast.backends.native.refit import refit
+from lip_fast.backends.native.sketch import sketch
+from lip_fast.backends.native.small_svd import small_svd
+from lip_fast.backends.native.tail_svd import tail_svd
+from lip_fast.backends.native.warm_svd import warm_svd
+
+__all__ = ["KERNELS", "MAX_COLUMNS", "Kernel"]
+
+# Widest small problem of the solver: kMaxColumns in csrc/core/small_svd.h.
+MAX_COLUMNS = 128
+# Small sides up to this are decomposed faster by one thread of our own than by LAPACK: 10 x 512 in a fifth of
+# the time, 24 x 512 about even.
+_SMALL_SIDE = 24
+# Likewise square matrices: m = 10 in half the time of torch.linalg.svd, m = 32 even.
+_SMALL_SQUARE = 24
+
+
+class Kernel(NamedTuple):
+    """One kernel: what it runs, which arguments it can take, which it should take (None: none)."""
+
+    run: Callable[..., Any]
+    can: Callable[..., bool]
+    pays: Callable[..., bool] | None
+    reason: str
+
+
+def _always(*arguments: Any) -> bool:
+    return True
+
+
+def _can_refit(S: Tensor, numerator: Tensor, *rest: Any) -> bool:
+    return S.dtype in (torch.float32, torch.float64) and numerator.dtype == torch.float64
+
+
+def _can_rebuild(M: Tensor, A: Tensor, *rest: Any) -> bool:
+    return A.dtype == torch.float32
+
+
+def _can_small_svd(T: Tensor, start: Tensor | None) -> bool:
+    return T.shape[-1] <= MAX_COLUMNS and (T.dtype == torch.float32 or T.device.type == "cpu")
+
+
+def _pays_small_svd(T: Tensor, start: Tensor | None) -> bool:
+    return T.shape[-1] <= _SMALL_SQUARE
+
+
+def _can_tail_svd(M: Tensor, rank: int) -> bool:
+    return M.dtype != torch.float64 and min(M.shape) <= _SMALL_SIDE
+
+
+def _can_warm_svd(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int) -> bool:
+    t = basis.shape[1]
+    return basis.dtype == torch.float32 and M.dtype != torch.float64 and 1 <= t <= MAX_COLUMNS - fresh
+
+
+def _can_sketch(M: Tensor, V: Tensor) -> bool:
+    return V.dtype == torch.float32
+
+
+_NO_WAIT = "does not wait for the device"
+
+KERNELS: dict[str, dict[str, Kernel]] = {
+    "cpu": {
+        "fresh_columns": Kernel(fresh_columns, _always, _always, "faster than numpy"),
+        "small_svd": Kernel(
+            small_svd, _can_small_svd, _pays_small_svd, f"faster than LAPACK up to m = {_SMALL_SQUARE}"
+        ),
+        "tail_svd": Kernel(
+            tail_svd, _can_tail_svd, _can_tail_svd, f"faster than LAPACK up to a side of {_SMALL_SIDE}"
+        ),
+        "warm_svd": Kernel(warm_svd, _can_warm_svd, None, "BLAS and LAPACK are faster"),
+        "refit": Kernel(refit, _can_refit, _can_refit, "one call for a loop in Python"),
+        "rebuild_": Kernel(rebuild_, _can_rebuild, _can_rebuild, "faster rounding to narrow formats"),
+    },
+    "cuda": {
+        "fresh_columns": Kernel(fresh_columns, _always, _always, _NO_WAIT),
+        "sketch": Kernel(sketch, _can_sketch, _can_sketch, "reads a large weight once"),
+        "small_svd": Kernel(small_svd, _can_small_svd, _can_small_svd, f"{_NO_WAIT}, up to m = {MAX_COLUMNS}"),
+        "warm_svd": Kernel(
+            warm_svd, _can_warm_svd, _can_warm_svd, f"{_NO_WAIT}, up to {MAX_COLUMNS} columns"
+        ),
+        "refit": Kernel(refit, _can_refit, _can_refit, _NO_WAIT),
+        "rebuild_": Kernel(rebuild_, _can_rebuild, _can_rebuild, f"{_NO_WAIT} to round"),
+    },
+}

@@ -1,0 +1,61 @@
+"""The extension modules: loaded when first asked for, with what was said where one could not be.
+
+The CUDA module is not loaded where torch sees no device.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+from types import ModuleType
+
+import torch
+
+__all__ = ["cpu", "cuda", "problems"]
+
+_problems: dict[str, str] = {}
+
+
+@functools.cache
+def cpu() -> ModuleType | None:
+    """The CPU module, or None where it is not there or cannot be loaded."""
+    return _load("_native_cpu")
+
+
+@functools.cache
+def cuda() -> ModuleType | None:
+    """The CUDA module, or None where it is not there, cannot be loaded, or has no device to serve."""
+    if not torch.cuda.is_available():
+        return None
+    module = _load("_native_cuda")
+    if module is None:
+        return None
+    # A runtime needs a driver of its own CUDA major version, or a newer one.
+    driver, runtime = module.driver_version(), module.CUDART_VERSION
+    if driver // 1000 < runtime // 1000:
+        _problems["_native_cuda"] = (
+            f"built for CUDA {runtime // 1000}, the driver knows CUDA {driver // 1000}"
+        )
+        return None
+    return module
+
+
+def problems() -> dict[str, str]:
+    """Why a module that is there, or was expected, has not been loaded, by its name."""
+    return dict(_problems)
+
+
+def _load(name: str) -> ModuleType | None:
+    try:
+        module = importlib.import_module(f"lip_fast.{name}")
+        installed = importlib.metadata.version("lip-fast")
+    except importlib.metadata.PackageNotFoundError:
+        return module  # from a source folder: built from what lies there
+    except ImportError as error:
+        _problems[name] = str(error)
+        return None
+    built = getattr(module, "__version__", "unknown")
+    if built != installed:
+        # Left from another version: its functions may take other arguments, and they take addresses.
+        _problems[name] = f"built for lip_fast {built}, installed is {installed}"
+        return None
+    return module

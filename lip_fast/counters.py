@@ -1,0 +1,101 @@
+"""What happened over the steps, counted where it happened: on the device of the weight."""
+
+import torch
+from torch import Tensor
+
+from lip_fast import status
+from lip_fast.subspace import StepReport
+
+__all__ = ["Counters"]
+
+# Reports of steps that are counted together: a few small operations for all of them instead of for each.
+_REPORTS = 256
+# What is summed: replays of a captured step, steps that LIP acted on, what they reported, and the status word
+# once for each of its bits.
+_REPLAYED, _ACTED, _APPLIED, _CLIPPED, _MASKED, _REASONS = range(6)
+
+
+class Counters:
+    """Sums over the reports of steps, at one address: a captured step adds to them at each replay.
+
+    Args:
+        device: of the weight.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        bits = list(status.NAMES.values())
+        # A report and the masks have one entry a sum: all of a number, or one bit of the status word.
+        self._masks = torch.tensor([-1] * _REASONS + bits, device=device)
+        self._sums = torch.zeros_like(self._masks)
+        self._zero, self._one = torch.zeros_like(self._sums[0]), torch.ones_like(self._sums[0])
+        self._reports: list[StepReport] = []
+
+    def add(self, report: StepReport) -> None:
+        """Count a step."""
+        self._reports.append(report)
+        if len(self._reports) >= _REPORTS:
+            self._flush()
+
+    def capture(self, report: StepReport | None, *, step: bool) -> None:
+        """Count a step at each replay of the graph that is being captured.
+
+        Args:
+            report: of what LIP did; None where it did not act.
+            step: whether it was a step of the optimizer.
+        """
+        replayed = self._one if step else self._zero
+        if report is None:
+            self._sums[_REPLAYED].add_(replayed)
+        else:
+            self._sums += self._rows(replayed, self._one, report)
+
+    def move(self, device: torch.device) -> None:
+        """Follow the weight to another device; not to be called under capture."""
+        if self._sums.device != device:
+            self._masks, self._sums = self._masks.to(device), self._sums.to(device)
+            self._zero, self._one = self._zero.to(device), self._one.to(device)
+
+    def values(self) -> dict[str, int]:
+        """Every count by its name; waits for the device."""
+        self._flush()
+        sums = self._sums.tolist()
+        counts = {
+            "replayed": sums[_REPLAYED],
+            "applied": sums[_APPLIED],
+            "skipped": sums[_ACTED] - sums[_APPLIED],
+            "clipped": sums[_CLIPPED],
+            "masked": sums[_MASKED],
+        }
+        reasons = zip(status.NAMES.items(), sums[_REASONS:], strict=True)
+        # A sum of one bit, not of ones.
+        return counts | {name: total // bit for (name, bit), total in reasons}
+
+    def _rows(self, replayed: Tensor, acted: Tensor, report: StepReport) -> Tensor:
+        ok, word, clipped, masked = report
+        words = [word] * len(status.NAMES)
+        return torch.stack([replayed, acted, ok.long(), clipped, masked, *words], -1) & self._masks
+
+    def _flush(self) -> None:
+        if self._reports:
+            reports = StepReport(*map(torch.stack, zip(*self._reports, strict=True)))
+            self._reports.clear()
+            self.move(reports.ok.device)
+            ones = torch.ones_like(reports.status)
+            self._sums += self._rows(ones - 1, ones, reports).sum(0)
+
+    def state_dict(self) -> Tensor:
+        """The sums, without the replays: whoever counts steps has added them to the others."""
+        self._flush()
+        sums = self._sums.clone()
+        sums[_REPLAYED] = 0
+        return sums
+
+    def check_state_dict(self, sums: Tensor) -> None:
+        """ValueError where ``sums`` are not what :meth:`state_dict` returns."""
+        if sums.shape != self._sums.shape:
+            raise ValueError(f"expected counters of shape {tuple(self._sums.shape)}, got {tuple(sums.shape)}")
+
+    def load_state_dict(self, sums: Tensor) -> None:
+        """Restore the sums in place."""
+        self._reports.clear()
+        self._sums.copy_(sums)

@@ -1,0 +1,22 @@
+"""What the host may do while a step runs: read a value at once, or leave all of it to the device.
+
+The one place that decides it: callers ask through the module (``host.reads_are_free(...)``).
+"""
+
+import torch
+
+__all__ = ["capturing", "reads_are_free"]
+
+
+def reads_are_free(device: torch.device) -> bool:
+    """Whether a value on ``device`` is there to be read; elsewhere reading waits for all that is queued."""
+    return device.type == "cpu"
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is queued on ``device`` now is recorded into a CUDA graph and not run.
+
+    Then Python runs once and the device often: nothing may be read, and what is carried from step to step must
+    be updated in place.
+    """
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,164 @@
+"""What the head saw since the last step, and the buffers from which replays of a captured step read it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lip_fast import host
+from lip_fast.targets import CSR, Targets
+
+__all__ = ["Observation", "Observations"]
+
+
+class Observation(NamedTuple):
+    """Rows (n, q) and their checked labels."""
+
+    features: Tensor
+    targets: Targets
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Features, then the one or three tensors of the labels."""
+        return (self.features, *(self.targets if isinstance(self.targets, CSR) else (self.targets,)))
+
+    def clone(self) -> "Observation":
+        """A copy that shares no memory with what was observed."""
+        return Observation.of([t.clone() for t in self.tensors])
+
+    @staticmethod
+    def of(tensors: list[Tensor]) -> "Observation":
+        """The inverse of :attr:`tensors`."""
+        features, *targets = tensors
+        return Observation(features, CSR(*targets) if len(targets) == 3 else targets[0])
+
+
+class Observations:
+    """Observations in the order they came, until a step takes them.
+
+    On the host they are kept as they are. Elsewhere they are copied: features may be the output of a graph,
+    written again by its next replay, and a step that is captured makes the copies its buffers. From then on
+    each observation is copied into these buffers in turn, wherever the host cannot see that a replay has taken
+    them.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[Observation] = []
+        # Of the pending ones, those a capture made: the graph writes them, nothing else has to.
+        self._captured: list[Observation] = []
+        self._buffers: list[Observation] = []
+        # The buffer that comes next, and whether any was written since a step that the host has seen.
+        self._next, self._fresh = 0, False
+
+    def __bool__(self) -> bool:
+        return bool(self._pending or self._captured or self._fresh)
+
+    @property
+    def buffered(self) -> bool:
+        """Whether a captured step reads buffers of ours."""
+        return bool(self._buffers)
+
+    def add(self, observation: Observation, *, capturing: bool) -> None:
+        """Keep, or copy into the next buffer.
+
+        Raises:
+            ValueError: it does not fit the buffer.
+        """
+        if capturing:
+            self._captured.append(observation)
+        elif self._buffers:
+            self._check_fit(observation, self._next)
+            self._write(observation)
+        elif host.reads_are_free(observation.features.device):
+            self._pending.append(observation)
+        else:
+            self._pending.append(observation.clone())
+
+    def take(self, *, capturing: bool) -> list[Observation]:
+        """All of them, which are then gone; under capture, as tensors that later ones are copied into."""
+        observed = self._current() + self._captured
+        if capturing and self._pending:
+            self._buffers = self._pending
+        self.clear()
+        return observed
+
+    def clear(self) -> None:
+        """Forget what was observed; the buffers stay."""
+        self._pending, self._captured = [], []
+        self._next, self._fresh = 0, False
+
+    def release(self) -> None:
+        """Forget the buffers too."""
+        self.clear()
+        self._buffers = []
+
+    def _current(self) -> list[Observation]:
+        """What was observed outside of a capture and has not been seen to be taken."""
+        if self._fresh:
+            return self._buffers[: self._next or len(self._buffers)]
+        return self._pending
+
+    def _write(self, observation: Observation) -> None:
+        for buffer, tensor in zip(self._buffers[self._next].tensors, observation.tensors, strict=True):
+            buffer.copy_(tensor)
+        self._next, self._fresh = (self._next + 1) % len(self._buffers), True
+
+    def _check_fit(self, observation: Observation, i: int) -> None:
+        expected, got = self._buffers[i], observation
+        if _form(expected) != _form(got):
+            raise ValueError(
+                f"expected observation {i + 1} of {len(self._buffers)} of the captured step as "
+                f"{_describe(expected)}, got {_describe(got)}; to go back to steps that are not replayed, "
+                "call release_buffers()"
+            )
+
+    # State -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Copies: the features may be a few rows of a large tensor that lives on.
+
+        Of the buffers, those of a step that is not complete: a complete one has been replayed.
+        """
+        waiting = self._buffers[: self._next] if self._buffers else self._pending
+        copies = (observation.clone() for observation in waiting)
+        return [
+            {"features": c.features, "targets": list(c.targets) if isinstance(c.targets, CSR) else c.targets}
+            for c in copies
+        ]
+
+    def check_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """ValueError where what was saved does not fit the buffers."""
+        if self._buffers:
+            if len(state) > len(self._buffers):
+                raise ValueError(
+                    f"expected at most {len(self._buffers)} pending observations, got {len(state)}"
+                )
+            for i, saved in enumerate(state):
+                self._check_fit(_restored(saved), i)
+
+    def load_state_dict(self, state: list[dict[str, Any]], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` returned, as copies of it."""
+        self.clear()
+        for saved in state:
+            observation = _restored(saved)
+            if self._buffers:
+                self._write(observation)
+            else:
+                self._pending.append(Observation.of([t.to(device, copy=True) for t in observation.tensors]))
+
+
+def _restored(saved: dict[str, Any]) -> Observation:
+    targets = saved["targets"]
+    return Observation.of([saved["features"], *(targets if isinstance(targets, list | tuple) else [targets])])
+
+
+def _form(observation: Observation) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(t.shape, t.dtype) for t in observation.tensors]
+
+
+def _describe(observation: Observation) -> str:
+    features, targets = observation
+    name = f"{tuple(features.shape)} {features.dtype}"
+    if isinstance(targets, CSR):
+        return f"features {name} with {len(targets.col)} sparse labels {targets.values.dtype}"
+    return f"features {name} with labels {tuple(targets.shape)} {targets.dtype}"
