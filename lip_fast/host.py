@@ -16,7 +16,7 @@ def reads_are_free(device: torch.device) -> bool:
 def capturing(device: torch.device) -> bool:
     """Whether what is queued on ``device`` now is recorded into a CUDA graph and not run.
 
-    Then Python runs once and the device often: nothing may be read, and what is carried from step to step must
-    be updated in place.
+    Then Python runs once and the device often: nothing may be read, and what is carried from step to step
+    must be updated in place.
     """
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -38,8 +38,7 @@ class Observations:
 
     On the host they are kept as they are. Elsewhere they are copied: features may be the output of a graph,
     written again by its next replay, and a step that is captured makes the copies its buffers. From then on
-    each observation is copied into these buffers in turn, wherever the host cannot see that a replay has taken
-    them.
+    each observation is copied into these buffers in turn; the host cannot see when a replay has taken them.
     """
 
     def __init__(self) -> None:

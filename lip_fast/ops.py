@@ -275,9 +275,7 @@ def _check_small_svd(T: Tensor, start: Tensor | None) -> None:
         _expect(start.device == T.device, f"a start on {T.device}, where T is", f"{start.device}")
 
 
-def _fake_small_svd(
-    T: Tensor, start: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fake_small_svd(T: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check_small_svd(T, start)
     counts = T.new_empty(T.shape[:-2], dtype=torch.int64)
     return T.new_empty(T.shape), T.new_empty(T.shape[:-1]), T.new_empty(T.shape), counts, counts.clone()

@@ -64,8 +64,8 @@ class LIP:
       micro-batches is known by their number.
     - A step that is not replayed takes what was last observed. To return to batches of any form, call
       :meth:`release_buffers`.
-    - :meth:`load_state_dict` writes in place, so that graphs go on from the loaded state. Save after a replay:
-      observations that no replay has taken are saved only of an incomplete step.
+    - :meth:`load_state_dict` writes in place, so that graphs go on from the loaded state. Save after a
+      replay: observations that no replay has taken are saved only of an incomplete step.
 
     Args:
         head: module with a 2-D ``weight`` (l, q) and an optional ``bias`` (l,), usually ``nn.Linear``. The
@@ -133,6 +133,7 @@ class LIP:
         )
         self._subspace: Subspace | None = None
         self._observations = Observations()
+        self._captured = False
         self._calls_since_step = 0
         self._steps = 0
         self._counters = Counters(weight.device)
@@ -184,15 +185,15 @@ class LIP:
         # state. Observations wait for the real step.
         if _on_host(lr) and float(lr) == 0:
             return
-        step = self._steps
-        if host.capturing(weight.device):
+        step, capturing = self._steps, host.capturing(weight.device)
+        if capturing:
             if not self._observations:
                 self._counters.capture(None, step=True)
                 return
             self._check_capture(step)
         else:
             self._steps += 1
-        pending = self._take_pending()
+        pending = self._take_pending(capturing=capturing)
         if not pending or step < self._start or (step - self._start) % self._every:
             return
         ok = torch.ones((), dtype=torch.bool, device=weight.device)
@@ -245,7 +246,7 @@ class LIP:
         capturing = host.capturing(weight.device)
         if capturing and isinstance(targets, Tensor) and targets.layout == torch.sparse_coo:
             raise ValueError(
-                "expected sparse labels as CSR inside of a capture, got COO: to sort them waits for the device"
+                "expected sparse labels as CSR inside of a capture, got COO: sorting waits for the device"
             )
         labels = as_targets(targets, rows=len(rows), classes=l, device=rows.device)
         if self._strict and not capturing and isinstance(labels, Tensor) and labels.dim() == 1:
@@ -277,20 +278,21 @@ class LIP:
         if not self._observations:
             raise RuntimeError("expected observations, got none: call observe() first")
         weight = self._weight()
-        if host.capturing(weight.device):
+        capturing = host.capturing(weight.device)
+        if capturing:
             self._check_capture(None)
         ok = torch.ones((), dtype=torch.bool, device=weight.device)
-        self._apply(weight, self._take_pending(), ok, step=False)
+        self._apply(weight, self._take_pending(capturing=capturing), ok, step=False)
 
-    def _take_pending(self) -> list[Observation]:
+    def _take_pending(self, *, capturing: bool) -> list[Observation]:
         self._calls_since_step = 0
-        return self._observations.take(capturing=host.capturing(self._weight().device))
+        return self._observations.take(capturing=capturing)
 
     def _check_capture(self, step: int | None) -> None:
         """RuntimeError where what LIP does at this step, or in a call (None), cannot be replayed."""
         if step is not None and (self._every != 1 or step < self._start):
             raise RuntimeError(
-                "expected every=1 and start reached in a step that is captured, since each replay repeats it, "
+                "expected every=1 and start reached in a step that is captured, since replays repeat it, "
                 f"got every={self._every} and start={self._start} at step {step}"
             )
         if self._strict:
@@ -337,6 +339,7 @@ class LIP:
             # Features or labels that were found unsound before the step.
             report = report._replace(status=status.lost(report.status, entered, ok, status.NOT_FINITE))
         if host.capturing(weight.device):
+            self._captured = True
             self._counters.capture(report, step=step)
             return
         self._counters.add(report)
@@ -403,8 +406,8 @@ class LIP:
         """Restore what :meth:`state_dict` returned, for a LIP made with the same arguments.
 
         Raises:
-            ValueError: the state of another head, rank, tail_rank or decay, or one that a captured step cannot
-                go on from; nothing has been changed then.
+            ValueError: the state of another head, rank, tail_rank or decay, or one that a captured step
+                cannot go on from; nothing has been changed then.
         """
         weight = self._weight()
         missing = [key for key in _STATE_KEYS if key not in state_dict]
@@ -423,6 +426,12 @@ class LIP:
             if expected != got:
                 raise ValueError(f"expected the state of (shape, rank, tail_rank) {expected}, got {got}")
             subspace.check_state_dict(saved)
+        goes_on = subspace is not None and subspace is self._subspace and subspace.starts_from(saved)
+        if self._captured and not goes_on:
+            raise ValueError(
+                "expected a state that a captured step can go on from, of the same rank and with a basis, "
+                "got another"
+            )
         self._counters.check_state_dict(state_dict["counters"])
         self._observations.check_state_dict(state_dict["pending"])
         if self._statistics is not None:

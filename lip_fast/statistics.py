@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lip_fast import ops
+from lip_fast import host, ops
 from lip_fast.targets import CSR, Targets, as_targets
 from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
 
@@ -156,6 +156,8 @@ class LabelStatistics:
     def absorb(self, batches: Sequence[tuple[Tensor, Targets]], ok: Tensor | None = None) -> Tensor:
         """Fade what is there by ``decay``, then add the rows of ``batches``, all or none, without waiting.
 
+        In place: a step that was captured in a CUDA graph finds the statistics where they were.
+
         Args:
             batches: pairs of features (n, q) and checked labels (:func:`lip_fast.targets.as_targets`).
             ok: () bool on the device, whether to do so at all.
@@ -166,15 +168,21 @@ class LabelStatistics:
         """
         C, G = torch.zeros_like(self.C), torch.zeros_like(self.G)
         for X, Y in batches:
-            for i in range(0, len(X), _ROWS):
-                _add_block(C, G, X[i : i + _ROWS], _rows_of(Y, i, min(i + _ROWS, len(X))))
+            # To divide sparse rows is to read where they begin.
+            whole = isinstance(Y, CSR) and not host.reads_are_free(X.device)
+            block = max(len(X), 1) if whole else _ROWS
+            for i in range(0, len(X), block):
+                _add_block(C, G, X[i : i + block], _rows_of(Y, i, min(i + block, len(X))))
         # The last row of G was gathered alone.
         G[:-1, -1] = G[-1, :-1]
         finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
         ok = finite if ok is None else ok & finite
         fade = 1.0 if self.decay is None else self.decay
-        self.C = torch.where(ok, self.C * fade + C, self.C)
-        self.G = torch.where(ok, self.G * fade + G, self.G)
+        for have, new in ((self.C, C), (self.G, G)):
+            if not host.reads_are_free(have.device):
+                torch.where(ok, have * fade + new, have, out=have)
+            elif bool(ok):
+                have.mul_(fade).add_(new)
         return ok
 
     def merge(self, other: "LabelStatistics") -> "LabelStatistics":
@@ -190,8 +198,8 @@ class LabelStatistics:
             raise ValueError(
                 f"expected statistics of {self.q} features and {self.l} classes, got {other.q} and {other.l}"
             )
-        self.C = self.C + other.C.to(self.C)
-        self.G = self.G + other.G.to(self.G)
+        self.C += other.C.to(self.C)
+        self.G += other.G.to(self.G)
         self.rounding = max(self.rounding, other.rounding)
         return self
 
@@ -314,13 +322,13 @@ class LabelStatistics:
         return {"C": self.C.clone(), "G": self.G.clone(), "rounding": self.rounding}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore C and G; ValueError where they are of another head."""
+        """Restore C and G in place; ValueError where they are of another head."""
         for name in ("C", "G"):
             have, got = getattr(self, name), state_dict[name]
             if have.shape != got.shape:
                 raise ValueError(f"expected {name} of shape {tuple(have.shape)}, got {tuple(got.shape)}")
-        self.C = state_dict["C"].to(self.C, copy=True)
-        self.G = state_dict["G"].to(self.G, copy=True)
+        self.C.copy_(state_dict["C"])
+        self.G.copy_(state_dict["G"])
         self.rounding = state_dict["rounding"]
 
 
@@ -361,7 +369,7 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
         column = X.sum(0)
     else:
         valid = (Y >= 0) & (Y < l)
-        if X.device.type != "cpu" or not bool(valid.all()):
+        if not host.reads_are_free(X.device) or not bool(valid.all()):
             X = X.masked_fill(~valid[:, None], 0)
             Y = torch.where(valid, Y, 0)
             rows = valid.sum()
@@ -376,8 +384,10 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
 
 def _segment_sum(X: Tensor, y: Tensor, segments: int) -> Tensor:
     """(segments, q): the sum of the rows of each class, in a fixed order, hence the same bits every time."""
-    if X.device.type == "cpu":
+    if host.reads_are_free(X.device):
         return X.new_zeros(segments, X.shape[1]).index_add_(0, y, X)
-    # index_add_ adds in any order on an accelerator; sorted segments are summed one by one.
+    # index_add_ adds in any order on an accelerator; sorted segments are summed one by one. bincount, and the
+    # check of the lengths that unsafe leaves out, would wait for the device.
     y, order = torch.sort(y, stable=True)
-    return torch.segment_reduce(X[order], "sum", lengths=torch.bincount(y, minlength=segments), axis=0)
+    starts = torch.searchsorted(y, torch.arange(segments + 1, device=y.device))
+    return torch.segment_reduce(X[order], "sum", lengths=starts.diff(), axis=0, unsafe=True)

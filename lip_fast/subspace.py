@@ -205,6 +205,10 @@ class Subspace:
         if basis is not None and tuple(basis.shape) != expected:
             raise ValueError(f"expected a basis of shape {expected}, got {tuple(basis.shape)}")
 
+    def starts_from(self, state_dict: dict[str, Any]) -> bool:
+        """Whether a step that was captured can go on from what :meth:`state_dict` returned."""
+        return self.exact or state_dict["basis"] is not None
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, in place: a captured step goes on from it.
 

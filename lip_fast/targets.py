@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lip_fast import host
+
 __all__ = ["CSR", "IGNORE_INDEX", "Targets", "as_targets", "check_indices", "indices_in_range"]
 
 # Class index of rows that carry no label, as in torch.nn.CrossEntropyLoss.
@@ -48,7 +50,7 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
             raise TypeError(f"expected class indices as int64, got {Y.dtype}")
         if Y.shape[0] != rows:
             raise ValueError(f"expected {rows} class indices, one a feature row, got {Y.shape[0]}")
-        if Y.device.type == "cpu":
+        if host.reads_are_free(Y.device):
             check_indices(Y, classes)
         return Y
     if tuple(Y.shape) != (rows, classes):
@@ -70,7 +72,7 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
     if Y.layout == torch.sparse_csr:
         col = Y.col_indices().long()
         # torch does not look at them, and what reads past the classes is the step.
-        if col.device.type == "cpu" and not indices_in_range(col, classes):
+        if host.reads_are_free(col.device) and not indices_in_range(col, classes):
             raise ValueError(f"expected columns of a label matrix in 0..{classes - 1}, got others")
         return CSR(Y.crow_indices().long(), col, Y.values())
     raise TypeError(f"expected labels dense, sparse COO or sparse CSR, got layout {Y.layout}")

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from csrc import build_native
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = build_native.Options.read({"PATH": os.environ.get("PATH", ""), "MAX_JOBS": "2"})
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(build_native.CUDA.kernels))
 ARCHS = ("80", "90a", "100", "120")
-# What a block may ask for, in bytes (CUDA Programming Guide, technical specifications); 48 kB of it statically.
+# What a block may have, in bytes (CUDA Programming Guide, technical specifications); 48 kB of it statically.
 SHARED = {"80": 163 * 1024, "90a": 227 * 1024, "100": 227 * 1024, "120": 99 * 1024}
 STATIC_SHARED = 48 * 1024
 # The least dynamic shared memory that a launch at the largest m can do with, as the sources count it: values.

@@ -67,20 +67,22 @@ LIP_FAST_FN int rotate_columns(Team& team, T* X, int n, int ld, T* V, int v_rows
         const T root = size > T(1) / Real<T>::epsilon ? size : square_root(T(1) + zeta * zeta);
         const T t = (zeta < T(0) ? T(-1) : T(1)) / (size + root);
         const T c = T(1) / square_root(T(1) + t * t), s = c * t;
+        // c = 1 - s r: small rotations add to the columns what would be lost in a c rounded to 1 (Rutishauser, 1966).
+        const T r = s / (T(1) + c);
         widest = larger(widest, absolute(t));
 #pragma omp simd
         for (int i = lane; i < n; i += lanes) {
           const T a = x[i], b = y[i];
-          x[i] = c * a - s * b;
-          y[i] = s * a + c * b;
+          x[i] = a - s * (b + r * a);
+          y[i] = b + s * (a - r * b);
         }
         T* v = V + p * ldv;
         T* w = V + q * ldv;
 #pragma omp simd
         for (int i = lane; i < v_rows; i += lanes) {
           const T a = v[i], b = w[i];
-          v[i] = c * a - s * b;
-          w[i] = s * a + c * b;
+          v[i] = a - s * (b + r * a);
+          w[i] = b + s * (a - r * b);
         }
       }
     }

@@ -66,25 +66,39 @@ struct alignas(16) Quad {
   float x, y, z, w;
 };
 
-/// The nearest number with ten bits of mantissa, ties away from zero.
-LIP_FAST_FN float to_tf32(float x) {
+LIP_FAST_FN std::uint32_t bits_of(float x) {
 #if defined(__CUDA_ARCH__)
-  std::uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
+  return __float_as_uint(x);
 #else
   std::uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0x1000u) & 0xffffe000u;
+  return bits;
+#endif
+}
+
+LIP_FAST_FN float float_of(std::uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 #endif
 }
 
+/// x to the nearest number with ten bits of mantissa, ties away from zero: half a unit is added, and the 13 bits below
+/// are dropped by the product that takes it. What is not finite becomes NaN: the addition alone would turn some NaNs,
+/// the one of CUDA among them, into a tiny number.
+LIP_FAST_FN float to_tf32(float x) { return x * 0.0f + float_of(bits_of(x) + 0x1000u); }
+
+/// The same without the bits below.
+LIP_FAST_FN float exact_tf32(float x) { return float_of(bits_of(to_tf32(x)) & 0xffffe000u); }
+
 LIP_FAST_FN Quad to_tf32(const Quad& v) { return Quad{to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w)}; }
 
 /// What the kernel is given. Matrices in memory: M (rows, columns) with ``stride`` floats from row to row, both it and
-/// M a multiple of 16 bytes; V (m, columns); Y (m, rows); partials (groups, m, columns), to be summed over groups.
+/// M a multiple of 16 bytes; V (m, columns); Y (m, rows); partials (clusters, m, columns), to be summed over clusters.
+/// The tiles are those of the shape, ceil(rows / Shape::kRows).
 struct OneRead {
   const float* M;
   std::int64_t rows;
@@ -94,6 +108,7 @@ struct OneRead {
   int m;
   float* Y;
   float* partials;
+  int tiles;
 };
 
 /// Columns of M that a block owns.
@@ -132,7 +147,7 @@ struct OneReadShape {
 
   template <class Block>
   static LIP_FAST_FN float* tile(Block& block, int index) {
-    return block.shared() + index % Stages * kTile;
+    return block.shared() + static_cast<unsigned>(index) % Stages * kTile;
   }
   template <class Block>
   static LIP_FAST_FN float* buffer(Block& block) {
@@ -141,15 +156,15 @@ struct OneReadShape {
   /// [source][row / cluster][direction]
   template <class Block>
   static LIP_FAST_FN float* received(Block& block, int index) {
-    return block.shared() + kReceivedAt + index % 2 * kReceived;
+    return block.shared() + kReceivedAt + (index & 1) * kReceived;
   }
   template <class Block>
   static LIP_FAST_FN float* sums(Block& block, int index) {
-    return block.shared() + kSumsAt + index % 2 * kSums;
+    return block.shared() + kSumsAt + (index & 1) * kSums;
   }
   template <class Block>
   static LIP_FAST_FN Signal* parts_signal(Block& block, int index) {
-    return reinterpret_cast<Signal*>(block.shared() + kSignalsAt) + index % 2;
+    return reinterpret_cast<Signal*>(block.shared() + kSignalsAt) + (index & 1);
   }
   template <class Block>
   static LIP_FAST_FN Signal* sums_signal(Block& block, int index) {
@@ -171,11 +186,11 @@ LIP_FAST_FN int log2_of(int power) {
 #endif
 }
 
-/// Tiles of this cluster: its number, plus a multiple of the number of clusters.
-template <class Shape, class Block>
-LIP_FAST_FN int tiles_of(Block& block, const OneRead& a) {
-  const std::int64_t all = (a.rows + Shape::kRows - 1) / Shape::kRows;
-  return static_cast<int>((all - block.cluster() + block.clusters() - 1) / block.clusters());
+/// Whether this cluster has a tile ``index``: its own are its number plus the multiples of the number of clusters. It is
+/// found anew each time, as is the place of a thread: registers are for the fragments.
+template <class Block>
+LIP_FAST_FN bool has_tile(Block& block, const OneRead& a, int index) {
+  return block.cluster() + index * block.clusters() < a.tiles;
 }
 
 template <class Shape, class Block>
@@ -211,8 +226,8 @@ LIP_FAST_FN void fetch(Block& block, const OneRead& a, int index) {
 /// of two products.
 template <class Shape, class Block, int Panels>
 LIP_FAST_FN void multiply(Block& block, const float* rows, float* buffer, const float (&v)[Panels][4][4]) {
-  const int warp = block.thread() / 32, g = block.thread() % 32 / 4, t = block.thread() % 4;
-  const int half = warp % 2, part = warp / 2;
+  const int thread = block.thread(), g = thread % 32 / 4, t = thread % 4;
+  const int half = thread / 32 % 2, part = thread / 64;
   float c[Panels][4];
   LIP_FAST_UNROLL
   for (int n = 0; n < Panels; ++n) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;
@@ -243,7 +258,7 @@ template <class Shape, class Block>
 LIP_FAST_FN void send_parts(Block& block, int index, int first) {
   constexpr int kQuads = Shape::kWidth / 4;
   const int cluster = block.cluster_size(), shift = log2_of(cluster);
-  float* const received = Shape::received(block, index) + (block.cluster_rank() * Shape::kRows >> shift) * Shape::kWidth;
+  float* const received = Shape::received(block, index) + (block.cluster_rank() * (Shape::kRows >> shift)) * Shape::kWidth;
   LIP_FAST_UNROLL_BY(1)
   for (int i = block.thread(); i < kStep * kQuads; i += kRoleThreads) {
     const int row = i / kQuads, column = i % kQuads * 4;
@@ -254,15 +269,6 @@ LIP_FAST_FN void send_parts(Block& block, int index, int first) {
     float* const to = received + (first + row >> shift) * Shape::kWidth + column;
     block.send4(to, (first + row) & (cluster - 1), total, Shape::parts_signal(block, index));
   }
-}
-
-LIP_FAST_FN float exact_tf32(float x) {
-  x = to_tf32(x);
-#if defined(__CUDA_ARCH__)
-  // The low bits of a converted number are not promised to be zero, and this one is for the caller to see.
-  x = __uint_as_float(__float_as_uint(x) & 0xffffe000u);
-#endif
-  return x;
 }
 
 /// Sums the received rows over the blocks they came from, rounds them, and sends them to all.
@@ -290,6 +296,14 @@ LIP_FAST_FN void send_sums(Block& block, int index) {
   }
 }
 
+/// What each block does between the parts of a tile and its sums.
+template <class Shape, class Block>
+LIP_FAST_FN void exchange(Block& block, int index) {
+  block.await(Shape::parts_signal(block, index), index >> 1 & 1);
+  send_sums<Shape>(block, index);
+  block.expect(Shape::sums_signal(block, index), Shape::kSent);
+}
+
 /// Barriers of a block: among the projectors, and where the accumulators tell them that a tile is done with.
 constexpr int kProjectorsBarrier = 1, kDoneBarrier = 2;
 
@@ -297,19 +311,19 @@ constexpr int kProjectorsBarrier = 1, kDoneBarrier = 2;
 template <class Shape, class Block>
 LIP_FAST_FN void project(Block& block, const OneRead& a) {
   constexpr int kPanels = Shape::kWidth / 16;  // of 8 directions, in one half
-  const int tiles = tiles_of<Shape>(block, a);
   LIP_FAST_UNROLL_BY(1)
   for (int i = 0; i < Shape::kStages; ++i) {
-    if (i < tiles) fetch<Shape>(block, a, i);
+    if (has_tile(block, a, i)) fetch<Shape>(block, a, i);
     block.copy_commit();
   }
   float v[kPanels][4][4];
   {
-    const int warp = block.thread() / 32, g = block.thread() % 32 / 4, t = block.thread() % 4;
-    const int first = block.cluster_rank() * kSlice + warp / 2 * (kSlice / kParts) + 4 * t;
+    const int thread = block.thread(), g = thread % 32 / 4, t = thread % 4;
+    const int half = thread / 32 % 2, part = thread / 64;
+    const int first = block.cluster_rank() * kSlice + part * (kSlice / kParts) + 4 * t;
     LIP_FAST_UNROLL
     for (int n = 0; n < kPanels; ++n) {
-      const int j = warp % 2 * (Shape::kWidth / 2) + 8 * n + g;
+      const int j = half * (Shape::kWidth / 2) + 8 * n + g;
       const float* const from = a.V + static_cast<std::int64_t>(j) * a.columns + first;
       LIP_FAST_UNROLL
       for (int k = 0; k < 4; ++k) {
@@ -322,36 +336,28 @@ LIP_FAST_FN void project(Block& block, const OneRead& a) {
     }
   }
   LIP_FAST_UNROLL_BY(1)
-  for (int step = 0; step <= tiles; ++step) {
-    if (step < tiles) {
-      // The tiles fetched so far are 0 .. kStages - 1 and, from step 2 on, one more a step: all but the kStages - 3
-      // behind this one must be here, fewer in the first steps.
-      block.template copy_wait<Shape::kStages - 3>();
-      block.template sync_part<kRoleThreads>(kProjectorsBarrier);  // and the buffer has been sent
-      multiply<Shape>(block, Shape::tile(block, step), Shape::buffer(block), v);
-    }
-    if (step >= 1) {
-      block.await(Shape::parts_signal(block, step - 1), (step - 1) / 2 % 2);
-      send_sums<Shape>(block, step - 1);
-      block.expect(Shape::sums_signal(block, step - 1), Shape::kSent);
-    }
-    if (step < tiles) {
-      if (step >= 2) {
-        block.template sync_part<kOneReadThreads>(kDoneBarrier + step % 2);
-        if (step - 2 + Shape::kStages < tiles) fetch<Shape>(block, a, step - 2 + Shape::kStages);
-        block.copy_commit();
+  for (int step = 0; has_tile(block, a, step); ++step) {
+    // The tiles fetched so far are 0 .. kStages - 1 and, from step 2 on, one more a step: all but the kStages - 3
+    // behind this one must be here, fewer in the first steps.
+    block.template copy_wait<Shape::kStages - 3>();
+    LIP_FAST_UNROLL_BY(1)
+    for (int first = 0; first < Shape::kRows; first += kStep) {
+      // Every thread's copies are here, and what was in the buffer has been sent.
+      block.template sync_part<kRoleThreads>(kProjectorsBarrier);
+      multiply<Shape>(block, Shape::tile(block, step) + first * kSlice, Shape::buffer(block), v);
+      if (first == 0) {
+        if (step >= 1) exchange<Shape>(block, step - 1);
+        if (step >= 2) {
+          block.template sync_part<kOneReadThreads>(kDoneBarrier + (step & 1));
+          if (has_tile(block, a, step - 2 + Shape::kStages)) fetch<Shape>(block, a, step - 2 + Shape::kStages);
+          block.copy_commit();
+        }
       }
       block.template sync_part<kRoleThreads>(kProjectorsBarrier);
-      send_parts<Shape>(block, step, 0);
-      LIP_FAST_UNROLL_BY(1)
-      for (int first = kStep; first < Shape::kRows; first += kStep) {
-        block.template sync_part<kRoleThreads>(kProjectorsBarrier);
-        multiply<Shape>(block, Shape::tile(block, step) + first * kSlice, Shape::buffer(block), v);
-        block.template sync_part<kRoleThreads>(kProjectorsBarrier);
-        send_parts<Shape>(block, step, first);
-      }
-      block.expect(Shape::parts_signal(block, step), Shape::kSent);
+      send_parts<Shape>(block, step, first);
     }
+    block.expect(Shape::parts_signal(block, step), Shape::kSent);
+    if (!has_tile(block, a, step + 1)) exchange<Shape>(block, step);
   }
 }
 
@@ -377,8 +383,6 @@ LIP_FAST_FN void write_sums(Block& block, const OneRead& a, int index) {
 template <class Shape, class Block>
 LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
   constexpr int kPanels = Shape::kWidth / 16;
-  const int thread = block.thread() % kRoleThreads, warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
-  const int tiles = tiles_of<Shape>(block, a);
   float c[kPanels][4][4];
   LIP_FAST_UNROLL
   for (int n = 0; n < kPanels; ++n) {
@@ -386,14 +390,15 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
     for (int i = 0; i < 4; ++i) c[n][i][0] = c[n][i][1] = c[n][i][2] = c[n][i][3] = 0.0f;
   }
   LIP_FAST_UNROLL_BY(1)
-  for (int step = 0; step < tiles; ++step) {
-    block.await(Shape::sums_signal(block, step), step / 2 % 2);
+  for (int step = 0; has_tile(block, a, step); ++step) {
+    block.await(Shape::sums_signal(block, step), step >> 1 & 1);
     write_sums<Shape>(block, a, step);
+    const int thread = block.thread() % kRoleThreads, warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
     const float* const tile = Shape::tile(block, step) + t * kSlice + swizzled(t, 32 * warp + 4 * g);
     const float* const sums = Shape::sums(block, step) + t * Shape::kPitch + 2 * g;
-    LIP_FAST_UNROLL
+    LIP_FAST_UNROLL_BY(4)
     for (int k = 0; k < Shape::kRows; k += 8) {
-      const float* const from = tile + k * kSlice;
+        const float* const from = tile + k * kSlice;
       const Quad b = to_tf32(block.load4(from)), d = to_tf32(block.load4(from + 4 * kSlice));
       LIP_FAST_UNROLL
       for (int n = 0; n < kPanels; ++n) {
@@ -406,9 +411,10 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
       }
     }
     // Step + 2 of the projectors waits for it, where there is one.
-    if (step + 2 < tiles) block.template arrive_part<kOneReadThreads>(kDoneBarrier + step % 2);
+    if (has_tile(block, a, step + 2)) block.template arrive_part<kOneReadThreads>(kDoneBarrier + (step & 1));
   }
   // Columns 2 t and 2 t + 1 of product i are columns 8 t + i and 8 t + 4 + i of the 32.
+  const int thread = block.thread() % kRoleThreads, warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
   const int column = block.cluster_rank() * kSlice + 32 * warp + 8 * t;
   float* const to = a.partials + static_cast<std::int64_t>(block.cluster()) * a.m * a.columns + column;
   LIP_FAST_UNROLL

@@ -148,7 +148,7 @@ LIP_FAST_FN void pass_block(Team& team, const Pass<T>& a, int block, int blocks,
   // Every block factors for itself: cheaper than to wait for one that does.
   const int independent = factor(team, factors, m, m, scale, pivot);
   if (independent < 0) {
-    // Zeros, whatever comes of them: nothing that is not a number goes on.
+    // As if all columns depended on others; the status word will say that none of it can be used.
     for (int j = team.rank(); j < m; j += team.size()) pivot[j] = scale[j] = T(0);
     team.sync();
   }

@@ -44,6 +44,7 @@ class ClusterBlock {
   __device__ void copy_wait() const {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
   }
+  __device__ void hold() const { __syncwarp(); }
   template <int Threads>
   __device__ void sync_part(int id) const {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
@@ -276,7 +277,8 @@ void one_read(const float* M, std::int64_t rows, std::int64_t columns, std::int6
     const std::int64_t count = width * columns;
     if (groups > 0) {
       const OneRead arguments{M,     rows,     stride, static_cast<int>(columns), V + first * columns,
-                              width, Y + first * rows, workspace};
+                              width, Y + first * rows, workspace,
+                              static_cast<int>((rows + plan.rows - 1) / plan.rows)};
       with_one_read_shape(plan.width, plan.rows, plan.stages, [&](auto shape) {
         launch_pass<decltype(shape)>(plan, groups, arguments, stream);
       });

@@ -85,10 +85,10 @@ def register(namespace: str) -> None:
     for device, kernels in NATIVE.items():
         if _LIBRARIES[device]() is None:
             continue
-        for op, kernel in kernels.items():
-            takes = kernel.can if choice == "native" else kernel.pays
+        for op, native in kernels.items():
+            takes = native.can if choice == "native" else native.pays
             if takes is not None:
-                chosen = _either(kernel.run, takes, _DEFAULT[op])
+                chosen = _either(native.run, takes, _DEFAULT[op])
                 torch.library.register_kernel(f"{namespace}::{op}", device, chosen)
 
 

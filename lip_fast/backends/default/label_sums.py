@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lip_fast import host
 from lip_fast.targets import IGNORE_INDEX, indices_in_range
 
 # Few enough that features and projections stay in the cache of a core, many enough that starting threads
@@ -19,7 +20,7 @@ def label_sums(
     """Class indices (n,) or dense labels (n, l). See :func:`lip_fast.ops.label_sums`."""
     if Y.dim() == 2:
         return _accumulate(X, A, B, bias, lambda i, j: Y[i:j].to(A.dtype) @ A, None)
-    if Y.device.type == "cpu" and indices_in_range(Y, A.shape[0]):
+    if host.reads_are_free(Y.device) and indices_in_range(Y, A.shape[0]):
         return _accumulate(X, A, B, bias, lambda i, j: A.index_select(0, Y[i:j]), None)
     valid = (Y >= 0) & (Y < A.shape[0])
     masked = (~valid & (Y != IGNORE_INDEX)).sum()
@@ -47,7 +48,9 @@ def label_sums_csr(
             per_sample_weights=values[entries].to(A.dtype),
         )
 
-    return _accumulate(X, A, B, bias, project, None)
+    # To divide the rows is to read where they begin; their projections are not larger than they are.
+    block = None if host.reads_are_free(X.device) else max(len(X), 1)
+    return _accumulate(X, A, B, bias, project, None, block)
 
 
 def _accumulate(
@@ -57,9 +60,11 @@ def _accumulate(
     bias: Tensor | None,
     project: Callable[[int, int], Tensor],
     valid: Tensor | None,
+    block: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum over blocks of rows, in float64 from block to block; ``project(i, j)`` is Y[i:j] A."""
-    block = _ROWS_CPU if X.device.type == "cpu" else _ROWS_DEVICE
+    if block is None:
+        block = _ROWS_CPU if X.device.type == "cpu" else _ROWS_DEVICE
     parts: list[tuple[Tensor, ...]] = []
     # An empty batch is one empty block.
     for i in range(0, max(len(X), 1), block):

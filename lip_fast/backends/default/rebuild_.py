@@ -22,9 +22,7 @@ def rebuild_(
     seed: int,
 ) -> Tensor:
     """In place, and only where ``ok``. See :func:`lip_fast.ops.rebuild_`."""
-    return rebuild_with(
-        lambda new: stochastic_round(new, M.dtype, step, seed), M, A, s, B, ok, accumulate
-    )
+    return rebuild_with(lambda new: stochastic_round(new, M.dtype, step, seed), M, A, s, B, ok, accumulate)
 
 
 def rebuild_with(

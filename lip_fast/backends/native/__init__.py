@@ -1,1 +1,1 @@
-"""Kernels of the extension modules: one op a file, named after the op, each for CPU and CUDA tensors alike."""
+"""Kernels of the extension modules, one op a file, each for CPU and CUDA tensors alike."""

@@ -85,7 +85,9 @@ KERNELS: dict[str, dict[str, Kernel]] = {
     "cuda": {
         "fresh_columns": Kernel(fresh_columns, _always, _always, _NO_WAIT),
         "sketch": Kernel(sketch, _can_sketch, _can_sketch, "reads a large weight once"),
-        "small_svd": Kernel(small_svd, _can_small_svd, _can_small_svd, f"{_NO_WAIT}, up to m = {MAX_COLUMNS}"),
+        "small_svd": Kernel(
+            small_svd, _can_small_svd, _can_small_svd, f"{_NO_WAIT}, up to m = {MAX_COLUMNS}"
+        ),
         "warm_svd": Kernel(
             warm_svd, _can_warm_svd, _can_warm_svd, f"{_NO_WAIT}, up to {MAX_COLUMNS} columns"
         ),

@@ -1,0 +1,266 @@
+"""The native kernels against the default ones and the oracle, whichever of them serves the ops.
+
+They run on CPU tensors here: the same sources, and the same arithmetic, as on a GPU.
+"""
+
+import pytest
+import torch
+from problems import gapped_matrix, orthonormal, relative_error
+
+from lip_fast.backends.default.fresh_columns import fresh_columns as numpy_fresh_columns
+from lip_fast.backends.default.refit import refit as python_refit
+from lip_fast.backends.default.tail_svd import tail_svd as lapack_tail_svd
+from lip_fast.backends.default.warm_svd import warm_svd as lapack_warm_svd
+from lip_fast.backends.native import library
+from lip_fast.backends.native.fresh_columns import fresh_columns
+from lip_fast.backends.native.front_door import address
+from lip_fast.backends.native.rebuild_ import rebuild_
+from lip_fast.backends.native.refit import refit
+from lip_fast.backends.native.small_svd import small_svd
+from lip_fast.backends.native.tail_svd import tail_svd
+from lip_fast.backends.native.warm_svd import warm_svd
+from lip_fast.status import NOT_FINITE, RANK_DEFICIENT
+
+pytestmark = pytest.mark.skipif(library.cpu() is None, reason=f"no CPU extension: {library.problems()}")
+
+CPU = torch.device("cpu")
+STEP = torch.tensor(3)
+TRUE = torch.tensor(True)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("columns", [0, 1, 8, 128, 129, 300])
+@pytest.mark.parametrize(("step", "seed"), [(0, 0), (7, 1), (2**32 + 5, 2**63 - 1)])
+def test_fresh_columns_are_the_same_bits(rows: int, columns: int, step: int, seed: int) -> None:
+    step = torch.tensor(step)
+    got = fresh_columns(step, rows, columns, seed)
+    assert torch.equal(got, numpy_fresh_columns(step, rows, columns, seed))
+    assert got.mT.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(
+    ("t", "rank", "r"), [(0, 0, 0), (1, 0, 1), (5, 2, 3), (5, 5, 0), (9, 0, 9), (300, 20, 200)]
+)
+@pytest.mark.parametrize("broken", ["", "numerator", "denominator", "energy", "S", "ok", "huge"])
+def test_refit_is_the_same_to_the_bit(
+    dtype: torch.dtype, clip: bool, t: int, rank: int, r: int, broken: str
+) -> None:
+    g = torch.Generator().manual_seed(t)
+    S = torch.rand(t, generator=g, dtype=dtype).sort(descending=True).values
+    S[t // 2 :] *= 1e-5
+    numerator = 3 * torch.randn(r, generator=g, dtype=torch.float64)
+    denominator = torch.rand(r, generator=g, dtype=torch.float64)
+    denominator[::3] *= 1e-7
+    energy, ok = denominator.sum() + 1, TRUE
+    if broken == "ok":
+        ok = torch.tensor(False)
+    elif broken == "energy":
+        energy = energy * float("inf")
+    elif broken == "huge" and r:
+        numerator[-1], denominator[-1] = torch.finfo(dtype).max * 0.3, 1.0
+    elif broken == "S" and t:
+        S[0] = float("nan")
+    elif broken in ("numerator", "denominator") and r:
+        {"numerator": numerator, "denominator": denominator}[broken][r // 2] = float("nan")
+    arguments = (S, numerator, denominator, energy, ok, rank, 1e-4, clip)
+    for got, expected in zip(refit(*arguments), python_refit(*arguments), strict=True):
+        assert got.dtype == expected.dtype
+        assert torch.equal(got.nan_to_num(nan=-7.0), expected.nan_to_num(nan=-7.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (24, 24), (3, 10, 10), (2, 2, 128, 128), (0, 5, 5)])
+def test_small_svd_is_lapacks(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    g = torch.Generator().manual_seed(0)
+    T = torch.randn(shape, generator=g, dtype=dtype)
+    exact = torch.linalg.svdvals(T.double())
+    cold = small_svd(T, None)
+    for U, S, V, sweeps, status in (cold, small_svd(T, cold[2])):
+        assert not status.any()
+        budget = 20 * shape[-1] ** 0.5 * torch.finfo(dtype).eps
+        assert torch.all((S.double() - exact).abs() <= budget * exact[..., :1])
+        back = U.double() * S.double()[..., None, :] @ V.double().mT
+        assert torch.all((back - T).abs() <= 4 * budget * exact[..., :1, None])
+        assert torch.all(sweeps >= 1)
+    if T.numel():
+        assert int(small_svd(T, cold[2])[3].max()) <= 2  # from its own answer there is nothing left to turn
+
+
+def test_small_svd_takes_any_strides() -> None:
+    T = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    for a, b in zip(
+        small_svd(T.mT, None), small_svd(T.mT.clone(memory_format=torch.contiguous_format), None), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("l", "q"), [(1, 1), (1, 9), (9, 1), (10, 512), (512, 10), (24, 24), (3, 700)])
+@pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
+def test_tail_svd_is_lapacks(l: int, q: int, layout: str) -> None:
+    M = gapped_matrix(l, q).float()
+    if layout == "columns":
+        M = M.mT.contiguous().mT
+    elif layout == "strided":
+        M = torch.stack([M, M.neg()], dim=2)[:, :, 0]
+    d = min(l, q)
+    for rank in {0, d // 2, d}:
+        A, S, B, status = tail_svd(M, rank)
+        assert int(status) == 0
+        exact = lapack_tail_svd(M.double(), rank)
+        assert relative_error(S, exact[1]) < 1e-6
+        assert A.shape == (l, d - rank)
+        assert B.shape == (q, d - rank)
+        scale = float(exact[1][0])
+        got = A.double() * S[rank:].double() @ B.double().mT
+        expected = exact[0] * exact[1][rank:] @ exact[2].mT
+        assert float((got - expected).abs().max() if d > rank else 0) < 1e-6 * scale
+        for F in (A, B):
+            assert relative_error(F.double().mT @ F.double() + 1, torch.eye(d - rank) + 1) < 1e-5 or d == rank
+
+
+def test_tail_svd_of_zero_and_of_what_is_not_finite() -> None:
+    A, S, B, status = tail_svd(torch.zeros(5, 8), 2)
+    assert int(status) == 0
+    assert not S.any()
+    assert torch.isfinite(A).all()
+    assert not B.any()  # no directions on the large side
+    for bad in (float("nan"), float("inf")):
+        M = torch.ones(5, 8)
+        M[4, 7] = bad
+        A, S, B, status = tail_svd(M, 2)
+        assert int(status) == NOT_FINITE
+        assert not A.any()
+        assert not S.any()
+        assert not B.any()
+
+
+SHAPES = [(100, 512, 40), (512, 100, 40), (61, 67, 53), (300, 200, 120), (9, 9, 1)]
+
+
+@pytest.mark.parametrize(("l", "q", "t"), SHAPES, ids=str)
+@pytest.mark.parametrize("change", [1e-1, 1e-3, 1e-5])
+def test_warm_svd_is_as_good_as_lapacks(l: int, q: int, t: int, change: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    V = orthonormal(q, 1)[:, :t]
+    M = orthonormal(l, 2)[:, :t] * torch.arange(1, t + 1) ** -0.5 @ V.mT
+    M = (M + change * torch.randn(l, q, generator=g, dtype=torch.float64) / (l * q) ** 0.5).float()
+    fresh = min(8, min(l, q) - t)
+    basis = V.float().mT.contiguous().mT
+    A, S, B, status = warm_svd(M, basis, STEP, fresh, 0)
+    expected = lapack_warm_svd(M, basis, STEP, fresh, 0)
+    assert int(status) == 0
+    for got, other in zip((A, S, B), expected[:3], strict=True):
+        assert got.shape == other.shape
+        assert got.stride() == other.stride()
+    error = [
+        torch.linalg.vector_norm(M.double() - a.double() * s.double() @ b.double().mT)
+        for a, s, b in ((A, S, B), expected[:3])
+    ]
+    assert error[0] <= 1.002 * error[1] + 1e-5
+    assert float((S - expected[1]).abs().max()) < 2e-6 * float(S[0]) + 1e-3 * change
+    for F in (A, B):
+        assert float((F.double().mT @ F.double() - torch.eye(t)).abs().max()) < 2e-5
+    assert torch.all(S.diff() <= 0)
+
+
+def test_warm_svd_does_not_depend_on_what_memory_held() -> None:
+    M = gapped_matrix(90, 120).float()
+    basis = orthonormal(120, 1)[:, :20].float()
+    first = warm_svd(M, basis, STEP, 8, 0)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        again = warm_svd(M, basis, STEP, 8, 0)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = True
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_warm_svd_reports_what_it_cannot_do() -> None:
+    basis = torch.eye(40, 12)
+    assert int(warm_svd(torch.zeros(60, 40), basis, STEP, 8, 0)[3]) == RANK_DEFICIENT
+    M = gapped_matrix(60, 40).float()
+    M[5, 6] = float("nan")
+    assert int(warm_svd(M, basis, STEP, 8, 0)[3]) == NOT_FINITE
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_unbiased_and_repeatable(dtype: torch.dtype) -> None:
+    rows, columns = 301, 211
+    A, B = torch.full((rows, 1), 1 + 2**-12), torch.ones(columns, 1)
+    s = torch.ones(1)
+
+    def written(step: int, seed: int) -> torch.Tensor:
+        M = torch.zeros(rows, columns, dtype=dtype)
+        assert bool(rebuild_(M, A, s, B, TRUE, torch.tensor(step), False, seed))
+        return M
+
+    M = written(3, 0)
+    values = M.double().unique()
+    assert len(values) == 2
+    # 1 + 2^-12 lies between two neighbours of the format: the mean is exact to the noise of 63511 draws.
+    assert float(M.double().mean()) == pytest.approx(
+        1 + 2**-12, abs=6 * float(values[1] - 1) / (rows * columns) ** 0.5
+    )
+    assert torch.equal(M, written(3, 0))
+    for other in (written(4, 0), written(3, 1)):
+        share = float((other == M).double().mean())
+        assert 0.5 < share < 0.97
+    # Rows, columns and blocks of eight have bits of their own.
+    assert not torch.equal(M[0], M[1])
+    assert not torch.equal(M[:, 0], M[:, 8])
+    assert not torch.equal(M[:, 0], M[:, 1])
+
+
+def test_exact_values_survive_rounding_and_overflow_is_refused() -> None:
+    A, s, B = torch.tensor([[1.5], [-0.0]]), torch.ones(1), torch.ones(3, 1)
+    M = torch.zeros(2, 3, dtype=torch.bfloat16)
+    rebuild_(M, A, s, B, TRUE, STEP, False, 0)
+    assert torch.equal(M, torch.tensor([[1.5] * 3, [0.0] * 3], dtype=torch.bfloat16))
+    M = torch.ones(2, 3, dtype=torch.float16)
+    assert not bool(rebuild_(M, 1e6 * torch.ones(2, 1), s, B, TRUE, STEP, False, 0))
+    assert torch.equal(M, torch.ones(2, 3, dtype=torch.float16))
+
+
+# The front door ----------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused_with_both_sides_named() -> None:
+    X = torch.ones(3, 4)
+    assert address("X", X, (3, 4), torch.float32, CPU) == X.data_ptr()
+    assert address("X", X.mT, (4, 3), torch.float32, CPU, columns=True) == X.data_ptr()
+    with pytest.raises(TypeError, match=r"expected X in torch.float64, got torch.float32"):
+        address("X", X, (3, 4), torch.float64, CPU)
+    with pytest.raises(ValueError, match=r"expected X of shape \(4, 4\), got \(3, 4\)"):
+        address("X", X, (4, 4), torch.float32, CPU)
+    with pytest.raises(ValueError, match=r"expected X on cuda:0, got cpu"):
+        address("X", X, (3, 4), torch.float32, torch.device("cuda:0"))
+    with pytest.raises(ValueError, match=r"expected X with contiguous rows, got strides \(1, 4\)"):
+        address("X", X.mT, (4, 3), torch.float32, CPU)
+    with pytest.raises(ValueError, match=r"expected X with contiguous columns, got strides \(4, 1\)"):
+        address("X", X, (3, 4), torch.float32, CPU, columns=True)
+    raw = torch.zeros(17, dtype=torch.uint8)
+    shifted = torch.frombuffer(raw.numpy().data, dtype=torch.float32, count=4, offset=1)
+    with pytest.raises(ValueError, match="on a boundary of 4 bytes, got address"):
+        address("X", shifted, (4,), torch.float32, CPU)
+
+
+def test_the_modules_refuse_addresses_that_cannot_be() -> None:
+    module = library.cpu()
+    step = STEP.data_ptr()
+    with pytest.raises(ValueError, match="expected out of 32 values, got a null address"):
+        module.fresh_columns(0, 4, 8, step, 0)
+    with pytest.raises(ValueError, match="expected out aligned to 4 bytes, got address 3"):
+        module.fresh_columns(3, 4, 8, step, 0)
+    with pytest.raises(ValueError, match=r"expected out of at least 0 values, got -8"):
+        module.fresh_columns(16, -1, 8, step, 0)
+    with pytest.raises(ValueError, match=r"expected 1..128 columns, got 129"):
+        module.warm_workspace(1000, 1000, 129)
+    with pytest.raises(ValueError, match=r"expected a workspace of \d+ values, got 7"):
+        module.orthonormal_start(16, 10, 10, 3, 16, 7)
+    with pytest.raises(ValueError, match=r"expected 1..3 triplets, got 4"):
+        module.warm_svd(10, 10, 3, 4, 16, 16, 16, 16, 16, 16, 16, 10**6)
+    with pytest.raises(ValueError, match=r"expected rank \+ r within the 3 singular values, got 2 \+ 2"):
+        module.refit_float32(16, 3, 16, 16, 2, 16, 16, 2, 1e-6, True, 16, 16, 16)
