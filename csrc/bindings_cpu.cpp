@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "cpu/fresh_columns.h"
+#include "cpu/label_sums.h"
 #include "cpu/refit.h"
 #include "cpu/round.h"
 #include "cpu/small_svd.h"
@@ -59,4 +60,21 @@ PYBIND11_MODULE(_native_cpu, module) {
       pybind11::arg("M"), pybind11::arg("l"), pybind11::arg("q"), pybind11::arg("row_stride"),
       pybind11::arg("column_stride"), pybind11::arg("rank"), pybind11::arg("A"), pybind11::arg("S"), pybind11::arg("B"),
       pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def(
+      "label_sums",
+      [](Address X, std::int64_t n, std::int64_t q, std::int64_t x_stride, Address y, Address A, std::int64_t l,
+         std::int64_t a_row, std::int64_t a_column, Address B, std::int64_t b_row, std::int64_t b_column, std::int64_t r,
+         Address bias, std::int64_t ignored, Address numerator, Address denominator, Address energy, Address masked) {
+        cpu::label_sums({pointer<const float>("X", X, n * q), pointer<const std::int64_t>("y", y, n),
+                         pointer<const float>("A", A, l * r), pointer<const float>("B", B, q * r),
+                         bias == 0 ? nullptr : pointer<const float>("bias", bias, l), n, q, l, r, x_stride, a_row,
+                         a_column, b_row, b_column, ignored, pointer<double>("numerator", numerator, r),
+                         pointer<double>("denominator", denominator, r), pointer<double>("energy", energy, 1),
+                         pointer<std::int64_t>("masked", masked, 1)});
+      },
+      pybind11::arg("X"), pybind11::arg("n"), pybind11::arg("q"), pybind11::arg("x_stride"), pybind11::arg("y"),
+      pybind11::arg("A"), pybind11::arg("l"), pybind11::arg("a_row"), pybind11::arg("a_column"), pybind11::arg("B"),
+      pybind11::arg("b_row"), pybind11::arg("b_column"), pybind11::arg("r"), pybind11::arg("bias"),
+      pybind11::arg("ignored"), pybind11::arg("numerator"), pybind11::arg("denominator"), pybind11::arg("energy"),
+      pybind11::arg("masked"), pybind11::call_guard<pybind11::gil_scoped_release>());
 }

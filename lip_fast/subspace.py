@@ -100,7 +100,8 @@ class Subspace:
         capturing = host.capturing(M.device)
         if capturing and not self.exact and self.basis is None:
             raise RuntimeError(
-                "expected a step that LIP acts on before one is captured, to start from, got none"
+                "expected a step that LIP acts on before one is captured, to start from, got none: "
+                "take a step first"
             )
         svd = self._decompose(M)
         k, r = self.rank, self.tail_rank

@@ -57,6 +57,13 @@ _METHODS = ("tolist", "numpy", "cpu", "item", "__array__")
 _PROFILER = "profiler"
 
 
+@contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Run what is inside, as under ``torch.cuda.set_sync_debug_mode("error")``."""
+    with _Recorder([]).guarding():
+        yield
+
+
 class Graph:
     """What ``torch.cuda.CUDAGraph`` is, for tensors on CPU."""
 
@@ -67,12 +74,9 @@ class Graph:
     def capture(self) -> Iterator[None]:
         """Record what happens inside."""
         recorder = _Recorder(self._calls)
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, recorder.guarding():
             patch.setattr(host, "capturing", lambda device: True)
-            for name in _METHODS:
-                patch.setattr(Tensor, name, recorder.guarded(name))
-            with recorder:
-                yield
+            yield
         recorder.forget()
 
     @torch.no_grad()
@@ -131,7 +135,15 @@ class _Recorder(TorchDispatchMode):
             self._calls.append(_Call(func, args, kwargs, out))
         return out
 
-    def guarded(self, name: str) -> Callable[..., Any]:
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Be the mode, and refuse the methods that read without an operation."""
+        with pytest.MonkeyPatch.context() as patch, self:
+            for name in _METHODS:
+                patch.setattr(Tensor, name, self._guarded(name))
+            yield
+
+    def _guarded(self, name: str) -> Callable[..., Any]:
         """The method ``name`` of tensors, which kernels may use and the region may not."""
         method = getattr(Tensor, name)
 

@@ -1,12 +1,13 @@
 """The step in a CUDA graph, emulated on CPU: replays are eager steps, bit for bit, and nothing is read."""
 
+import copy
 import io
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from graph_capture import CaptureError, Graph
+from graph_capture import CaptureError, Graph, waiting_refused
 from problems import linear, problem
 from torch import Tensor
 
@@ -162,6 +163,26 @@ def test_replays_are_eager_steps_bit_for_bit(name: str, options: dict) -> None:
     _assert_same(eager, captured)
     stats = captured.lip.stats()
     assert (stats["steps"], stats["applied"], stats["skipped"]) == (BATCHES, BATCHES, 0)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_eager_steps_wait_for_nothing_once_warm(options: dict) -> None:
+    run = Run("adamw", **options)
+    run.step(0)
+    with waiting_refused():
+        for i in range(1, BATCHES):
+            run.step(i)
+    assert run.lip.stats()["applied"] == BATCHES
+
+
+def test_the_warning_of_what_is_dropped_waits_for_an_eager_step() -> None:
+    eager, captured = (Run(rest="drop", tail_rank=2, rank=33) for _ in range(2))
+    for run in (eager, captured):
+        run.X[0] = run.X[0] * float("nan")
+        run.step(0)
+    captured.capture_and_replay(1)
+    eager.step(1)
+    assert torch.equal(eager.weight, captured.weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -507,7 +528,8 @@ def test_another_process_captures_without_a_first_step() -> None:
     run.capture_and_replay(1)
     other = Run(decay=0.9)
     _load(other, _saved(run))
-    other.optimizer.load_state_dict(run.optimizer.state_dict())
+    # A copy: load_state_dict shares the tensors it is given.
+    other.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
     other.capture_and_replay(2)
     run.replay(2)
     for i in range(3, 6):
@@ -601,8 +623,9 @@ def test_what_a_replay_cannot_do_is_refused(options: dict, message: str) -> None
 def test_sparse_labels_that_must_be_sorted_are_refused_inside_a_capture() -> None:
     run = Run()
     run.step(0)
+    Y = torch.nn.functional.one_hot(run.y[0], L).float().to_sparse()
     with run.graph.capture(), pytest.raises(ValueError, match="as CSR inside of a capture, got COO"):
-        run.lip.observe(run.X[0], torch.nn.functional.one_hot(run.y[0], L).float().to_sparse())
+        run.lip.observe(run.X[0], Y)
 
 
 # The default kernels off the host, and the emulator ---------------------------------------------------------
@@ -612,11 +635,8 @@ def test_sparse_labels_that_must_be_sorted_are_refused_inside_a_capture() -> Non
 def test_the_default_kernels_that_a_capture_needs_wait_for_nothing() -> None:
     run = Run()
     X, y = run.X[0], run.y[0]
-    A, B, s = (
-        torch.linspace(-1, 1, L * 3).reshape(L, 3),
-        torch.linspace(0, 1, Q * 3).reshape(Q, 3),
-        torch.ones(3),
-    )
+    A = torch.linspace(-1, 1, L * 3).reshape(L, 3)
+    B, s = torch.linspace(0, 1, Q * 3).reshape(Q, 3), torch.ones(3)
     bias = run.head.bias.detach()
     Y = torch.nn.functional.one_hot(y, L).float()
     csr = Y.to_sparse_csr()

@@ -31,7 +31,9 @@ def installed(tmp_path: Path) -> Path:
     # The finder of an editable install would look for what is missing here in the folder it serves.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
-        "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in getattr(f, '__module__', '')]\n"
+        "for finder in [*sys.meta_path]:\n"
+        "    if '__editable__' in getattr(finder, '__module__', ''):\n"
+        "        sys.meta_path.remove(finder)\n"
     )
     return tmp_path
 

@@ -94,6 +94,7 @@ LIP_FAST_FN float to_tf32(float x) { return x * 0.0f + float_of(bits_of(x) + 0x1
 /// The same without the bits below.
 LIP_FAST_FN float exact_tf32(float x) { return float_of(bits_of(to_tf32(x)) & 0xffffe000u); }
 
+LIP_FAST_FN Pair to_tf32(const Pair& v) { return Pair{to_tf32(v.x), to_tf32(v.y)}; }
 LIP_FAST_FN Quad to_tf32(const Quad& v) { return Quad{to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w)}; }
 
 /// What the kernel is given. Matrices in memory: M (rows, columns) with ``stride`` floats from row to row, both it and
@@ -118,6 +119,8 @@ constexpr int kRoleThreads = 256;
 constexpr int kOneReadThreads = 2 * kRoleThreads;
 /// Projectors form 2 x kParts: each warp takes half of the directions and a part of the slice's columns.
 constexpr int kParts = 4;
+/// Pairs of products, of 8 columns each, in such a part.
+constexpr int kDepth = kSlice / kParts / 16;
 /// Rows of a product of the projectors, which go through their buffer at a time.
 constexpr int kStep = 16;
 constexpr int kMaxCluster = 16;
@@ -132,6 +135,8 @@ struct OneReadShape {
   static constexpr int kWidth = Width, kRows = Rows, kStages = Stages;
   /// Rows of Y in shared memory: with this padding, reads and writes of fragments meet 32 distinct banks.
   static constexpr int kPitch = Width + 8;
+  /// Of 8 rows of the accumulators' products: as many as there are registers for.
+  static constexpr int kUnroll = Width > 64 ? 1 : 4;
   // Offsets in floats.
   static constexpr int kTile = Rows * kSlice;
   static constexpr int kReceived = Rows * Width;
@@ -172,8 +177,8 @@ struct OneReadShape {
   }
 };
 
-/// Where column ``column`` of a row is kept in the tile. Projectors read 8 rows x 4 columns x 16 bytes at once, and
-/// accumulators 4 rows x 8 columns x 16 bytes; both ways, each quarter of a warp meets all banks once.
+/// Where column ``column`` of a row is kept in the tile. A projecting warp reads 8 rows x 4 x 16 bytes at
+/// once, and an accumulating one 4 rows x 8 x 16 bytes: both ways, each quarter of a warp meets all banks once.
 LIP_FAST_FN int swizzled(int row, int column) { return column ^ (((row & 1) << 4) | ((row & 2) << 2)); }
 
 LIP_FAST_FN int log2_of(int power) {
@@ -225,17 +230,17 @@ LIP_FAST_FN void fetch(Block& block, const OneRead& a, int index) {
 /// The labels of the inner dimension are free: of 16 columns, a thread holds 4 t .. 4 t + 3, which serve as t and t + 4
 /// of two products.
 template <class Shape, class Block, int Panels>
-LIP_FAST_FN void multiply(Block& block, const float* rows, float* buffer, const float (&v)[Panels][4][4]) {
+LIP_FAST_FN void multiply(Block& block, const float* rows, float* buffer, const float (&v)[Panels][kDepth][4]) {
   const int thread = block.thread(), g = thread % 32 / 4, t = thread % 4;
   const int half = thread / 32 % 2, part = thread / 64;
   float c[Panels][4];
   LIP_FAST_UNROLL
   for (int n = 0; n < Panels; ++n) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;
-  // 32 columns at a time lie together, the swizzle exchanges their halves.
+  // The swizzle exchanges halves of 32 columns.
   const float* const even = rows + g * kSlice + swizzled(g, part * (kSlice / kParts) + 4 * t);
   const float* const odd = rows + g * kSlice + swizzled(g, part * (kSlice / kParts) + 4 * t + 16);
   LIP_FAST_UNROLL
-  for (int k = 0; k < 4; ++k) {
+  for (int k = 0; k < kDepth; ++k) {
     const float* const from = (k % 2 == 0 ? even : odd) + k / 2 * 32;
     const Quad a = to_tf32(block.load4(from)), b = to_tf32(block.load4(from + 8 * kSlice));
     LIP_FAST_UNROLL
@@ -250,6 +255,8 @@ LIP_FAST_FN void multiply(Block& block, const float* rows, float* buffer, const 
     block.store2(to + 8 * n + 8 * Shape::kPitch, Pair{c[n][2], c[n][3]});
   }
 }
+
+LIP_FAST_FN int least(int a, int b) { return a < b ? a : b; }
 
 LIP_FAST_FN Quad sum(const Quad& a, const Quad& b) { return Quad{a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 
@@ -316,48 +323,51 @@ LIP_FAST_FN void project(Block& block, const OneRead& a) {
     if (has_tile(block, a, i)) fetch<Shape>(block, a, i);
     block.copy_commit();
   }
-  float v[kPanels][4][4];
+  float v[kPanels][kDepth][4];
   {
     const int thread = block.thread(), g = thread % 32 / 4, t = thread % 4;
     const int half = thread / 32 % 2, part = thread / 64;
     const int first = block.cluster_rank() * kSlice + part * (kSlice / kParts) + 4 * t;
+    // The last direction and column stand in for those beyond: what comes of a direction beyond is not written, and a
+    // column beyond is multiplied by a zero of the tile.
     LIP_FAST_UNROLL
-    for (int n = 0; n < kPanels; ++n) {
-      const int j = half * (Shape::kWidth / 2) + 8 * n + g;
-      const float* const from = a.V + static_cast<std::int64_t>(j) * a.columns + first;
+    for (int k = 0; k < kDepth; ++k) {
       LIP_FAST_UNROLL
-      for (int k = 0; k < 4; ++k) {
+      for (int e = 0; e < 4; ++e) {
+        const int column = least(first + 16 * k + e, a.columns - 1);
         LIP_FAST_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const bool there = j < a.m && first + 16 * k + e < a.columns;
-          v[n][k][e] = there ? to_tf32(from[16 * k + e]) : 0.0f;
+        for (int n = 0; n < kPanels; ++n) {
+          const int j = least(half * (Shape::kWidth / 2) + 8 * n + g, a.m - 1);
+          v[n][k][e] = to_tf32(a.V[j * a.columns + column]);
         }
       }
     }
   }
+  // One counter for both loops, over tiles and over the steps of a tile, spares a register.
+  constexpr int kSteps = Shape::kRows / kStep;
   LIP_FAST_UNROLL_BY(1)
-  for (int step = 0; has_tile(block, a, step); ++step) {
-    // The tiles fetched so far are 0 .. kStages - 1 and, from step 2 on, one more a step: all but the kStages - 3
-    // behind this one must be here, fewer in the first steps.
-    block.template copy_wait<Shape::kStages - 3>();
-    LIP_FAST_UNROLL_BY(1)
-    for (int first = 0; first < Shape::kRows; first += kStep) {
-      // Every thread's copies are here, and what was in the buffer has been sent.
-      block.template sync_part<kRoleThreads>(kProjectorsBarrier);
-      multiply<Shape>(block, Shape::tile(block, step) + first * kSlice, Shape::buffer(block), v);
-      if (first == 0) {
-        if (step >= 1) exchange<Shape>(block, step - 1);
-        if (step >= 2) {
-          block.template sync_part<kOneReadThreads>(kDoneBarrier + (step & 1));
-          if (has_tile(block, a, step - 2 + Shape::kStages)) fetch<Shape>(block, a, step - 2 + Shape::kStages);
-          block.copy_commit();
-        }
+  for (int step = 0; has_tile(block, a, step / kSteps); ++step) {
+    const int index = step / kSteps, first = step % kSteps * kStep;
+    // The tiles fetched so far are 0 .. kStages - 1 and, from tile 2 on, one more a tile: all but the kStages - 3 behind
+    // this one must be here, fewer at first.
+    if (first == 0) block.template copy_wait<Shape::kStages - 3>();
+    // Every thread's copies are here, and what was in the buffer has been sent.
+    block.template sync_part<kRoleThreads>(kProjectorsBarrier);
+    multiply<Shape>(block, Shape::tile(block, index) + first * kSlice, Shape::buffer(block), v);
+    if (first == 0) {
+      if (index >= 1) exchange<Shape>(block, index - 1);
+      if (index >= 2) {
+        block.template sync_part<kOneReadThreads>(kDoneBarrier + (index & 1));
+        if (has_tile(block, a, index - 2 + Shape::kStages)) fetch<Shape>(block, a, index - 2 + Shape::kStages);
+        block.copy_commit();
       }
-      block.template sync_part<kRoleThreads>(kProjectorsBarrier);
-      send_parts<Shape>(block, step, first);
     }
-    block.expect(Shape::parts_signal(block, step), Shape::kSent);
-    if (!has_tile(block, a, step + 1)) exchange<Shape>(block, step);
+    block.template sync_part<kRoleThreads>(kProjectorsBarrier);
+    send_parts<Shape>(block, index, first);
+    if (first + kStep == Shape::kRows) {
+      block.expect(Shape::parts_signal(block, index), Shape::kSent);
+      if (!has_tile(block, a, index + 1)) exchange<Shape>(block, index);
+    }
   }
 }
 
@@ -396,7 +406,7 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
     const int thread = block.thread() % kRoleThreads, warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
     const float* const tile = Shape::tile(block, step) + t * kSlice + swizzled(t, 32 * warp + 4 * g);
     const float* const sums = Shape::sums(block, step) + t * Shape::kPitch + 2 * g;
-    LIP_FAST_UNROLL_BY(4)
+    LIP_FAST_UNROLL_BY(Shape::kUnroll)
     for (int k = 0; k < Shape::kRows; k += 8) {
         const float* const from = tile + k * kSlice;
       const Quad b = to_tf32(block.load4(from)), d = to_tf32(block.load4(from + 4 * kSlice));

@@ -44,7 +44,6 @@ class ClusterBlock {
   __device__ void copy_wait() const {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
   }
-  __device__ void hold() const { __syncwarp(); }
   template <int Threads>
   __device__ void sync_part(int id) const {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
@@ -134,10 +133,10 @@ class ClusterBlock {
   template <int Which>
   static __device__ int special() {
     int value;
-    if constexpr (Which == 0) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
-    if constexpr (Which == 1) asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
-    if constexpr (Which == 2) asm("mov.u32 %0, %%clusterid.x;" : "=r"(value));
-    if constexpr (Which == 3) asm("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
+    if constexpr (Which == 0) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
+    if constexpr (Which == 1) asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
+    if constexpr (Which == 2) asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(value));
+    if constexpr (Which == 3) asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
     return value;
   }
 

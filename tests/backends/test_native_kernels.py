@@ -8,12 +8,14 @@ import torch
 from problems import gapped_matrix, orthonormal, relative_error
 
 from lip_fast.backends.default.fresh_columns import fresh_columns as numpy_fresh_columns
+from lip_fast.backends.default.label_sums import label_sums as torch_label_sums
 from lip_fast.backends.default.refit import refit as python_refit
 from lip_fast.backends.default.tail_svd import tail_svd as lapack_tail_svd
 from lip_fast.backends.default.warm_svd import warm_svd as lapack_warm_svd
 from lip_fast.backends.native import library
 from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.front_door import address
+from lip_fast.backends.native.label_sums import label_sums
 from lip_fast.backends.native.rebuild_ import rebuild_
 from lip_fast.backends.native.refit import refit
 from lip_fast.backends.native.small_svd import small_svd
@@ -68,6 +70,34 @@ def test_refit_is_the_same_to_the_bit(
     for got, expected in zip(refit(*arguments), python_refit(*arguments), strict=True):
         assert got.dtype == expected.dtype
         assert torch.equal(got.nan_to_num(nan=-7.0), expected.nan_to_num(nan=-7.0))
+
+
+@pytest.mark.parametrize(
+    ("n", "q", "l", "r"), [(0, 5, 3, 2), (1, 1, 1, 1), (37, 41, 10, 5), (50, 300, 7, 0), (9, 20, 30, 19)]
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_label_sums_are_those_of_float64(
+    n: int, q: int, l: int, r: int, with_bias: bool, layout: str
+) -> None:
+    g = torch.Generator().manual_seed(n)
+    X, A, B = (torch.randn(*shape, generator=g) for shape in ((n, q), (l, r), (q, r)))
+    y = torch.randint(0, l, (n,), generator=g)
+    if n > 4:
+        y[0], y[1], y[2], y[3] = -100, -1, l, 2**40
+        X[1] = float("nan")  # a row that does not count, whatever it holds
+    bias = torch.randn(l, generator=g) if with_bias else None
+    if layout == "strided":
+        X, A, B = (torch.stack([F, F.neg()], dim=2)[:, :, 0] for F in (X, A.mT.contiguous().mT, B))
+    wide = [F.double() for F in (X, A, B)]
+    expected = torch_label_sums(wide[0], y, wide[1], wide[2], None if bias is None else bias.double())
+    got = label_sums(X, y, A, B, bias)
+    scale = float(wide[0].nan_to_num().square().sum()) + 1
+    for a, b in zip(got[:3], expected[:3], strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert torch.all((a - b).abs() <= 1e-5 * scale)
+    assert int(got[3]) == int(expected[3]) == (3 if n > 4 else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
