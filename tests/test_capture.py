@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from capture_runs import BATCHES, OPTIMIZERS, OPTIONS, L, N, Q, Run, assert_same, same, state_of
 from graph_capture import CaptureError, Graph, waiting_refused
-from problems import linear, problem
 from torch import Tensor
 
-from lip_fast import LIP, host
+from lip_fast import host
 from lip_fast.backends.default import label_sums as label_sums_kernels
 from lip_fast.backends.default.rebuild_ import rebuild_
 from lip_fast.status import NAMES
-
-Q, L, N, BATCHES = 60, 40, 32, 10
 
 pytestmark = pytest.mark.filterwarnings("ignore:rest=.drop. removes")
 
@@ -27,121 +25,10 @@ def _device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "reads_are_free", lambda device: False)
 
 
-class TensorAdamW(torch.optim.Optimizer):
-    """AdamW as ``capturable=True`` computes it, which torch does not offer on CPU."""
-
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, {"lr": torch.tensor(lr)})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
-                state["step"] += 1
-                p.mul_(1 - group["lr"] * 0.01)
-                state["m"].lerp_(p.grad, 0.1)
-                state["v"].mul_(0.99).addcmul_(p.grad, p.grad, value=0.01)
-                m = state["m"] / (1 - 0.9 ** state["step"])
-                v = state["v"] / (1 - 0.99 ** state["step"])
-                p.sub_((group["lr"] * m / (v.sqrt() + 1e-8)).to(p.dtype))
-
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "adamw": lambda p: TensorAdamW(p, lr=0.01),
-}
-WITH_REST = {"tail_rank": 4}
-OPTIONS = [
-    WITH_REST,
-    WITH_REST | {"rest": "drop"},
-    WITH_REST | {"tail": "zero"},
-    WITH_REST | {"decay": 0.9},
-    WITH_REST | {"clip": False},
-    {"tail_rank": None},
-    {"tail_rank": 2, "rank": 33, "rest": "drop"},
-]
-
-
-class Run:
-    """A head whose gradients do not depend on its weight, and the batches of every step."""
-
-    def __init__(self, name: str = "sgd", dtype: torch.dtype = torch.float32, **options: Any) -> None:
-        self.head = linear(Q, L, bias=True, dtype=dtype)
-        self.optimizer = OPTIMIZERS[name](self.head.parameters())
-        self.lip = LIP(self.head, **({"rank": 5} | WITH_REST | options))
-        self.lip.attach(self.optimizer)
-        for p in self.head.parameters():
-            p.grad = torch.zeros_like(p)  # static: a captured optimizer reads it where it lies
-        g = torch.Generator().manual_seed(1)
-        _, X, y, _, _ = problem(Q, L, N * BATCHES, dtype=dtype)
-        self.X, self.y = list(X.split(N)), list(y.split(N))
-        self.gradients = [torch.randn(L, Q, generator=g).to(dtype) / 10 for _ in range(BATCHES)]
-        self.graph = Graph()
-
-    def batch(self, i: int) -> None:
-        """What the backward pass of step ``i`` leaves."""
-        self.head.weight.grad.copy_(self.gradients[i])
-
-    def observe(self, i: int) -> None:
-        self.lip.observe(self.X[i], self.y[i])
-
-    def step(self, i: int) -> None:
-        self.batch(i)
-        self.observe(i)
-        self.optimizer.step()
-
-    def capture(self) -> None:
-        with self.graph.capture():
-            self.optimizer.step()
-
-    def replay(self, i: int) -> None:
-        self.batch(i)
-        self.observe(i)
-        self.graph.replay()
-
-    def capture_and_replay(self, i: int) -> None:
-        """What is observed before the capture is what the first replay reads."""
-        self.batch(i)
-        self.observe(i)
-        self.capture()
-        self.graph.replay()
-
-    @property
-    def weight(self) -> Tensor:
-        return self.head.weight.detach().clone()
-
-
-def _state(run: Run) -> dict[str, Any]:
-    return {"lip": run.lip.state_dict(), "optimizer": run.optimizer.state_dict(), "weight": run.weight}
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Bit for bit, whatever holds the tensors."""
-    if isinstance(a, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(7), b.nan_to_num(7))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return a == b
-
-
-def _assert_same(eager: Run, captured: Run) -> None:
-    a, b = _state(eager), _state(captured)
-    different = [key for key in a["lip"] if not _same(a["lip"][key], b["lip"][key])]
-    assert different == []
-    assert _same(a, b)
-    assert eager.lip.stats() == captured.lip.stats()
-
-
 # Replays ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_replays_are_eager_steps_bit_for_bit(name: str, options: dict) -> None:
     eager, captured = Run(name, **options), Run(name, **options)
@@ -160,7 +47,7 @@ def test_replays_are_eager_steps_bit_for_bit(name: str, options: dict) -> None:
         eager.step(i)
         captured.replay(i)
         assert torch.equal(eager.weight, captured.weight), i
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
     stats = captured.lip.stats()
     assert (stats["steps"], stats["applied"], stats["skipped"]) == (BATCHES, BATCHES, 0)
 
@@ -195,36 +82,27 @@ def test_weights_of_other_dtypes(dtype: torch.dtype) -> None:
     for i in range(2, BATCHES):
         eager.step(i)
         captured.replay(i)
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 def test_a_whole_iteration_is_captured_with_what_it_observes() -> None:
-    def iteration(run: Run, X: Tensor, y: Tensor) -> None:
-        features = torch.relu(X)
-        loss = torch.nn.functional.cross_entropy(run.head(features), y)
-        for p in run.head.parameters():
-            p.grad.zero_()
-        loss.backward()
-        run.lip.observe(features, y)
-        run.optimizer.step()
-
     eager, captured = Run(decay=0.9), Run(decay=0.9)
     X, y = captured.X[0].clone(), captured.y[0].clone()
     for run in (eager, captured):
-        iteration(run, run.X[0], run.y[0])
+        run.iteration(run.X[0], run.y[0])
     with captured.graph.capture():
-        iteration(captured, X, y)
+        captured.iteration(X, y)
     for i in range(1, BATCHES):
-        iteration(eager, eager.X[i], eager.y[i])
+        eager.iteration(eager.X[i], eager.y[i])
         X.copy_(captured.X[i])
         y.copy_(captured.y[i])
         captured.graph.replay()
         assert torch.equal(eager.weight, captured.weight), i
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
     # The graph has what it observed; outside of it nothing has changed.
     eager.step(0)
     captured.step(0)
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
@@ -251,7 +129,7 @@ def test_micro_batches_and_label_matrices(sparse: bool, decay: float | None) -> 
         eager.optimizer.step()
         captured.graph.replay()
         assert torch.equal(eager.weight, captured.weight), i
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -288,9 +166,9 @@ def test_a_broken_batch_between_replays_is_the_base_step(broken: str, options: d
     captured.replay(4)
     assert torch.equal(captured.weight, weight.detach())
     after = captured.lip.state_dict()
-    assert _same(before["subspace"]["basis"], after["subspace"]["basis"])
+    assert same(before["subspace"]["basis"], after["subspace"]["basis"])
     if broken == "features":
-        assert _same(before["statistics"], after["statistics"])
+        assert same(before["statistics"], after["statistics"])
         assert after["subspace"]["step"] == before["subspace"]["step"] + 1
     reasons = {name: count for name, count in captured.lip.stats().items() if name in NAMES and count}
     assert captured.lip.stats()["skipped"] == sum(reasons.values()) == 1
@@ -300,7 +178,7 @@ def test_a_broken_batch_between_replays_is_the_base_step(broken: str, options: d
             eager.step(i)
             captured.replay(i)
         assert captured.lip.stats()["applied"] == BATCHES - 1
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 def test_limited_values_and_masked_labels_are_counted_in_replays() -> None:
@@ -335,7 +213,7 @@ def test_what_the_scaler_or_the_learning_rate_forbids_is_told_on_the_device() ->
             run.optimizer.param_groups[0]["lr"].fill_(lr)
         eager.step(i)
         captured.replay(i)
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
     stats = captured.lip.stats()
     assert (stats["applied"], stats["skipped"]) == (3, 2)
     assert not any(stats[name] for name in NAMES)
@@ -361,7 +239,7 @@ def test_a_call_is_captured_as_well() -> None:
         captured.lip.apply()
     eager.lip.apply()
     captured.graph.replay()
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
     assert captured.lip.stats()["steps"] == 1
 
 
@@ -378,7 +256,7 @@ def test_two_graphs_share_the_buffers() -> None:
             with graph.capture():
                 captured.optimizer.step()
         graph.replay()
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 # What is observed ---------------------------------------------------------------------------------------
@@ -400,7 +278,7 @@ def test_what_was_observed_may_be_written_again_at_once() -> None:
         if i == 1:
             captured.capture()
         captured.graph.replay()
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 def test_batches_of_another_form_are_named() -> None:
@@ -421,7 +299,7 @@ def test_batches_of_another_form_are_named() -> None:
     for i in range(3):
         eager.step(i)
     run.replay(2)
-    _assert_same(eager, run)
+    assert_same(eager, run)
 
 
 def test_replays_do_not_run_into_the_limit_of_observations() -> None:
@@ -449,7 +327,7 @@ def test_an_eager_step_takes_what_was_last_observed() -> None:
         run.optimizer.step()
     eager.step(6)
     captured.replay(6)
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
     assert captured.lip.stats()["applied"] == 6
 
 
@@ -469,7 +347,7 @@ def test_an_eager_step_takes_an_incomplete_step() -> None:
     for run in (eager, captured):
         run.observe(4)
         run.step(5)
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 def test_buffers_are_let_go() -> None:
@@ -483,7 +361,7 @@ def test_buffers_are_let_go() -> None:
     for run in (eager, captured):
         run.X[3], run.y[3] = run.X[3][:7], run.y[3][:7]
         run.step(3)
-    _assert_same(eager, captured)
+    assert_same(eager, captured)
 
 
 # Saved and loaded ---------------------------------------------------------------------------------------
@@ -491,7 +369,7 @@ def test_buffers_are_let_go() -> None:
 
 def _saved(run: Run) -> dict[str, Any]:
     file = io.BytesIO()
-    torch.save(_state(run), file)
+    torch.save(state_of(run), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -519,7 +397,7 @@ def test_a_captured_run_goes_on_from_what_is_loaded(options: dict) -> None:
     momentum.copy_(kept)
     for i in range(3, 6):
         run.replay(i)
-    assert _same(_saved(run), expected)
+    assert same(_saved(run), expected)
 
 
 def test_another_process_captures_without_a_first_step() -> None:
@@ -535,7 +413,7 @@ def test_another_process_captures_without_a_first_step() -> None:
     for i in range(3, 6):
         run.replay(i)
         other.replay(i)
-    _assert_same(run, other)
+    assert_same(run, other)
 
 
 def test_an_incomplete_step_is_saved_and_loaded() -> None:
@@ -557,7 +435,7 @@ def test_an_incomplete_step_is_saved_and_loaded() -> None:
     _load(run, state)
     momentum.copy_(kept)
     run.replay(4)
-    assert _same(_saved(run), expected)
+    assert same(_saved(run), expected)
 
 
 def test_a_state_that_a_graph_cannot_go_on_from_is_refused() -> None:
@@ -575,12 +453,12 @@ def test_a_state_that_a_graph_cannot_go_on_from_is_refused() -> None:
     for unfit in (before, broken.lip.state_dict(), other.lip.state_dict()):
         with pytest.raises(ValueError, match="captured step can go on from"):
             run.lip.load_state_dict(unfit)
-        assert _same(_saved(run), state)
+        assert same(_saved(run), state)
     saved = run.lip.state_dict()
     saved["pending"] = [{"features": torch.ones(3, Q), "targets": torch.zeros(3, dtype=torch.int64)}]
     with pytest.raises(ValueError, match=r"\(32, 60\).*got.*\(3, 60\)"):
         run.lip.load_state_dict(saved)
-    assert _same(_saved(run), state)
+    assert same(_saved(run), state)
 
 
 # What cannot be captured --------------------------------------------------------------------------------

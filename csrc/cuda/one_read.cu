@@ -23,6 +23,7 @@ class ClusterBlock {
   __device__ int thread() const {
     int value;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(value));
+    __builtin_assume(value >= 0 && value < kOneReadThreads);
     return value;
   }
   __device__ float* shared() const { return shared_; }
@@ -137,6 +138,7 @@ class ClusterBlock {
     if constexpr (Which == 1) asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
     if constexpr (Which == 2) asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(value));
     if constexpr (Which == 3) asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
+    __builtin_assume(value >= 0);
     return value;
   }
 

@@ -27,7 +27,8 @@ _SMALL_SQUARE = 24
 
 
 # Products X B of up to so many multiplications are taken faster by one thread in one call than by BLAS between
-# ten small operations: 128 rows of 512 features and 5 directions in a fifth of the time, 16 times that about even.
+# ten small operations: 128 rows of 512 features and 5 directions in a fifth of the time, 16 times that about
+# even.
 _SMALL_PRODUCT = 1 << 22
 
 

@@ -1,4 +1,4 @@
-"""The 2r sums of a small batch with class indices, in one call: a few dozen rows are not worth ten operations."""
+"""The 2r sums of a small batch with class indices, in one call: a few rows are not worth ten operations."""
 
 import torch
 from torch import Tensor
