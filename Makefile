@@ -10,8 +10,14 @@ BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 demo: $(VENV)/.harness
 	$(BIN)/lip-fast train
 
+# The ops again by each backend: what a GPU runs is the native arithmetic, what a machine without a compiler runs
+# the default one.
+KERNEL_TESTS := tests/ops tests/test_subspace.py tests/test_plugin.py tests/test_capture.py
+
 test: lint
 	$(BIN)/python -m pytest
+	LIP_FAST_BACKEND=default $(BIN)/python -m pytest -q $(KERNEL_TESTS)
+	LIP_FAST_BACKEND=native $(BIN)/python -m pytest -q $(KERNEL_TESTS)
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
 
 lint: $(VENV)/.dev

@@ -192,7 +192,14 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [t for t in tree_flatten(tree)[0] if isinstance(t, Tensor)]
+    """Those with memory of their own: of a sparse one, its parts."""
+    found = []
+    for t in tree_flatten(tree)[0]:
+        if isinstance(t, Tensor) and t.layout == torch.sparse_csr:
+            found += [t.crow_indices(), t.col_indices(), t.values()]
+        elif isinstance(t, Tensor):
+            found.append(t)
+    return found
 
 
 def _address(t: Tensor) -> int:

@@ -332,6 +332,7 @@ LIP_FAST_FN void project(Block& block, const OneRead& a) {
     // column beyond is multiplied by a zero of the tile.
     LIP_FAST_UNROLL
     for (int k = 0; k < kDepth; ++k) {
+      if (k == kDepth - 1) block.template sync_part<kRoleThreads>(kProjectorsBarrier);
       LIP_FAST_UNROLL
       for (int e = 0; e < 4; ++e) {
         const int column = least(first + 16 * k + e, a.columns - 1);

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) apply_kernel(Apply<float> arguments) {
+__global__ void __launch_bounds__(kThreads, 1) apply_kernel(Apply<float> arguments) {
   BlockTeam team;
   apply_block(team, arguments, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), shared_memory<float>());
 }

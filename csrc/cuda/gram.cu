@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) gram_kernel(Tall<const float> X, int m, float* partials) {
+__global__ void __launch_bounds__(kThreads, 1) gram_kernel(Tall<const float> X, int m, float* partials) {
   BlockTeam team;
   gram_block(team, X, m, partials, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), shared_memory<float>());
 }

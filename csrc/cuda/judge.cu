@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 512;
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     judge_kernel(const float* G, int count, int t, const int* info, std::int64_t* status) {
   BlockTeam team;
   judge_block(team, G, count, t, info, status);

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) pass_kernel(Pass<float> arguments) {
+__global__ void __launch_bounds__(kThreads, 1) pass_kernel(Pass<float> arguments) {
   BlockTeam team;
   pass_block(team, arguments, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), shared_memory<float>());
 }

@@ -9,7 +9,7 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) refit_kernel(Refit<T> arguments) {
+__global__ void __launch_bounds__(kThreads, 1) refit_kernel(Refit<T> arguments) {
   BlockTeam team;
   lip_fast::refit(team, arguments);
 }

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kMaxThreads = 512;
 
-__global__ void __launch_bounds__(kMaxThreads) small_svd_kernel(SmallSvd<float> a) {
+__global__ void __launch_bounds__(kMaxThreads, 1) small_svd_kernel(SmallSvd<float> a) {
   BlockTeam team;
   small_svd_block(team, nth(a, blockIdx.x), shared_memory<float>());
 }

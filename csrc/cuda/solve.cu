@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kMaxThreads = 512;
 
-__global__ void __launch_bounds__(kMaxThreads) solve_kernel(Solve<float> arguments) {
+__global__ void __launch_bounds__(kMaxThreads, 1) solve_kernel(Solve<float> arguments) {
   BlockTeam team;
   solve_block(team, arguments, shared_memory<float>());
 }

@@ -1,4 +1,7 @@
 // The threads of a CUDA block as a team.
+//
+// Kernels over a team that have a multiprocessor to themselves say so in __launch_bounds__(threads, 1): registers would
+// be rationed for more blocks otherwise, and spilled.
 #pragma once
 
 #include "core/team.h"
