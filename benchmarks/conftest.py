@@ -2,18 +2,13 @@
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-# What decides the numbers. A README or a result written after a run does not make the tree dirty.
-MEASURED = ("lip_fast", "csrc", "benchmarks", "setup.py", "pyproject.toml")
-RESULTS = "benchmarks/results"
-
+from benchmarks.checkout import tree
 
 _tree_at_start: tuple[str, bool] | None = None
 
@@ -24,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if path is not None:
         # The result is written at the very end: too late to notice a missing folder.
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        _tree_at_start = _tree()
+        _tree_at_start = tree()
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
@@ -45,28 +40,12 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
     # pytest-benchmark looks at the end of the run: a commit made meanwhile is not what was measured.
-    tree = _tree()
-    known = tree is not None and tree == _tree_at_start
+    found = tree()
+    known = found is not None and found == _tree_at_start
     info = {
-        "id": tree[0] if tree is not None and known else "unknown",
+        "id": found[0] if found is not None and known else "unknown",
         "time": commit_info.get("time"),
-        "dirty": tree is None or not known or tree[1],
+        "dirty": found is None or not known or found[1],
     }
     commit_info.clear()
     commit_info.update(info)
-
-
-def _tree() -> tuple[str, bool] | None:
-    """The commit checked out and whether what is measured differs from it; None where git cannot tell."""
-    paths = [path for path in MEASURED if (ROOT / path).exists()]
-    try:
-        commit = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--", *paths, f":(exclude){RESULTS}")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit, bool(changes)
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -32,6 +32,8 @@ class Counters:
 
     def add(self, report: StepReport) -> None:
         """Count a step."""
+        # A model may have moved to another device since.
+        self.move(report.ok.device)
         self._reports.append(report)
         if len(self._reports) >= _REPORTS:
             self._flush()
@@ -79,7 +81,6 @@ class Counters:
         if self._reports:
             reports = StepReport(*map(torch.stack, zip(*self._reports, strict=True)))
             self._reports.clear()
-            self.move(reports.ok.device)
             ones = torch.ones_like(reports.status)
             self._sums += self._rows(ones - 1, ones, reports).sum(0)
 

@@ -66,6 +66,7 @@ class LIP:
       :meth:`release_buffers`.
     - :meth:`load_state_dict` writes in place, so that graphs go on from the loaded state. Save after a
       replay: observations that no replay has taken are saved only of an incomplete step.
+    - Graphs hold no reference to what they read: keep the LIP as long as them.
 
     Args:
         head: module with a 2-D ``weight`` (l, q) and an optional ``bias`` (l,), usually ``nn.Linear``. The
@@ -164,6 +165,7 @@ class LIP:
             raise RuntimeError("expected a LIP that is not attached; remove its handle first")
         if _group_of(optimizer, self._weight()) is None:
             raise ValueError("expected an optimizer that holds the head's weight, got one without it")
+        self._counters.move(self._weight().device)
         self._handle = optimizer.register_step_post_hook(self._after_step)
         return self._handle
 

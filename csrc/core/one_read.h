@@ -30,7 +30,7 @@
 //   thread(), cluster_rank(), cluster_size()     (cluster_size is a power of two)
 //   cluster(), clusters()                        which cluster of how many
 //   shared()                                     this block's shared memory
-//   load4(p), load2(p), store2(p, v)             reads and writes of shared memory, aligned to their size
+//   load4(p), load2(p), load(p), store2(p, v)    reads and writes of shared memory, aligned to their size
 //   copy_async(to, from, bytes), copy_commit(), copy_wait<N>()     as cp.async of 16 bytes: what is not read is zero
 //   sync_part<Threads>(id), arrive_part<Threads>(id)               as bar.sync and bar.arrive
 //   sync_cluster()                               a barrier for all threads of the cluster
@@ -273,7 +273,7 @@ LIP_FAST_FN void send_parts(Block& block, int index, int first) {
     Quad total = block.load4(from);
     LIP_FAST_UNROLL
     for (int part = 1; part < kParts; ++part) total = sum(total, block.load4(from + part * kStep * Shape::kPitch));
-    float* const to = received + (first + row >> shift) * Shape::kWidth + column;
+    float* const to = received + ((first + row) >> shift) * Shape::kWidth + column;
     block.send4(to, (first + row) & (cluster - 1), total, Shape::parts_signal(block, index));
   }
 }
@@ -332,7 +332,6 @@ LIP_FAST_FN void project(Block& block, const OneRead& a) {
     // column beyond is multiplied by a zero of the tile.
     LIP_FAST_UNROLL
     for (int k = 0; k < kDepth; ++k) {
-      if (k == kDepth - 1) block.template sync_part<kRoleThreads>(kProjectorsBarrier);
       LIP_FAST_UNROLL
       for (int e = 0; e < 4; ++e) {
         const int column = least(first + 16 * k + e, a.columns - 1);
@@ -383,7 +382,7 @@ LIP_FAST_FN void write_sums(Block& block, const OneRead& a, int index) {
   LIP_FAST_UNROLL_BY(1)
   for (int i = block.thread() % kRoleThreads; i < Shape::kRows * share; i += kRoleThreads) {
     const int row = i / 8 / share * 8 + i % 8, j = block.cluster_rank() * share + i / 8 % share;
-    if (j < a.m && row < rows) a.Y[j * a.rows + first + row] = sums[row * Shape::kPitch + j];
+    if (j < a.m && row < rows) a.Y[j * a.rows + first + row] = block.load(sums + row * Shape::kPitch + j);
   }
 }
 
@@ -476,17 +475,18 @@ constexpr OneReadDepth kOneReadDepths[] = {{32, 5}, {16, 7}, {16, 4}};
 /// Calls ``use`` with the shape of these numbers; false where there is none.
 template <class Use>
 bool with_one_read_shape(int width, int rows, int stages, Use&& use) {
-  const auto deep = [&](auto w) {
-    constexpr int kWidth = decltype(w)::kWidth;
+  const auto deep = [&](auto base) {
+    constexpr int kWidth = decltype(base)::kWidth;
     if (rows == 32 && stages == 5) return use(OneReadShape<kWidth, 32, 5>()), true;
     if (rows == 16 && stages == 7) return use(OneReadShape<kWidth, 16, 7>()), true;
-    if (rows == 16 && stages == 4) return use(OneReadShape<kWidth, 16, 4>()), true;
+    if (rows == 16 && stages == 4) return use(base), true;
     return false;
   };
   if (width == 32) return deep(OneReadShape<32, 16, 4>());
   if (width == 48) return deep(OneReadShape<48, 16, 4>());
   if (width == 64) return deep(OneReadShape<64, 16, 4>());
-  if (width == 80) return deep(OneReadShape<80, 16, 4>());
+  // Fewer rows would not get 80 directions onto a device with 99 kB, and cost others registers.
+  if (width == 80 && rows == 32 && stages == 5) return use(OneReadShape<80, 32, 5>()), true;
   return false;
 }
 
@@ -502,9 +502,10 @@ inline bool plan_one_read(std::int64_t columns, int m, std::size_t shared, int m
     for (const int width : kOneReadWidths) {
       if (width < directions) continue;
       for (const OneReadDepth& depth : kOneReadDepths) {
-        std::size_t bytes = 0;
-        with_one_read_shape(width, depth.rows, depth.stages, [&](auto shape) { bytes = decltype(shape)::kBytes; });
-        if (bytes <= shared) {
+        bool fits = false;
+        with_one_read_shape(width, depth.rows, depth.stages,
+                            [&](auto shape) { fits = decltype(shape)::kBytes <= shared; });
+        if (fits) {
           *plan = OneReadPlan{cluster, passes, directions, width, depth.rows, depth.stages};
           return true;
         }

@@ -35,6 +35,7 @@ class ClusterBlock {
     const float2 v = *reinterpret_cast<const float2*>(p);
     return Pair{v.x, v.y};
   }
+  __device__ float load(const float* p) const { return *p; }
   __device__ void store2(float* p, const Pair& v) const { *reinterpret_cast<float2*>(p) = make_float2(v.x, v.y); }
 
   __device__ void copy_async(float* to, const float* from, int bytes) const {
@@ -134,10 +135,10 @@ class ClusterBlock {
   template <int Which>
   static __device__ int special() {
     int value;
-    if constexpr (Which == 0) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
-    if constexpr (Which == 1) asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
-    if constexpr (Which == 2) asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(value));
-    if constexpr (Which == 3) asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
+    if constexpr (Which == 0) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
+    if constexpr (Which == 1) asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
+    if constexpr (Which == 2) asm("mov.u32 %0, %%clusterid.x;" : "=r"(value));
+    if constexpr (Which == 3) asm("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
     __builtin_assume(value >= 0);
     return value;
   }

@@ -171,6 +171,17 @@ def test_a_broken_batch_between_replays_is_skipped_and_counted(options: dict[str
     assert stats["masked"] == (0 if {"tail", "decay"} & options.keys() else 2)
 
 
+def test_a_head_that_was_moved_counts_where_it_is() -> None:
+    run = Run(graph=CudaGraph)
+    run.head.cuda()  # the same parameters, with their gradients
+    run.X, run.y, run.gradients = ([t.cuda() for t in ts] for ts in (run.X, run.y, run.gradients))
+    for i in range(2):
+        run.step(i)
+    run.capture_and_replay(2)
+    run.replay(3)
+    assert run.lip.stats()["applied"] == 4
+
+
 def test_a_captured_run_goes_on_from_what_is_loaded() -> None:
     run, other = run_on_device(decay=0.9), run_on_device(decay=0.9)
     for i in range(2):
