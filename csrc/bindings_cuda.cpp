@@ -4,6 +4,7 @@
 
 #include "bindings.h"
 #include "cuda/fresh_columns.h"
+#include "cuda/one_read.h"
 #include "cuda/refit.h"
 #include "cuda/round.h"
 #include "cuda/small_svd.h"
@@ -43,6 +44,25 @@ struct Cuda {
   static void warm_svd(const WarmSvd<float>& arguments, Address stream) { cuda::warm_svd(arguments, at(stream)); }
 };
 
+void define_one_read(pybind11::module_& module) {
+  namespace py = pybind11;
+  // Floats, or -1 where the current device cannot run the kernel for this shape.
+  module.def("one_read_workspace", &cuda::one_read_workspace, py::arg("rows"), py::arg("columns"), py::arg("m"),
+             py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "one_read",
+      [](Address M, std::int64_t rows, std::int64_t columns, std::int64_t stride, Address V, int m, Address Y,
+         Address Z, Address workspace, std::int64_t workspace_size, Address stream) {
+        cuda::one_read(pointer<const float>("M", M, rows * columns), rows, columns, stride,
+                       pointer<const float>("V", V, m * columns), m, pointer<float>("Y", Y, m * rows),
+                       pointer<float>("Z", Z, m * columns), pointer<float>("workspace", workspace, workspace_size),
+                       workspace_size, Cuda::at(stream));
+      },
+      py::arg("M"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("V"), py::arg("m"), py::arg("Y"),
+      py::arg("Z"), py::arg("workspace"), py::arg("workspace_size"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native_cuda, module) {
@@ -55,4 +75,5 @@ PYBIND11_MODULE(_native_cuda, module) {
     return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
   });
   define_kernels<Cuda>(module);
+  define_one_read(module);
 }

@@ -1,5 +1,6 @@
 """Rows of GPU timings: their checks, their variants, their targets, and how they are run."""
 
+import gc
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,6 +91,10 @@ def run_cases(
     """
     start, sound = time.perf_counter(), True
     for i, (key, make) in enumerate(cases):
+        if timer.device.type == "cuda":
+            # What the last row held: graphs, and cycles of optimizers and hooks.
+            gc.collect()
+            torch.cuda.empty_cache()
         left = seconds - (time.perf_counter() - start)
         record: dict[str, Any] = {"kind": "row", "row": key, "gates": [], "times": {}, "void": None}
         if left <= 0:
@@ -99,8 +104,6 @@ def run_cases(
         write(record)
         sound = sound and record["void"] is None
         print(f"{key}: {record['void'] or record.get('skipped') or 'measured'}", flush=True)
-        if timer.device.type == "cuda":
-            torch.cuda.empty_cache()
     return sound
 
 
@@ -160,7 +163,7 @@ class Floors:
         self.stated = next((rate for key, rate in STATED_BANDWIDTH.items() if key in name), None)
 
     def of(self, size: float) -> dict[str, float]:
-        """Microseconds for so many bytes: at the rate of the copy, and at the stated one where there is one."""
+        """Microseconds for so many bytes: at the rate of the copy, and at the stated one where there is."""
         floors = {"copy": size / self.measured * 1e6}
         return floors if self.stated is None else floors | {"stated": size / self.stated * 1e6}
 

@@ -18,6 +18,8 @@ __all__ = ["Timer", "Variant", "bandwidth", "captured", "spin_up", "synchronize"
 # A sample holds as many calls as fill this time: to start and stop the clock takes microseconds.
 _SAMPLE_SECONDS = 4e-3
 _MOST_CALLS = 2000
+# Seconds after which a first run is the only one: to load libraries takes less.
+_PATIENCE = 5.0
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 40
 
 
@@ -31,6 +33,7 @@ class Variant:
         calls: how many calls of the measured function a run holds.
         mode: "graph" for replays; "events" for calls from Python, whose cost is in the time then.
         between: called before each sample, untimed.
+        keeps: what must live as long as the variant: a graph holds addresses, not tensors.
         samples: seconds a call.
     """
 
@@ -39,6 +42,7 @@ class Variant:
     calls: int = 1
     mode: str = "events"
     between: Callable[[], object] | None = None
+    keeps: object = None
     samples: list[float] = field(default_factory=list)
 
 
@@ -86,7 +90,7 @@ def captured(
     with torch.cuda.graph(graph):
         for _ in range(calls):
             call()
-    return Variant(name, graph.replay, calls, "graph", between)
+    return Variant(name, graph.replay, calls, "graph", between, keeps=(graph, call, warm))
 
 
 class Timer:
@@ -111,22 +115,24 @@ class Timer:
     def measure(self, variants: Sequence[Variant], seconds: float) -> dict[str, dict[str, Any]]:
         """Time the variants, in about ``seconds`` in all, and give each one's median and quartiles.
 
-        Every one is run before it is timed. One whose first run alone takes longer than its share of the
-        time is not run again: that run is then its only sample.
+        Every one is run before it is timed, since first runs load kernels and libraries. One that takes
+        longer than its share of the time all the same has one sample.
         """
         share = seconds / max(len(variants), 1)
         runs: dict[str, int] = {}
         spent: dict[str, float] = {}
         slow: set[str] = set()
         for variant in variants:
-            first = self._sample(variant, 1)
-            if first * variant.calls > share:
-                variant.samples.append(first)
+            sample = self._sample(variant, 1)
+            if sample * variant.calls < _PATIENCE:
+                sample = self._sample(variant, 1)
+            run = max(sample * variant.calls, 1e-7)
+            if run > share:
+                variant.samples.append(sample)
                 slow.add(variant.name)
                 continue
-            again = max(self._sample(variant, 1) * variant.calls, 1e-7)
-            runs[variant.name] = max(1, min(_MOST_CALLS, int(self._sample_seconds / again)))
-            spent[variant.name] = first * variant.calls
+            runs[variant.name] = max(1, min(_MOST_CALLS, int(self._sample_seconds / run)))
+            spent[variant.name] = 0.0
         fast = [variant for variant in variants if variant.name not in slow]
         start = time.perf_counter()
         for turn in range(self._most_rounds if fast else 0):

@@ -29,7 +29,7 @@ HEADS = (
     (128256, 4096, *LARGE_RANKS),
     (1000000, 512, *LARGE_RANKS),
 )
-_DRY_HEADS = ((60, 80, 6, 4),)
+DRY_HEADS = ((60, 80, 6, 4),)
 
 
 def device_generator(device: torch.device) -> torch.Generator:

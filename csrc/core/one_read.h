@@ -48,7 +48,7 @@
 
 #include "core/config.h"
 
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define LIP_FAST_PRAGMA(text) _Pragma(#text)
 #define LIP_FAST_UNROLL LIP_FAST_PRAGMA(unroll)
 #define LIP_FAST_UNROLL_BY(n) LIP_FAST_PRAGMA(unroll n)
@@ -94,7 +94,6 @@ LIP_FAST_FN float to_tf32(float x) { return x * 0.0f + float_of(bits_of(x) + 0x1
 /// The same without the bits below.
 LIP_FAST_FN float exact_tf32(float x) { return float_of(bits_of(to_tf32(x)) & 0xffffe000u); }
 
-LIP_FAST_FN Pair to_tf32(const Pair& v) { return Pair{to_tf32(v.x), to_tf32(v.y)}; }
 LIP_FAST_FN Quad to_tf32(const Quad& v) { return Quad{to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w)}; }
 
 /// What the kernel is given. Matrices in memory: M (rows, columns) with ``stride`` floats from row to row, both it and
@@ -191,8 +190,8 @@ LIP_FAST_FN int log2_of(int power) {
 #endif
 }
 
-/// Whether this cluster has a tile ``index``: its own are its number plus the multiples of the number of clusters. It is
-/// found anew each time, as is the place of a thread: registers are for the fragments.
+/// Whether this cluster has a tile ``index``: its own are its number plus the multiples of the number of clusters.
+/// It is found anew each time, as is the place of a thread: registers are for the fragments.
 template <class Block>
 LIP_FAST_FN bool has_tile(Block& block, const OneRead& a, int index) {
   return block.cluster() + index * block.clusters() < a.tiles;
@@ -265,7 +264,8 @@ template <class Shape, class Block>
 LIP_FAST_FN void send_parts(Block& block, int index, int first) {
   constexpr int kQuads = Shape::kWidth / 4;
   const int cluster = block.cluster_size(), shift = log2_of(cluster);
-  float* const received = Shape::received(block, index) + (block.cluster_rank() * (Shape::kRows >> shift)) * Shape::kWidth;
+  const int owned = Shape::kRows >> shift;
+  float* const received = Shape::received(block, index) + block.cluster_rank() * owned * Shape::kWidth;
   LIP_FAST_UNROLL_BY(1)
   for (int i = block.thread(); i < kStep * kQuads; i += kRoleThreads) {
     const int row = i / kQuads, column = i % kQuads * 4;
@@ -348,8 +348,8 @@ LIP_FAST_FN void project(Block& block, const OneRead& a) {
   LIP_FAST_UNROLL_BY(1)
   for (int step = 0; has_tile(block, a, step / kSteps); ++step) {
     const int index = step / kSteps, first = step % kSteps * kStep;
-    // The tiles fetched so far are 0 .. kStages - 1 and, from tile 2 on, one more a tile: all but the kStages - 3 behind
-    // this one must be here, fewer at first.
+    // The tiles fetched so far are 0 .. kStages - 1 and, from tile 2 on, one more a tile: all but the kStages - 3
+    // behind this one must be here, fewer at first.
     if (first == 0) block.template copy_wait<Shape::kStages - 3>();
     // Every thread's copies are here, and what was in the buffer has been sent.
     block.template sync_part<kRoleThreads>(kProjectorsBarrier);
@@ -388,8 +388,8 @@ LIP_FAST_FN void write_sums(Block& block, const OneRead& a, int index) {
 
 /// Z = M^T Y over the tiles of this cluster.
 ///
-/// Labels are free here as well: of 32 columns of M, a thread holds 4 g .. 4 g + 3, which are column g of four products,
-/// and of 16 directions 2 g and 2 g + 1, which are rows g and g + 8.
+/// Labels are free here as well: of 32 columns of M, a thread holds 4 g .. 4 g + 3, which are column g of four
+/// products, and of 16 directions 2 g and 2 g + 1, which are rows g and g + 8.
 template <class Shape, class Block>
 LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
   constexpr int kPanels = Shape::kWidth / 16;

@@ -1,7 +1,6 @@
 #include "core/one_read.h"
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -79,9 +78,10 @@ class ClusterBlock {
     unsigned there, signal;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address(p)), "r"(rank));
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(signal) : "r"(address(s)), "r"(rank));
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there),
-                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(signal)
-                 : "memory");
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there),
+        "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(signal)
+        : "memory");
   }
   // Bytes may come before they are expected: until one thread has said how many, the signal does not change.
   __device__ void expect(Signal* s, int bytes) const {
@@ -218,24 +218,34 @@ void configure(Plan* plan, int multiprocessors) {
   plan->most_groups = clusters;
 }
 
+// Whether the code that runs here was compiled for clusters: a newer device can have taken what was meant for an older.
+bool compiled_for_clusters() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, one_read_kernel<OneReadShape<32, 16, 4>>), "one_read: kernel");
+  return attributes.ptxVersion >= 90;
+}
+
 // The plan for the current device, whose kernels it leaves ready to launch. Made once: a launch asks nothing of CUDA
 // that a capture forbids.
 Plan plan_for(std::int64_t columns, int m) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, int, int>, Plan> plans;
-  Plan plan;
+  static std::map<std::tuple<int, std::int64_t, int>, Plan> plans;
   int device = 0;
   check(cudaGetDevice(&device), "current device");
-  const bool clusters = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  const auto shared = static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  if (!plan_one_read(columns, m, shared, clusters ? kMaxCluster : 1, &plan)) return Plan();
   const std::lock_guard<std::mutex> lock(mutex);
-  const std::tuple<int, int, int> key(device, plan.cluster, plan.directions);
+  const std::tuple<int, std::int64_t, int> key(device, columns, m);
   const auto known = plans.find(key);
   if (known != plans.end()) return known->second;
-  with_one_read_shape(plan.width, plan.rows, plan.stages, [&](auto shape) {
-    configure<decltype(shape)>(&plan, device_attribute(cudaDevAttrMultiProcessorCount));
-  });
+  Plan plan;
+  const auto shared = static_cast<std::size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  const int max_cluster = compiled_for_clusters() ? kMaxCluster : 1;
+  if (!plan_one_read(columns, m, shared, max_cluster, &plan)) {
+    plan = Plan();
+  } else {
+    with_one_read_shape(plan.width, plan.rows, plan.stages, [&](auto shape) {
+      configure<decltype(shape)>(&plan, device_attribute(cudaDevAttrMultiProcessorCount));
+    });
+  }
   plans.emplace(key, plan);
   return plan;
 }

@@ -17,10 +17,11 @@ inline bool one_read_accepts(const float* M, std::int64_t stride) {
 /// The first call for a device loads and configures the kernels: it must not be made while a stream is captured.
 std::int64_t one_read_workspace(std::int64_t rows, std::int64_t columns, int m);
 
-/// Y = M V and Z = M^T Y from one read of M, two for m > 80: products of tf32, sums in float32, Y rounded to tf32.
+/// Y = M V and Z = M^T Y from one read of M, two for m > 80 (on devices with 99 or 163 kB for a block, for m > 64):
+/// products of tf32, sums in float32, Y rounded to tf32. What is not finite makes NaN of all that depends on it.
 ///
 /// In memory: M (rows, columns) with ``stride`` floats from row to row, V (m, columns), Y (m, rows), Z (m, columns).
-/// The same input gives the same bits on the same device.
+/// M must be as one_read_accepts says. The same input gives the same bits on the same device.
 void one_read(const float* M, std::int64_t rows, std::int64_t columns, std::int64_t stride, const float* V, int m,
               float* Y, float* Z, float* workspace, std::int64_t workspace_size, cudaStream_t stream);
 

@@ -1,4 +1,4 @@
-// The stages of a warm SVD on blocks of fibers, as kernels would run them, and on one thread beside it.
+// The stages of a warm SVD on emulated blocks, as kernels would run them, and on one thread beside it.
 //
 //   l q m t threads omissions    in: V (q, m), Y, Z (float, columns)
 //
@@ -17,7 +17,7 @@
 #include "core/team.h"
 #include "core/warm_pipeline.h"
 #include "cpu/launcher.h"
-#include "fibers.h"
+#include "emulator.h"
 
 using namespace lip_fast;
 
@@ -35,15 +35,43 @@ std::vector<float> poisoned(std::int64_t count) {
 
 struct Schedule {
   int threads;
-  test::Order order;
-  unsigned seed;
-  long omitted;
+  emulator::Order order;
+  std::uint64_t seed;
+  long omitted;  // the barrier of this number, counted by each thread for itself, is left out; -1 for none
 };
 
-/// Blocks one after another, each on fibers with shared memory of its own.
-class FiberLauncher {
+/// The team of lip_fast::cuda::BlockTeam: groups of eight that sum in the order of shuffles, each for itself.
+class Team : public emulator::Thread {
  public:
-  explicit FiberLauncher(const Schedule& schedule) : schedule_(schedule) {}
+  using Thread::Thread;
+  static inline long omitted = -1;
+  static inline std::vector<double> slots;
+
+  void sync() {
+    if (syncs_++ != omitted) Thread::sync();
+  }
+  template <class T>
+  T lane_sum(T value) {
+    const int group = kFirstBarrier + rank() / kLanes;
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      slots[rank()] = value;
+      sync_part<kLanes>(group);
+      const T other = static_cast<T>(slots[rank() ^ step]);
+      sync_part<kLanes>(group);
+      value += other;
+    }
+    return value;
+  }
+
+ private:
+  static constexpr int kFirstBarrier = 100;  // apart from those that kernels name
+  long syncs_ = 0;
+};
+
+/// Emulated blocks one after another, each with shared memory of its own.
+class BlockLauncher {
+ public:
+  explicit BlockLauncher(const Schedule& schedule) : schedule_(schedule) {}
   int blocks(std::int64_t rows, int m) const { return cpu::SerialLauncher<float>().blocks(rows, m); }
   void gram(const Tall<const float>& X, int m, float* partials, int blocks) {
     grid(blocks, tile_size(m), [&](auto& team, int b, float* shared) {
@@ -76,11 +104,14 @@ class FiberLauncher {
  private:
   template <class Body>
   void grid(int blocks, int values, const Body& body) {
-    for (int b = 0; b < blocks; ++b) {
-      auto shared = poisoned(values);
-      test::run_block(schedule_.threads, schedule_.order, schedule_.seed, schedule_.omitted,
-                      [&](test::FiberTeam& team) { body(team, b, shared.data()); });
-    }
+    emulator::Options options;
+    options.order = schedule_.order;
+    options.seed = schedule_.seed;
+    Team::omitted = schedule_.omitted;
+    Team::slots.assign(static_cast<std::size_t>(schedule_.threads), 0.0);
+    const auto report = emulator::launch<Team>(options, blocks, 1, schedule_.threads, sizeof(float) * values,
+                                               [&](Team& team) { body(team, team.cluster(), team.shared()); });
+    if (!report.broken.empty() && schedule_.omitted < 0) emulator::Machine::fail(report.broken.c_str());
   }
   Schedule schedule_;
 };
@@ -160,20 +191,20 @@ int main(int count, char** argument) {
   const std::int64_t l = std::atoll(argument[1]), q = std::atoll(argument[2]);
   const int m = std::atoi(argument[3]), t = std::atoi(argument[4]), threads = std::atoi(argument[5]);
   const auto V = read(q * m), Y = read(l * m), Z = read(q * m);
-  const auto on_fibers = [&](test::Order order, unsigned seed, long omitted) {
-    FiberLauncher launcher({threads, order, seed, omitted});
+  const auto on_blocks = [&](emulator::Order order, std::uint64_t seed, long omitted) {
+    BlockLauncher launcher({threads, order, seed, omitted});
     return run(launcher, l, q, m, t, V, Y, Z);
   };
-  const Result forward = on_fibers(test::Order::forward, 0, -1);
-  bool same = forward.same(on_fibers(test::Order::backward, 0, -1));
-  same = same && forward.same(on_fibers(test::Order::shuffled, 1, -1));
+  const Result forward = on_blocks(emulator::Order::forward, 0, -1);
+  bool same = forward.same(on_blocks(emulator::Order::backward, 0, -1));
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) same = same && forward.same(on_blocks(emulator::Order::random, seed, -1));
   OneThread serial;
   const Result alone = run(serial, l, q, m, t, V, Y, Z);
   int noticed = 0;
   const int omissions = std::atoi(argument[6]);
   for (int n = 0; n < omissions; ++n) {
-    noticed += !on_fibers(test::Order::forward, 0, n).same(forward) ||
-               !on_fibers(test::Order::backward, 0, n).same(forward);
+    noticed += !on_blocks(emulator::Order::forward, 0, n).same(forward) ||
+               !on_blocks(emulator::Order::backward, 0, n).same(forward);
   }
   std::printf("%d %ld %.3g %.3g %.3g %.3g %.3g %.3g %d\n", same, static_cast<long>(forward.status),
               difference(forward.V, alone.V), difference(forward.A, alone.A), difference(forward.S, alone.S),

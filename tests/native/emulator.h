@@ -497,7 +497,8 @@ class Thread {
     if (reinterpret_cast<std::uintptr_t>(s) % 8 != 0) Machine::fail("a misaligned signal");
     Block& block = machine_.block_of(id_);
     const std::ptrdiff_t offset = static_cast<const float*>(s) - block.shared.data();
-    if (offset < 0 || offset + 2 > static_cast<std::ptrdiff_t>(block.shared.size())) Machine::fail("a signal elsewhere");
+    const auto size = static_cast<std::ptrdiff_t>(block.shared.size());
+    if (offset < 0 || offset + 2 > size) Machine::fail("a signal outside of shared memory");
     block.reserved[offset] = block.reserved[offset + 1] = 1;
     SignalState& state = block.signals[s];
     state.expected = state.pending = arrivals;

@@ -223,7 +223,8 @@ struct Case {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  const auto add = [&all](std::int64_t rows, int columns, int m, const Device& device, int groups, std::int64_t extra = 0) {
+  const auto add = [&all](std::int64_t rows, int columns, int m, const Device& device, int groups,
+                          std::int64_t extra = 0) {
     all.push_back({Problem(rows, columns, m, extra), device, groups});
   };
   add(1, 4, 1, kHopper, 2);            // the least of everything
@@ -361,7 +362,7 @@ void test_nonfinite() {
     const float* const Y = result.Y.data() + kGuard;
     for (int j = 0; j < problem.m; ++j) {
       for (int i = 0; i < problem.rows; ++i) {
-        expect(std::isfinite(Y[j * problem.rows + i]) == (i != 17), "the row of a value that is not finite, and it alone");
+        expect(std::isfinite(Y[j * problem.rows + i]) == (i != 17), "its row, and it alone");
       }
       expect(!std::isfinite(result.Z[static_cast<std::size_t>(j) * problem.columns + 270]), "its column");
     }
@@ -397,8 +398,8 @@ void test_plans() {
                                              [&](auto shape) { bytes = decltype(shape)::kBytes; }),
                "a shape");
         expect(bytes > 0 && bytes <= device.shared, "a shape that fits");
-        expect(p.cluster * lip_fast::kSlice >= columns && (p.cluster == 1 || p.cluster / 2 * lip_fast::kSlice < columns),
-               "the smallest cluster");
+        const int columns_held = p.cluster * lip_fast::kSlice;
+        expect(columns_held >= columns && (p.cluster == 1 || columns_held / 2 < columns), "the smallest cluster");
         expect(p.directions <= p.width && p.passes * p.directions >= m && (p.passes - 1) * p.directions < m,
                "passes that serve all directions");
       }

@@ -9,7 +9,8 @@ from native.solver import COMPILER, ROOT
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
-FLAGS = ["-std=c++17", "-O2", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror"]
+# The emulator leaves its threads by longjmp, which the checks of _FORTIFY_SOURCE take for an error.
+FLAGS = ["-std=c++17", "-O2", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE"]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("l", "q", "m", "t", "threads", "omissions"),
     [
-        (40, 50, 13, 5, 32, 12),
-        (70, 90, 20, 12, 64, 12),
+        (40, 50, 13, 5, 32, 24),
+        (70, 90, 20, 12, 64, 24),
         (9, 9, 9, 1, 256, 0),
         (61, 67, 40, 32, 256, 0),
         # More threads than pairs of columns, tiles of 16 rows.
