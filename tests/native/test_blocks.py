@@ -1,4 +1,4 @@
-"""The kernels' stages on blocks of threads, emulated: no barrier is missing, and the arithmetic is that of one thread."""
+"""The kernels' stages on emulated blocks: no barrier is missing, the arithmetic is that of one thread."""
 
 import subprocess
 from pathlib import Path

@@ -233,7 +233,7 @@ def test_a_gram_matrix_that_is_not_finite_is_reported(solver: Solver, bad: float
 
 
 def _tracked(l: int, q: int, t: int, m: int, change: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """M of rank t and a small change of it, and V: the right basis of before and orthonormal fresh columns."""
+    """M of rank t with a small change, and V: the right basis of before and orthonormal fresh columns."""
     rng = np.random.default_rng(seed)
     U = np.linalg.qr(rng.standard_normal((l, t)))[0]
     V = np.linalg.qr(rng.standard_normal((q, m)))[0]
