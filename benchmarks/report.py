@@ -206,7 +206,8 @@ def _positive(value: object, what: str) -> float:
 
 def render(result: Result) -> str:
     """The report in Markdown, without the markers."""
-    parts = [_about(result), _one_shot(result), _truncated(result), _exact(result), _statistics(result)]
+    sections = (_about, _one_shot, _truncated, _exact, _statistics, _small_svd, _tail_svd)
+    parts = [section(result) for section in sections]
     noisy = [e.row.key for e in result.entries if e.quartiles[1] > NOISY * e.quartiles[0]]
     if noisy:
         parts.append(
@@ -338,6 +339,47 @@ def _statistics(result: Result) -> str:
     return (
         "**Label statistics**, q = 512, l = 100, from float32 features and class indices into float64 "
         "accumulators.\n\n" + _table(["", "ours", "beside", "it takes", "ours / it", "error"], lines)
+    )
+
+
+def _small_svd(result: Result) -> str:
+    lines = [
+        [
+            str(entry.row.l),
+            _time(entry.ours),
+            _time(entry.peers["cold"]),
+            _time(entry.peers["linalg.svd"]),
+            _time(entry.peers["linalg.eigh"]),
+            _time(entry.peers["op"]),
+            _error(entry),
+        ]
+        for entry in result.of("small-svd")
+    ]
+    header = ["m", "native, warm", "native, cold", "`torch.linalg.svd`", "`torch.linalg.eigh`"]
+    return (
+        "**The solver of the small problem**, m x m, float32: one-sided Jacobi in one thread, *warm* from the "
+        "decomposition of a matrix 1% away. It is there for GPUs, where the library waits for the host; on a "
+        "CPU `ops.small_svd` takes whichever was faster when measured. *eigh* is of the symmetric TᵀT.\n\n"
+        + _table([*header, "`ops.small_svd`, cold", "error"], lines)
+    )
+
+
+def _tail_svd(result: Result) -> str:
+    lines = [
+        [
+            f"{entry.row.l} x {entry.row.q}",
+            str(entry.row.k),
+            _time(entry.ours),
+            _time(entry.peers["default"]),
+            _faster(entry, "default"),
+            _error(entry),
+        ]
+        for entry in result.of("tail-svd")
+    ]
+    return (
+        "**The exact decomposition of a small head**: all singular values and the vectors below the kept ones, "
+        "by the native kernel and by plain torch.\n\n"
+        + _table(["head", "k", "native", "plain torch", "native is", "error"], lines)
     )
 
 

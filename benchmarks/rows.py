@@ -51,8 +51,9 @@ class Row:
     Args:
         key: name of the row in the results.
         kind: "one-shot" is ``lip()``; "truncated" and "exact" are optimizer steps; "statistics" is
-            ``LabelStatistics.update`` over a stream, "ridge-path" its ``ridge_path``.
-        l: classes.
+            ``LabelStatistics.update`` over a stream, "ridge-path" its ``ridge_path``; "small-svd" and
+            "tail-svd" are the ops of these names.
+        l: classes; of a small problem, its size.
         q: features.
         k: principal directions kept; of a ridge path, the number of alphas.
         tail_rank: directions refitted below them; None for all that remain.
@@ -63,7 +64,7 @@ class Row:
     """
 
     key: str
-    kind: Literal["one-shot", "truncated", "exact", "statistics", "ridge-path"]
+    kind: Literal["one-shot", "truncated", "exact", "statistics", "ridge-path", "small-svd", "tail-svd"]
     l: int
     q: int
     k: int
@@ -109,6 +110,12 @@ def _exact(l: int, q: int) -> Row:
     k = round(0.9 * min(l, q))
     key = f"exact-{l}x{q}"
     return Row(key, "exact", l, q, k, None, BATCH, ("reference",), _REFERENCE_GATES)
+
+
+def _small_svd(m: int) -> Row:
+    peers = ("cold", "op", "linalg.svd", "linalg.eigh")
+    gates = ("distance", "cold distance", "op distance", "values")
+    return Row(f"small-svd-{m}", "small-svd", m, m, 0, None, 0, peers, gates)
 
 
 ROWS: tuple[Row, ...] = (
@@ -168,6 +175,18 @@ ROWS: tuple[Row, ...] = (
         peers=("one alpha", "solve"),
         gates=("distance",),
         targets=(Target("time", "one alpha", at_most=2),),
+    ),
+    *(_small_svd(m) for m in (10, 24, 48, 64, 128)),
+    Row(
+        "tail-svd-10x512",
+        "tail-svd",
+        l=10,
+        q=512,
+        k=4,
+        tail_rank=None,
+        n=0,
+        peers=("default",),
+        gates=("distance", "default distance"),
     ),
 )
 

@@ -133,6 +133,17 @@ def test_exact_rows(files: Files) -> None:
         assert line == [size, k, "1.00 ms", "2.00 ms", "2.0x faster", "2e-06 (≤ 1e-05)"]
 
 
+def test_small_problems(files: Files) -> None:
+    data = complete()
+    of(data, "small-svd-64")["extra_info"]["peers"]["linalg.svd"]["median_us"] = 500.0
+    of(data, "tail-svd-10x512")["extra_info"]["peers"]["default"]["median_us"] = 5000.0
+    text = rendered(data, files)
+    times = ["1.00 ms", "2.00 ms", "500 µs", "2.00 ms", "2.00 ms"]
+    assert cells(text, "64") == ["64", *times, "2e-06 (≤ 1e-05)"]
+    line = ["10 x 512", "4", "1.00 ms", "5.00 ms", "5.0x faster", "2e-06 (≤ 1e-05)"]
+    assert cells(text, "10 x 512 | 4") == line
+
+
 def test_one_shot_row(files: Files) -> None:
     data = complete()
     of(data, "one-shot")["extra_info"]["peers"]["floor"]["median_us"] = 800.0
@@ -166,7 +177,7 @@ def test_every_table_line_has_the_columns_of_its_header(files: Files) -> None:
     for block in rendered(complete(), files).split("\n\n"):
         if block.startswith("|"):
             widths.append({line.count("|") for line in block.splitlines()})
-    assert len(widths) == 4
+    assert len(widths) == 6
     assert all(len(width) == 1 for width in widths)
 
 

@@ -21,6 +21,7 @@ from lip_fast.backends.default.small_svd import small_svd
 from lip_fast.backends.default.tail_svd import tail_svd
 from lip_fast.backends.default.warm_svd import warm_svd
 from lip_fast.backends.native import library
+from lip_fast.backends.native.front_door import on_its_device
 from lip_fast.backends.native.kernels import KERNELS as NATIVE
 
 __all__ = ["BACKENDS", "Served", "environment", "forced", "register", "served"]
@@ -88,7 +89,8 @@ def register(namespace: str) -> None:
         for op, native in kernels.items():
             takes = native.can if choice == "native" else native.pays
             if takes is not None:
-                chosen = _either(native.run, takes, _DEFAULT[op])
+                run = on_its_device(native.run) if device == "cuda" else native.run
+                chosen = _either(run, takes, _DEFAULT[op])
                 torch.library.register_kernel(f"{namespace}::{op}", device, chosen)
 
 

@@ -3,6 +3,8 @@
 They run on CPU tensors here: the same sources, and the same arithmetic, as on a GPU.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from problems import gapped_matrix, orthonormal, relative_error
@@ -14,7 +16,7 @@ from lip_fast.backends.default.tail_svd import tail_svd as lapack_tail_svd
 from lip_fast.backends.default.warm_svd import warm_svd as lapack_warm_svd
 from lip_fast.backends.native import library
 from lip_fast.backends.native.fresh_columns import fresh_columns
-from lip_fast.backends.native.front_door import address
+from lip_fast.backends.native.front_door import address, on_its_device
 from lip_fast.backends.native.label_sums import label_sums
 from lip_fast.backends.native.rebuild_ import rebuild_
 from lip_fast.backends.native.refit import refit
@@ -275,6 +277,28 @@ def test_what_does_not_fit_is_refused_with_both_sides_named() -> None:
     shifted = torch.frombuffer(raw.numpy().data, dtype=torch.float32, count=4, offset=1)
     with pytest.raises(ValueError, match="on a boundary of 4 bytes, got address"):
         address("X", shifted, (4,), torch.float32, CPU)
+
+
+def test_kernels_run_on_the_device_of_their_first_operand(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    class OnDevice:
+        def __init__(self, device: torch.device) -> None:
+            self.before, self.device = current[0], device
+
+        def __enter__(self) -> None:
+            current[0] = self.device.index
+
+        def __exit__(self, *_: object) -> None:
+            current[0] = self.before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", OnDevice)
+    seen = on_its_device(lambda first, second: (current[0], second))
+    for index in (0, 1):
+        operand = SimpleNamespace(device=torch.device("cuda", index))
+        assert seen(operand, "x") == (index, "x")
+        assert current == [0]
 
 
 def test_the_modules_refuse_addresses_that_cannot_be() -> None:

@@ -436,10 +436,8 @@ def test_a_weight_of_low_rank_is_no_fault() -> None:
     A, S, B = (x.double() for x in warm_svd(M, basis, step(), 8, 0)[:3])
     low = (A[:, :20] * S[:20] @ B[:, :20].mT).float()
     A, S, B, status = warm_svd(low, basis, step(), 8, 0)
-    expected = warm_svd(low.cpu(), basis.cpu(), torch.tensor(3), 8, 0)
-    assert int(status) == int(expected[3])
-    if int(status) == 0:
-        assert relative_error((A * S @ B.mT).cpu(), low.cpu()) < 1e-4
+    assert int(status) == 0
+    assert relative_error((A * S @ B.mT).cpu(), low.cpu()) < 1e-5
 
 
 # The one-read kernel -----------------------------------------------------------------------------------

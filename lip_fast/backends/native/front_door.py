@@ -1,14 +1,15 @@
 """Where tensors become addresses: what does not fit is refused before anything is followed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lip_fast.backends.native import library
 
-__all__ = ["address", "module_and_stream"]
+__all__ = ["address", "module_and_stream", "on_its_device"]
 
 
 def address(
@@ -62,3 +63,15 @@ def module_and_stream(device: torch.device) -> tuple[ModuleType, int]:
     if module is None:
         raise RuntimeError(f"expected the native kernels for {device}, got none: {library.problems()}")
     return module, stream
+
+
+def on_its_device(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` with the device of its first argument as the current one, on which CUDA launches."""
+
+    def guarded(first: Tensor, *rest: Any) -> Any:
+        if first.device.index == torch.cuda.current_device():
+            return run(first, *rest)
+        with torch.cuda.device(first.device):
+            return run(first, *rest)
+
+    return guarded

@@ -26,8 +26,8 @@ _SMALL_SIDE = 24
 _SMALL_SQUARE = 24
 
 # Products X B of up to so many multiplications are taken faster by one thread in one call than by BLAS in the
-# middle of ten small operations: 128 rows of 512 features and 5 directions in a fifth of the time, 16 times that
-# about even.
+# middle of ten small operations: 128 rows of 512 features and 5 directions in a fifth of the time, 16 times
+# that about even.
 _SMALL_PRODUCT = 1 << 22
 
 
