@@ -126,13 +126,13 @@ class Script:
         with tempfile.TemporaryDirectory() as folder:
             running, records = [], []
             for i, part in enumerate(parts):
-                limit = min(part.limit, self.budget - self.spent)
-                if part.skipped is None and limit < _LEAST_SECONDS:
+                left = self.budget - self.spent
+                if part.skipped is None and left < _LEAST_SECONDS:
                     part.skipped = f"no time left of {self.budget:.0f} s"
                 if part.skipped is not None:
                     records.append(self._keep(part, "skipped", part.skipped, 0.0, "", []))
                     continue
-                running.append(self._start(part, limit, Path(folder) / str(i)))
+                running.append(self._start(part, min(part.limit, left), Path(folder) / str(i)))
             try:
                 records += [self._end(one) for one in running]
             finally:

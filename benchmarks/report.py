@@ -357,10 +357,10 @@ def _small_svd(result: Result) -> str:
     ]
     header = ["m", "native, warm", "native, cold", "`torch.linalg.svd`", "`torch.linalg.eigh`"]
     return (
-        "**The solver of the small problem**, m x m, float32: one-sided Jacobi in one thread, *warm* from the "
-        "decomposition of a matrix 1% away. It is there for GPUs, where the library waits for the host; on a "
-        "CPU `ops.small_svd` takes whichever was faster when measured. *eigh* is of the symmetric TᵀT.\n\n"
-        + _table([*header, "`ops.small_svd`, cold", "error"], lines)
+        "**The solver of the small problem**, m x m, float32: one-sided Jacobi in one thread, *warm* from "
+        "the decomposition of a matrix 1% away. It is there for GPUs, where the library waits for the host; "
+        "on a CPU `ops.small_svd` takes whichever was faster when measured. *eigh* is of the symmetric "
+        "TᵀT.\n\n" + _table([*header, "`ops.small_svd`, cold", "error"], lines)
     )
 
 
@@ -377,8 +377,8 @@ def _tail_svd(result: Result) -> str:
         for entry in result.of("tail-svd")
     ]
     return (
-        "**The exact decomposition of a small head**: all singular values and the vectors below the kept ones, "
-        "by the native kernel and by plain torch.\n\n"
+        "**The exact decomposition of a small head**: all singular values and the vectors below the kept "
+        "ones, by the native kernel and by plain torch.\n\n"
         + _table(["head", "k", "native", "plain torch", "native is", "error"], lines)
     )
 

@@ -202,7 +202,7 @@ def test_writes_between_the_markers_only(files: Files) -> None:
     text = files.readme.read_text()
     assert text.startswith(f"# Title\n\nbefore\n{report.BEGIN}\nSome CPU")
     assert text.endswith(f"|\n{report.END}\nafter\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
 
 
 def test_writing_twice_changes_nothing(files: Files) -> None:

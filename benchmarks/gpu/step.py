@@ -237,7 +237,7 @@ def _step_gates(
     l, q = ours.weight.shape
     exact = _subspace(l, q, ranks, gradient.device)
     state = ours.lip.state_dict()["subspace"]
-    exact.load_state_dict(state | {"basis": state["basis"].double()})
+    exact.load_state_dict(state | {"basis": tuple(basis.double() for basis in state["basis"])})
     expected = ours.weight.double().sub_(gradient)
     ok = torch.ones((), dtype=torch.bool, device=gradient.device)
     X64 = X.double()

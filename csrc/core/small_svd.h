@@ -116,7 +116,8 @@ LIP_FAST_FN void small_svd_block(Team& team, const SmallSvd<T>& a, T* shared) {
   for (int c = team.rank(); c < m; c += team.size()) {
     const T length = s[order[c]];
     a.S[c] = largest * length;
-    broken = is_finite(a.S[c]) ? broken : T(1);
+    // Of all columns: those that are no number are not among the ordered ones.
+    broken = is_finite(s[c]) && is_finite(a.S[c]) ? broken : T(1);
     directions += length > T(0) ? T(1) : T(0);
   }
   for (int e = team.rank(); e < m * m; e += team.size()) {

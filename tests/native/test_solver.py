@@ -139,9 +139,11 @@ def test_a_matrix_of_low_rank(solver: Solver, m: int, dtype: np.dtype) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("m", [1, 9, 48])
 def test_what_is_not_finite_is_reported(solver: Solver, bad: float, m: int) -> None:
-    T = np.eye(m, dtype=SINGLE)
-    T[m // 2, m - 1] = bad
-    assert solver.small_svd(T).status[0] == NOT_FINITE
+    for column in {0, m // 3, m - 1}:
+        T = np.eye(m, dtype=SINGLE) + np.float32(0.1)
+        T[m // 2, column] = bad
+        assert solver.small_svd(T).status[0] == NOT_FINITE
+        assert solver.small_svd(T, np.eye(m)[None]).status[0] == NOT_FINITE
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

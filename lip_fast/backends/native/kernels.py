@@ -22,8 +22,8 @@ MAX_COLUMNS = 128
 # Small sides up to this are decomposed faster by one thread of our own than by LAPACK: 10 x 512 in a fifth of
 # the time, 24 x 512 about even.
 _SMALL_SIDE = 24
-# Likewise square matrices: m = 10 in half the time of torch.linalg.svd, m = 32 even.
-_SMALL_SQUARE = 24
+# Likewise square matrices from a cold start: m = 8 in half the time of torch.linalg.svd, m = 16 about even.
+_SMALL_SQUARE = 16
 
 # Products X B of up to so many multiplications are taken faster by one thread in one call than by BLAS in the
 # middle of ten small operations: 128 rows of 512 features and 5 directions in a fifth of the time, 16 times
