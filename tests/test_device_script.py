@@ -99,14 +99,14 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert data["checks"]
     assert all(check["passed"] is not False for check in data["checks"])
     assert any(check["passed"] is None and "no graphs" in check["reason"] for check in data["checks"])
-    row = next(row for row in data["rows"] if row["row"] == "solver m=24 batch=1")
+    row = next(row for row in data["rows"] if row["row"] == "solver m=16 batch=1")
     assert row["part"] == "solver"
     assert row["ours"] == "warm"
     assert set(row["times"]) == {"warm", "cold", "linalg.svd", "linalg.eigh"}
     assert all(gate["passed"] for gate in row["gates"])
     assert {"median_us", "q1_us", "q3_us", "rounds", "mode", "calls"} == set(row["times"]["warm"])
     # What is seen where only the end of the output is kept.
-    assert out.rstrip().splitlines()[-1].startswith("solver m=24 batch=8")
+    assert out.rstrip().splitlines()[-1].startswith("solver m=16 batch=8")
     text = json.dumps(data) + (tmp_path / "device.log").read_text()
     assert (name := subprocess.run(["uname", "-n"], capture_output=True, text=True).stdout.strip())
     assert name not in json.dumps(data)
