@@ -55,10 +55,12 @@ LIP_FAST_FN int rotate_columns(Team& team, T* X, int n, int ld, T* V, int v_rows
         xx = team.lane_sum(xx);
         yy = team.lane_sum(yy);
         xy = team.lane_sum(xy);
+        // A square that underflows is no length: the cosine would be infinite, and no rotation would change that.
+        if (xx < Real<T>::smallest || yy < Real<T>::smallest) continue;
         // One root at a time: the product of two squares can underflow.
         const T lengths = square_root(xx) * square_root(yy);
         const T cosine = absolute(xy) / lengths;
-        if (!(cosine > tolerance)) continue;  // not so where a column is zero, or nothing is a number
+        if (!(cosine > tolerance)) continue;  // not so where nothing is a number
         steepest = larger(steepest, cosine);
         // The smaller of the two rotations that make x and y orthogonal.
         const T zeta = (yy - xx) / (T(2) * xy);

@@ -39,7 +39,7 @@ LIP_FAST_FN void sort_columns(Team& team, const T* X, int n, int m, int ld, T* s
   for (int j = team.rank(); j < m; j += team.size()) {
     T square = 0;
     for (int i = 0; i < n; ++i) square += X[j * ld + i] * X[j * ld + i];
-    s[j] = square_root(square);
+    s[j] = square < Real<T>::smallest ? T(0) : square_root(square);  // as rotate_columns saw it
     order[j] = j;  // what is not a number has no place, but must not leave a gap
   }
   team.sync();

@@ -120,6 +120,19 @@ def test_zero_and_identity(solver: Solver, m: int, dtype: np.dtype) -> None:
     assert got.sweeps[0] == 1
 
 
+@pytest.mark.parametrize("length", [1e-22, 1e-30, 1e-38, 1e-42])
+def test_a_column_whose_square_underflows_is_zero(solver: Solver, length: float) -> None:
+    rng = np.random.default_rng(2)
+    T = rng.standard_normal((6, 6)).astype(SINGLE)
+    T[:, 4] *= SINGLE.type(length)
+    got = solver.small_svd(T)
+    # Its cosine with the others would be infinite, and the sweeps without end.
+    assert got.status[0] == RANK_DEFICIENT
+    assert got.sweeps[0] < 12
+    assert got.S[0, 5] == 0
+    _check(T, got.U[0], got.S[0], got.V[0], rank=5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m", [6, 48])
 def test_a_matrix_of_low_rank(solver: Solver, m: int, dtype: np.dtype) -> None:
