@@ -20,7 +20,18 @@ from typing import Any, NoReturn
 
 from benchmarks.rows import BATCH, ROWS, Row, Target
 
-__all__ = ["BEGIN", "END", "Refused", "Result", "load", "main", "render", "replace_between_markers"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "Refused",
+    "Result",
+    "load",
+    "main",
+    "read_text",
+    "render",
+    "replace_between_markers",
+    "write_whole",
+]
 
 BEGIN = "<!-- benchmarks:begin -->"
 END = "<!-- benchmarks:end -->"
@@ -420,20 +431,34 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def replace_between_markers(text: str, report: str) -> str:
+def replace_between_markers(text: str, report: str, begin: str = BEGIN, end: str = END) -> str:
     """``text`` with the report between its markers, everything else as it was.
 
     Raises:
         Refused: the markers are not there, once each and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise Refused(f"expected the markers {BEGIN} and {END} once each, in this order")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{report}\n{END}{after}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise Refused(f"expected the markers {begin} and {end} once each, in this order")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{report}\n{end}{after}"
 
 
-def _write(path: Path, content: bytes) -> None:
+def read_text(path: Path) -> str:
+    """A text file with its line endings as they are.
+
+    Raises:
+        Refused: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refused(f"{path} is not UTF-8 text") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
     """Replace the file as a whole, or leave it as it was."""
     descriptor, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
     try:
@@ -527,22 +552,18 @@ def _run(options: argparse.Namespace) -> None:
     # Everything that can be refused is refused before the first file is written.
     text = None
     if options.write is not None:
+        before = read_text(options.write)
         try:
-            # Bytes, so that line endings outside the markers stay what they are.
-            text = replace_between_markers(options.write.read_bytes().decode(), report)
-        except OSError as error:
-            raise Refused(f"cannot read {options.write}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise Refused(f"{options.write} is not UTF-8 text") from None
+            text = replace_between_markers(before, report)
         except Refused as refusal:
             raise Refused(f"{options.write}: {refusal}") from None
     picture = None if options.figure is None else _figure(result)
     if picture is not None:
-        _write(options.figure, picture)
+        write_whole(options.figure, picture)
     if text is None:
         print(report)
     else:
-        _write(options.write, text.encode())
+        write_whole(options.write, text.encode())
 
 
 if __name__ == "__main__":

@@ -93,8 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Messages of libraries may span lines; a user's mistake is worth one.
         print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print(f"\n{speaker}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        # A command that can be continued says how.
+        print(f"\n{speaker}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lip_fast import status
 from lip_fast.subspace import StepReport
+from lip_fast.validation import check_like
 
 __all__ = ["Counters"]
 
@@ -93,8 +94,7 @@ class Counters:
 
     def check_state_dict(self, sums: Tensor) -> None:
         """ValueError where ``sums`` are not what :meth:`state_dict` returns."""
-        if sums.shape != self._sums.shape:
-            raise ValueError(f"expected counters of shape {tuple(self._sums.shape)}, got {tuple(sums.shape)}")
+        check_like("counters", sums, self._sums)
 
     def load_state_dict(self, sums: Tensor) -> None:
         """Restore the sums in place."""

@@ -23,7 +23,7 @@ import lip_fast
 from lip_fast import backends
 from lip_fast.backends.native import library
 
-__all__ = ["covers", "main"]
+__all__ = ["main"]
 
 EXTENSIONS = ("_native_cpu", "_native_cuda")
 # The oldest driver of each CUDA, by NVIDIA's compatibility table.
@@ -76,34 +76,6 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print("no problem found")
     return 1 if problems else 0
-
-
-def covers(archs: str, capability: tuple[int, int]) -> bool | None:
-    """Whether code for ``archs`` runs on a device.
-
-    Args:
-        archs: as the CUDA extension lists them, e.g. ``80;90a;120+PTX``.
-        capability: of the device, e.g. (9, 0).
-
-    Returns:
-        None where the list cannot be read.
-    """
-    number = 10 * capability[0] + capability[1]
-    for entry in archs.split(";"):
-        match = re.fullmatch(r"(\d+)([af]?)(\+PTX)?", entry)
-        if match is None:
-            return None
-        held = int(match[1])
-        # Machine code runs within its major version, from its minor one on; with a suffix, on that device
-        # ("a") or family ("f") alone. PTX without a suffix is compiled for whatever is newer.
-        same_major = held // 10 == number // 10 and held <= number
-        if (
-            held == number
-            or (same_major and match[2] != "a")
-            or (match[3] and not match[2] and held <= number)
-        ):
-            return True
-    return False
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -217,7 +189,7 @@ def _device_problems(module: ModuleType) -> list[str]:
     problems = []
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
-        if covers(module.CUDA_ARCHS, capability) is False:
+        if library.covers(module.CUDA_ARCHS, capability) is False:
             number = f"{capability[0]}{capability[1]}"
             problems.append(
                 f"lip_fast._native_cuda holds code for {module.CUDA_ARCHS}, GPU {index} is sm_{number}: "

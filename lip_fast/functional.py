@@ -412,7 +412,7 @@ def _test_columns(M: Tensor, m: int, basis: Tensor | None, generator: torch.Gene
     """(q, m): the basis, filled up with or cut down from Gaussian columns."""
     columns = [] if basis is None else [basis[:, :m]]
     missing = m - sum(c.shape[1] for c in columns)
-    if missing:
+    if missing or not columns:
         if generator is None:
             generator = torch.Generator(device=M.device)
             generator.manual_seed(0)

@@ -1,5 +1,6 @@
 """What the head saw since the last step, and the buffers from which replays of a captured step read it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from lip_fast import host
 from lip_fast.targets import CSR, Targets
+from lip_fast.validation import describe
 
 __all__ = ["Observation", "Observations"]
 
@@ -113,20 +115,23 @@ class Observations:
 
     # State -------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Copies: the features may be a few rows of a large tensor that lives on.
+    def state_dict(self) -> tuple[dict[str, Any], ...]:
+        """Copies on the host: the features may be a few rows of a large tensor that lives on.
 
-        Of the buffers, those of a step that is not complete: a complete one has been replayed.
+        Of the buffers, those of a step that is not complete: a complete one has been replayed. A tuple, which
+        distributed checkpoints take as one value: how many there are is not known where it is loaded.
         """
         waiting = self._buffers[: self._next] if self._buffers else self._pending
-        copies = (observation.clone() for observation in waiting)
-        return [
-            {"features": c.features, "targets": list(c.targets) if isinstance(c.targets, CSR) else c.targets}
+        copies = (Observation.of([t.to("cpu", copy=True) for t in o.tensors]) for o in waiting)
+        return tuple(
+            {"features": c.features, "targets": tuple(c.targets) if isinstance(c.targets, CSR) else c.targets}
             for c in copies
-        ]
+        )
 
-    def check_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """ValueError where what was saved does not fit the buffers."""
+    def check_state_dict(self, state: Sequence[dict[str, Any]], *, columns: int) -> None:
+        """ValueError where these are no observations of so many features, or do not fit the buffers."""
+        for saved in state:
+            _check_saved(saved, columns)
         if self._buffers:
             if len(state) > len(self._buffers):
                 raise ValueError(
@@ -135,7 +140,7 @@ class Observations:
             for i, saved in enumerate(state):
                 self._check_fit(_restored(saved), i)
 
-    def load_state_dict(self, state: list[dict[str, Any]], device: torch.device) -> None:
+    def load_state_dict(self, state: Sequence[dict[str, Any]], device: torch.device) -> None:
         """Restore what :meth:`state_dict` returned, as copies of it."""
         self.clear()
         for saved in state:
@@ -144,6 +149,27 @@ class Observations:
                 self._write(observation)
             else:
                 self._pending.append(Observation.of([t.to(device, copy=True) for t in observation.tensors]))
+
+
+def _check_saved(saved: object, columns: int) -> None:
+    if not isinstance(saved, Mapping) or saved.keys() != {"features", "targets"}:
+        raise ValueError(f"expected a pending observation with features and targets, got {describe(saved)}")
+    features, targets = saved["features"], saved["targets"]
+    if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != columns:
+        raise ValueError(f"expected pending features of {columns} columns, got {describe(features)}")
+    if not _are_targets(targets, len(features)):
+        raise ValueError(f"expected pending targets of {len(features)} rows, got {describe(targets)}")
+
+
+def _are_targets(saved: object, rows: int) -> bool:
+    if isinstance(saved, Tensor):
+        return saved.dim() > 0 and len(saved) == rows
+    if not isinstance(saved, list | tuple) or len(saved) != 3:
+        return False
+    if not all(isinstance(part, Tensor) and part.dim() == 1 for part in saved):
+        return False
+    crow, col, values = saved
+    return len(crow) == rows + 1 and len(col) == len(values)
 
 
 def _restored(saved: dict[str, Any]) -> Observation:

@@ -86,6 +86,8 @@ def _shape(X: Tensor) -> str:
 
 def _check_matrix(name: str, X: Tensor, dtypes: Sequence[torch.dtype] | None = None) -> None:
     _expect(X.dim() == 2, f"{name} to be a matrix", f"shape {_shape(X)}")
+    if not X.is_floating_point():
+        raise TypeError(f"expected {name} in a floating-point dtype, got {X.dtype}")
     if dtypes is not None and X.dtype not in dtypes:
         raise TypeError(f"expected {name} in one of {tuple(dtypes)}, got {X.dtype}")
 
@@ -103,12 +105,20 @@ def _check_factors(A: Tensor, B: Tensor, r: int) -> None:
 # fresh_columns ------------------------------------------------------------------------------------------
 
 
-def _check_fresh_columns(rows: int, columns: int) -> None:
+def _check_step(step: Tensor, seed: int) -> None:
+    if step.dtype != torch.int64:
+        raise TypeError(f"expected a step in torch.int64, got {step.dtype}")
+    _expect(step.dim() == 0, "a step of shape ()", _shape(step))
+    _expect(0 <= seed < 1 << 63, "a seed in 0..2^63 - 1", f"{seed}")
+
+
+def _check_fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> None:
+    _check_step(step, seed)
     _expect(rows >= 0 and columns >= 0, "rows >= 0 and columns >= 0", f"{rows} and {columns}")
 
 
 def _fake_fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
-    _check_fresh_columns(rows, columns)
+    _check_fresh_columns(step, rows, columns, seed)
     return step.new_empty((columns, rows), dtype=torch.float32).mT
 
 
@@ -125,12 +135,12 @@ def fresh_columns(step: Tensor, rows: int, columns: int, *, seed: int) -> Tensor
         step: () int64, the counter of the step; its low 32 bits are used.
         rows: number of rows, below 2^32.
         columns: number of columns.
-        seed: 64-bit key.
+        seed: key, 0..2^63 - 1.
 
     Returns:
         (rows, columns) float32 of +1 and -1, columns contiguous, on the device of ``step``.
     """
-    _check_fresh_columns(rows, columns)
+    _check_fresh_columns(step, rows, columns, seed)
     return _fresh_columns(step, rows, columns, seed)
 
 
@@ -166,7 +176,8 @@ def orthonormalize(Y: Tensor) -> tuple[Tensor, Tensor]:
 # warm_svd -----------------------------------------------------------------------------------------------
 
 
-def _check_warm_svd(M: Tensor, basis: Tensor, fresh: int) -> None:
+def _check_warm_svd(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int) -> None:
+    _check_step(step, seed)
     _check_matrix("M", M)
     _check_matrix("basis", basis, _COMPUTE_DTYPES)
     _expect(
@@ -185,7 +196,7 @@ def _check_warm_svd(M: Tensor, basis: Tensor, fresh: int) -> None:
 def _fake_warm_svd(
     M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_warm_svd(M, basis, fresh)
+    _check_warm_svd(M, basis, step, fresh, seed)
     (l, q), t = M.shape, basis.shape[1]
     status = M.new_empty((), dtype=torch.int64)
     return basis.new_empty(l, t), basis.new_empty(t), basis.new_empty(t, q).mT, status
@@ -217,7 +228,7 @@ def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int) -
         () int64, not 0 where M is not finite, the small decomposition failed, or max |B^T B - I| > 1e-4: the
         factors are then not to be used.
     """
-    _check_warm_svd(M, basis, fresh)
+    _check_warm_svd(M, basis, step, fresh, seed)
     return SVD(*_warm_svd(M, basis, step, fresh, seed))
 
 
@@ -339,11 +350,15 @@ def tail_svd(M: Tensor, *, rank: int) -> SVD:
 # label_sums ---------------------------------------------------------------------------------------------
 
 
-def _check_label_sums(X: Tensor, rows: int, A: Tensor, B: Tensor, bias: Tensor | None) -> None:
+def _check_label_sums(
+    X: Tensor, rows: int, A: Tensor, B: Tensor, bias: Tensor | None, Y: Tensor | None = None
+) -> None:
     _check_matrix("X", X)
     _check_factors(A, B, A.shape[1])
     _expect(B.shape[0] == X.shape[1], f"B with {X.shape[1]} rows", _shape(B))
     _expect(rows == X.shape[0], f"labels of {X.shape[0]} rows", f"{rows} rows")
+    if Y is not None and Y.dim() == 1 and Y.dtype != torch.int64:
+        raise TypeError(f"expected class indices in torch.int64, got {Y.dtype}")
     if bias is not None:
         _expect(bias.shape == A.shape[:1], f"a bias of shape ({A.shape[0]},)", _shape(bias))
 
@@ -357,7 +372,7 @@ def _fake_sums(X: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _fake_label_sums(
     X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_label_sums(X, Y.shape[0], A, B, bias)
+    _check_label_sums(X, Y.shape[0], A, B, bias, Y)
     return _fake_sums(X, A)
 
 
@@ -407,14 +422,20 @@ def label_sums(X: Tensor, Y: Targets, A: Tensor, B: Tensor, bias: Tensor | None 
     if isinstance(Y, CSR):
         _check_label_sums(X, Y.crow.shape[0] - 1, A, B, bias)
         return Sums(*_label_sums_csr(X, *Y, A, B, bias))
-    _check_label_sums(X, Y.shape[0], A, B, bias)
+    _check_label_sums(X, Y.shape[0], A, B, bias, Y)
     return Sums(*_label_sums(X, Y, A, B, bias))
 
 
 # refit --------------------------------------------------------------------------------------------------
 
 
-def _check_refit(S: Tensor, numerator: Tensor, denominator: Tensor, rank: int) -> None:
+def _check_refit(
+    S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor, rank: int
+) -> None:
+    for name, X in (("S", S), ("a numerator", numerator), ("a denominator", denominator)):
+        _expect(X.dim() == 1, f"{name} of shape (n,)", _shape(X))
+    for name, X in (("energy", energy), ("ok", ok)):
+        _expect(X.dim() == 0, f"{name} of shape ()", _shape(X))
     r = numerator.shape[0]
     _expect(denominator.shape == (r,), f"a denominator of shape ({r},)", _shape(denominator))
     _expect(
@@ -434,7 +455,7 @@ def _fake_refit(
     tolerance: float,
     clip: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_refit(S, numerator, denominator, rank)
+    _check_refit(S, numerator, denominator, energy, ok, rank)
     s = S.new_empty(numerator.shape[0])
     return s, torch.empty_like(ok), S.new_empty((), dtype=torch.int64)
 
@@ -466,14 +487,16 @@ def refit(S: Tensor, sums: Sums, ok: Tensor, *, rank: int, tolerance: float, cli
         s (r,) in the dtype of ``S``; ok () bool, False too where a sum is not finite or the values are too
         large to be multiplied out; clipped () int64, how many were limited.
     """
-    _check_refit(S, sums.numerator, sums.denominator, rank)
+    _check_refit(S, sums.numerator, sums.denominator, sums.energy, ok, rank)
     return Refit(*_refit(S, sums.numerator, sums.denominator, sums.energy, ok, rank, tolerance, clip))
 
 
 # rebuild_ -----------------------------------------------------------------------------------------------
 
 
-def _check_rebuild(M: Tensor, A: Tensor, s: Tensor, B: Tensor) -> None:
+def _check_rebuild(M: Tensor, A: Tensor, s: Tensor, B: Tensor, step: Tensor, seed: int) -> None:
+    _check_step(step, seed)
+    _expect(step.device == M.device, f"a step on {M.device}, where M is", f"{step.device}")
     _check_matrix("M", M)
     _check_factors(A, B, s.shape[0])
     expected = (A.shape[0], B.shape[0])
@@ -490,7 +513,7 @@ def _fake_rebuild_(
     accumulate: bool,
     seed: int,
 ) -> Tensor:
-    _check_rebuild(M, A, s, B)
+    _check_rebuild(M, A, s, B, step, seed)
     return torch.empty_like(ok)
 
 
@@ -530,7 +553,7 @@ def rebuild_(
     Returns:
         () bool: whether it was written; not where float16 could not hold it.
     """
-    _check_rebuild(M, A, s, B)
+    _check_rebuild(M, A, s, B, step, seed)
     written: Tensor = _rebuild_(M, A, s, B, ok, step, accumulate, seed)
     # The ops bypass autograd, so a graph that saved M must be told that it changed.
     torch.autograd.graph.increment_version(M)

@@ -1,6 +1,7 @@
 """LIP as a plug-in: attached to the optimizer one has, it repairs a head after every step."""
 
 import math
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from lip_fast.observations import Observation, Observations
 from lip_fast.statistics import LabelStatistics
 from lip_fast.subspace import StepReport, Subspace
 from lip_fast.targets import CSR, Targets, as_targets, check_indices
-from lip_fast.validation import FLOATS, check_int, describe, full_precision
+from lip_fast.validation import FLOATS, check_int, check_like, describe, full_precision
 
 __all__ = ["LIP", "LIPError"]
 
@@ -24,6 +25,8 @@ _MAX_OBSERVATIONS = 64
 # The share of ||M||_F^2 that rank="auto" keeps.
 _AUTO_ENERGY = 0.95
 _STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
+# Every LIP that was attached once and is still in use: two on one weight would undo each other's work.
+_ATTACHED: "weakref.WeakSet[LIP]" = weakref.WeakSet()
 
 
 class LIPError(RuntimeError):
@@ -51,6 +54,22 @@ class LIP:
     It never writes a value that is not finite: where features, labels, weight or a decomposition are unsound
     the step's LIP is skipped and counted. It never touches the global random state.
 
+    **Order.** LIP comes right after the weight was updated, inside of ``optimizer.step()``; what comes before
+    or after the step stays before or after LIP.
+
+    - Accumulation and clipping of gradients: before the step, as ever. Observe each micro-batch.
+    - Observe anywhere between the forward pass and the step, outside of functions that activation
+      checkpointing runs twice (``torch.utils.checkpoint``, reentrant or not).
+    - ``torch.amp.GradScaler``: ``scale``, ``unscale_``, clip, ``step``, ``update``, as ever. Of a step that
+      it skips the weight is left alone. A fused optimizer is called all the same, and what was observed is
+      discarded; another is not, and what was observed counts with the batch of the next step, as it does
+      where the learning rate is 0.
+    - Averages of weights (``torch.optim.swa_utils.AveragedModel``): updated after the step, they average
+      repaired weights. Of hooks on the same optimizer, those registered after :meth:`attach` come after LIP.
+    - Schedulers of the learning rate: after the step, made before or after :meth:`attach`.
+    - ``torch.compile`` of the model, of ``optimizer.step`` or of a function of the whole training step: LIP
+      runs as it does uncompiled, between the compiled parts.
+
     **CUDA graphs.** On CUDA a step can be captured in a graph and replayed, alone or with the forward and
     backward pass, where the ops of the step wait for nothing (``lip-fast doctor`` says which kernels serve
     them). Take at least one step on which LIP acts first. A replay repeats the step that was captured, so
@@ -70,7 +89,8 @@ class LIP:
 
     Args:
         head: module with a 2-D ``weight`` (l, q) and an optional ``bias`` (l,), usually ``nn.Linear``. The
-            weight is looked up at each step, so that it may be replaced or sharded in place.
+            weight is looked up at each step, so that it may be replaced, by one of its shape, or sharded in
+            place.
         rank: directions kept. An int; a float in (0, 1] as a fraction of min(l, q), rounded up; or "auto",
             95% of ||M||_F^2, decided at the first step it acts on. The principal subspace of l classes has
             about l directions: a small rank ruins a classifier of many classes.
@@ -109,8 +129,10 @@ class LIP:
         strict: bool = False,
     ) -> None:
         self._head = head
-        weight = self._weight()
+        weight = _matrix_of(head)
         l, q = weight.shape
+        self._shape = (l, q)
+        _bias_of(head, l)
         # None: to be decided at the first step.
         self._rank = None if rank == "auto" else _absolute_rank(rank, min(l, q))
         if tail_rank is not None:
@@ -147,11 +169,13 @@ class LIP:
 
         The handle is also a context manager. A copy of an optimizer (``copy.deepcopy``, pickle) is a plain
         optimizer of copied parameters: copy it together with the model, and attach a LIP of the copied head.
-        Of a wrapper around an optimizer, attach to the inner one.
+        Of a wrapper around an optimizer, attach to the inner one. Attached again after its handle was
+        removed, a LIP goes on from its state, without what it observed: the steps in between were not seen.
+        A copy of a LIP, made together with the model, is one that was never attached.
 
         Raises:
             TypeError: not an optimizer that takes step hooks.
-            ValueError: the optimizer does not hold the head's weight.
+            ValueError: the optimizer does not hold the head's weight, or another LIP acts on that weight.
             RuntimeError: already attached.
         """
         if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(
@@ -161,21 +185,48 @@ class LIP:
                 "expected a torch.optim.Optimizer that takes step hooks (of a wrapper, the inner "
                 f"optimizer), got {type(optimizer).__name__}"
             )
-        if self._handle is not None and self._handle.id in (self._handle.hooks_dict_ref() or {}):
-            raise RuntimeError("expected a LIP that is not attached; remove its handle first")
-        if _group_of(optimizer, self._weight()) is None:
-            raise ValueError("expected an optimizer that holds the head's weight, got one without it")
-        self._counters.move(self._weight().device)
+        if self._attached:
+            raise RuntimeError(
+                "expected a LIP that is not attached, got one that is: call remove() of the handle that "
+                "attach() returned first"
+            )
+        weight = self._weight()
+        if _group_of(optimizer, weight) is None:
+            raise ValueError(
+                f"expected an optimizer that holds the head's weight, got {type(optimizer).__name__} without "
+                "it: make the optimizer of the parameters that the model has now, or the LIP of the head "
+                "that this optimizer trains"
+            )
+        if any(lip._attached and getattr(lip._head, "weight", None) is weight for lip in _ATTACHED):
+            raise ValueError(
+                "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
+                "optimizer: call remove() of the handle that its attach() returned first"
+            )
+        if self._handle is not None or self._calls_since_step >= _MAX_OBSERVATIONS:
+            # Of steps that were not seen: they say nothing of the next one.
+            self._observations.clear()
+            self._calls_since_step = 0
+        self._counters.move(weight.device)
         self._handle = optimizer.register_step_post_hook(self._after_step)
+        _ATTACHED.add(self)
         return self._handle
 
+    @property
+    def _attached(self) -> bool:
+        """Whether an optimizer that is still there calls this LIP after its steps."""
+        return self._handle is not None and self._handle.id in (self._handle.hooks_dict_ref() or {})
+
+    # Not traced by torch.compile, as little as torch's own bookkeeping of optimizers: it would compile again
+    # and again what changes from step to step, and the small algebra would not be the one that is tested.
+    @torch._disable_dynamo
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         weight = self._weight()
         group = _group_of(optimizer, weight)
         if group is None:
             raise RuntimeError(
-                "expected the attached optimizer to hold the head's weight, but the head was replaced; "
-                "attach to an optimizer made for it"
+                "expected the attached optimizer to hold the head's weight, but the head was replaced: call "
+                "remove() of the handle that attach() returned, and attach to an optimizer made for the new "
+                "weight"
             )
         self._calls_since_step = 0
         if weight.grad is None:
@@ -209,6 +260,7 @@ class LIP:
 
     # Observations ------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     def observe(self, features: Tensor, targets: Tensor) -> None:
         """Show LIP what the head saw: call it for every batch, before the optimizer's step.
 
@@ -229,8 +281,13 @@ class LIP:
         """
         weight = self._weight()
         l, q = weight.shape
-        if not isinstance(features, Tensor) or not features.is_floating_point():
-            raise TypeError(f"expected floating-point features, got {describe(features)}")
+        if not isinstance(features, Tensor) or features.dtype not in FLOATS:
+            raise TypeError(
+                "expected floating-point features (float32, float64, bfloat16, float16), got "
+                f"{describe(features)}"
+            )
+        if features.layout != torch.strided:
+            raise TypeError(f"expected dense features, got {features.layout}")
         if features.dim() < 2 or features.shape[-1] != q:
             raise ValueError(f"expected features of shape (..., {q}), got {tuple(features.shape)}")
         if features.device != weight.device:
@@ -259,7 +316,8 @@ class LIP:
             raise RuntimeError(
                 f"observe() was called {_MAX_OBSERVATIONS} times without a step of an attached optimizer. "
                 "A copy of an optimizer loses its hooks: make a LIP for the copied head and call "
-                "attach(copy). With more micro-batches a step than that, observe several at once"
+                "attach(copy). Where the handle was removed, attach() again. With more micro-batches a step "
+                "than that, observe several at once"
             )
         self._observations.add(Observation(rows, _detached(labels)), capturing=capturing)
         self._calls_since_step += not unseen
@@ -271,6 +329,7 @@ class LIP:
         """
         self._observations.release()
 
+    @torch._disable_dynamo
     def apply(self) -> None:
         """Apply LIP to the head now, with the pending observations, whatever ``every`` and ``start`` say.
 
@@ -311,7 +370,7 @@ class LIP:
     @torch.no_grad()
     def _apply(self, weight: Tensor, pending: list[Observation], ok: Tensor, *, step: bool) -> None:
         """Take the step where ``ok``; where not, there is nothing to repair, and no reason is counted."""
-        bias = getattr(self._head, "bias", None)
+        bias = _bias_of(self._head, self._shape[0])
         statistics = self._statistics
         entered = ok
         if statistics is not None:
@@ -366,17 +425,20 @@ class LIP:
         )
 
     def _weight(self) -> Tensor:
-        weight = getattr(self._head, "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 2:
-            raise TypeError(
-                f"expected a head with a 2-D weight, such as nn.Linear, got {describe(self._head)}"
-                + ("" if weight is None else f" with weight {describe(weight)}")
+        weight = _matrix_of(self._head)
+        if tuple(weight.shape) != self._shape:
+            raise ValueError(
+                f"expected the head's weight in the shape {self._shape} that this LIP was made for, got "
+                f"{tuple(weight.shape)}: call remove() of the handle that attach() returned, and make a LIP "
+                "for the new weight"
             )
-        if weight.dtype not in FLOATS or weight.layout != torch.strided:
-            raise TypeError(f"expected a dense weight in one of {FLOATS}, got {describe(weight)}")
         return weight
 
     # State -------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is attached to nothing: the hook is the original's.
+        return self.__dict__ | {"_handle": None}
 
     def stats(self) -> dict[str, int | None]:
         """Counts since the start; waits for the device.
@@ -394,12 +456,23 @@ class LIP:
         return {"steps": self._steps + counters.pop("replayed"), **counters, "rank": rank}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a bit-exact continuation needs, as tensors and plain values."""
+        """Everything that a bit-exact continuation needs, as tensors and plain values.
+
+        Beside the state of model and optimizer it goes through ``torch.save`` and
+        ``torch.load(weights_only=True)``, and through ``torch.distributed.checkpoint``, to which a LIP is a
+        ``Stateful``. Its keys depend on nothing but ``decay``, so that a checkpoint can be loaded into a LIP
+        that has not taken a step. Pending observations are those of this process.
+        """
+        counters = self._counters.state_dict()
         return {
             "steps": self.stats()["steps"],
             "calls_since_step": self._calls_since_step,
-            "counters": self._counters.state_dict(),
-            "subspace": None if self._subspace is None else self._subspace.state_dict(),
+            "counters": counters,
+            "subspace": (
+                Subspace.no_state(self._shape, counters.device)
+                if self._subspace is None
+                else self._subspace.state_dict()
+            ),
             "statistics": None if self._statistics is None else self._statistics.state_dict(),
             "pending": self._observations.state_dict(),
         }
@@ -407,9 +480,11 @@ class LIP:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, for a LIP made with the same arguments.
 
+        Before or after :meth:`attach`; nothing is written to the weight.
+
         Raises:
-            ValueError: the state of another head, rank, tail_rank or decay, or one that a captured step
-                cannot go on from; nothing has been changed then.
+            ValueError: not the state of a LIP, that of another head, rank, tail_rank or decay, or one that a
+                captured step cannot go on from; nothing has been changed then.
         """
         weight = self._weight()
         missing = [key for key in _STATE_KEYS if key not in state_dict]
@@ -417,16 +492,27 @@ class LIP:
             raise ValueError(f"expected the state of a LIP, with {', '.join(_STATE_KEYS)}, got no {missing}")
         if (self._statistics is None) != (state_dict["statistics"] is None):
             raise ValueError("expected the state of a LIP with the same decay, got another")
+        template = {
+            "steps": 0,
+            "calls_since_step": 0,
+            "subspace": Subspace.no_state(self._shape, weight.device),
+            "statistics": None if self._statistics is None else self._statistics.state_dict(),
+            "pending": (),
+        }
+        for key, like in template.items():
+            check_like(f"state_dict[{key!r}]", state_dict[key], like)
         subspace, saved = None, state_dict["subspace"]
-        if saved is not None:
+        shape, rank = tuple(saved["shape"]), saved["rank"]
+        if shape != self._shape:
+            raise ValueError(f"expected the state of a weight of shape {self._shape}, got {shape}")
+        if rank is not None:
             subspace = self._subspace
-            if subspace is None or subspace.rank != saved["rank"] or subspace.step.device != weight.device:
-                subspace = self._make_subspace(weight, saved["rank"])
-            rank = saved["rank"] if self._rank is None else self._rank
-            expected = (tuple(weight.shape), rank, subspace.tail_rank)
-            got = (tuple(saved["shape"]), saved["rank"], saved["tail_rank"])
+            if subspace is None or subspace.rank != rank or subspace.step.device != weight.device:
+                subspace = self._make_subspace(weight, rank)
+            expected = (rank if self._rank is None else self._rank, subspace.tail_rank)
+            got = (rank, saved["tail_rank"])
             if expected != got:
-                raise ValueError(f"expected the state of (shape, rank, tail_rank) {expected}, got {got}")
+                raise ValueError(f"expected the state of (rank, tail_rank) {expected}, got {got}")
             subspace.check_state_dict(saved)
         goes_on = subspace is not None and subspace is self._subspace and subspace.starts_from(saved)
         if self._captured and not goes_on:
@@ -435,7 +521,7 @@ class LIP:
                 "got another"
             )
         self._counters.check_state_dict(state_dict["counters"])
-        self._observations.check_state_dict(state_dict["pending"])
+        self._observations.check_state_dict(state_dict["pending"], columns=self._shape[1])
         if self._statistics is not None:
             self._statistics.load_state_dict(state_dict["statistics"])
         if subspace is not None:
@@ -446,6 +532,9 @@ class LIP:
         self._counters.move(weight.device)
         self._counters.load_state_dict(state_dict["counters"])
         self._observations.load_state_dict(state_dict["pending"], weight.device)
+        if not self._attached:
+            # What was loaded is of the next step, whatever a handle that was removed has not seen.
+            self._handle = None
 
 
 def _absolute_rank(rank: object, limit: int) -> int:
@@ -475,6 +564,31 @@ def _all_finite(pending: list[Observation]) -> Tensor:
         values = targets.values if isinstance(targets, CSR) else targets
         total = total + features.sum(dtype=torch.float64) + values.sum(dtype=torch.float64)
     return torch.isfinite(total)
+
+
+def _matrix_of(head: nn.Module) -> Tensor:
+    """The weight (l, q) of a head, or what is wrong with it."""
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise TypeError(
+            f"expected a head with a 2-D weight, such as nn.Linear, got {describe(head)}"
+            + ("" if weight is None else f" with weight {describe(weight)}")
+        )
+    if weight.dtype not in FLOATS or weight.layout != torch.strided:
+        raise TypeError(f"expected a dense weight in one of {FLOATS}, got {describe(weight)}")
+    if weight.is_meta:
+        raise ValueError("expected a weight that holds numbers, got one on meta: materialize the model first")
+    return weight
+
+
+def _bias_of(head: nn.Module, l: int) -> Tensor | None:
+    """The bias (l,) of a head, or None."""
+    bias = getattr(head, "bias", None)
+    if bias is None:
+        return None
+    if not isinstance(bias, Tensor) or tuple(bias.shape) != (l,):
+        raise TypeError(f"expected a head with a bias of shape ({l},) or None, got {describe(bias)}")
+    return bias
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.functional import randomized_svd
-from lip_fast.status import NOT_CONVERGED, NOT_FINITE, lost
+from lip_fast.status import NOT_CONVERGED, NOT_FINITE, RANK_DEFICIENT, lost
+from lip_fast.validation import describe
 
 __all__ = ["FRESH", "StepReport", "Subspace"]
 
@@ -133,7 +134,7 @@ class Subspace:
         status = lost(status, sound, ok, NOT_FINITE)
         if not self.exact:
             # Signs and order of the columns do not matter to the span that the next step starts from.
-            self._keep(svd.B, ok)
+            self._keep(svd.B, ok, svd.status)
         self.step += 1
         return StepReport(ok, status, clipped, masked)
 
@@ -162,15 +163,22 @@ class Subspace:
             return NOT_CONVERGED
         return factors[2].mT
 
-    def _keep(self, B: Tensor, ok: Tensor) -> None:
-        """Carry ``B`` on where ``ok``, off the host without waiting and in place."""
+    def _keep(self, B: Tensor, ok: Tensor, status: Tensor) -> None:
+        """Carry ``B`` on where ``ok``, off the host without waiting and in place.
+
+        Also where it is merely short of directions: the weight is left alone then, but a basis that no
+        longer fits it (the weight was overwritten) would be short again at every step. Its columns that are
+        zero give way to the fresh ones, until there are enough.
+        """
         basis = self.basis
         if basis is None or host.reads_are_free(ok.device):
-            self.basis = B if bool(ok) else basis
-        elif basis.dtype == B.dtype:
-            torch.where(ok, B, basis, out=basis)
+            self.basis = B if bool(ok) or int(status) == RANK_DEFICIENT else basis
+            return
+        new = ok | (status == RANK_DEFICIENT)
+        if basis.dtype == B.dtype:
+            torch.where(new, B, basis, out=basis)
         else:
-            self.basis = torch.where(ok, B, basis.to(B.dtype))
+            self.basis = torch.where(new, B, basis.to(B.dtype))
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         return max(self._limits) * torch.finfo(dtype).eps
@@ -189,26 +197,43 @@ class Subspace:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The basis (None on the exact path and before the first step) and the step counter."""
+        """Ranks, the basis (a tuple of one on the host; empty on the exact path and before the first step)
+        and the step counter.
+
+        The keys are those of :meth:`no_state`. What has no shape that is known beforehand is in a tuple:
+        distributed checkpoints, which load into the state that is there, take a tuple as one value.
+        """
         return {
             "rank": self.rank,
             "tail_rank": self.tail_rank,
             "shape": list(self._limits),
-            "basis": None if self.basis is None else self.basis.clone(),
+            "basis": () if self.basis is None else (self.basis.to("cpu", copy=True),),
             "step": self.step.clone(),
             "warned": self._warned,
         }
 
+    @staticmethod
+    def no_state(shape: tuple[int, int], device: torch.device) -> dict[str, Any]:
+        """What :meth:`state_dict` returns, of a weight that has no subspace yet: its rank is None."""
+        return {
+            "rank": None,
+            "tail_rank": None,
+            "shape": list(shape),
+            "basis": (),
+            "step": torch.zeros((), dtype=torch.int64, device=device),
+            "warned": False,
+        }
+
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """ValueError where the basis is of another weight."""
-        basis = state_dict["basis"]
         expected = (self._limits[1], self.rank + self.tail_rank)
-        if basis is not None and tuple(basis.shape) != expected:
-            raise ValueError(f"expected a basis of shape {expected}, got {tuple(basis.shape)}")
+        for basis in state_dict["basis"]:
+            if not isinstance(basis, Tensor) or tuple(basis.shape) != expected:
+                raise ValueError(f"expected a basis of shape {expected}, got {describe(basis)}")
 
     def starts_from(self, state_dict: dict[str, Any]) -> bool:
         """Whether a step that was captured can go on from what :meth:`state_dict` returned."""
-        return self.exact or state_dict["basis"] is not None
+        return self.exact or len(state_dict["basis"]) > 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, in place: a captured step goes on from it.
@@ -217,7 +242,7 @@ class Subspace:
             ValueError: the basis is of another weight.
         """
         self.check_state_dict(state_dict)
-        basis = state_dict["basis"]
+        basis = next(iter(state_dict["basis"]), None)
         if basis is None or self.basis is None or self.basis.dtype != basis.dtype:
             self.basis = None if basis is None else basis.to(self.step.device, copy=True)
         else:

@@ -1,6 +1,6 @@
 """Checks of arguments: each message names what was expected and what came."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -8,7 +8,15 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["FLOATS", "check_finite", "check_float_matrix", "check_int", "describe", "full_precision"]
+__all__ = [
+    "FLOATS",
+    "check_finite",
+    "check_float_matrix",
+    "check_int",
+    "check_like",
+    "describe",
+    "full_precision",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -52,6 +60,32 @@ def check_finite(name: str, X: Tensor) -> None:
     if not bool(finite.all()):
         position = tuple(torch.nonzero(~finite)[0].tolist())
         raise ValueError(f"expected finite {name}, got {float(X[position])} at {position}")
+
+
+def check_like(name: str, value: object, template: object) -> None:
+    """ValueError unless ``value`` is built as ``template`` is.
+
+    A mapping has the same keys, each with such a value; a tensor has the same shape; a number is of the same
+    type; None stands for an int >= 0 or None; a list or tuple is one of any length.
+    """
+    if isinstance(template, dict):
+        if not isinstance(value, Mapping) or value.keys() != template.keys():
+            got = f"the keys {', '.join(map(repr, value))}" if isinstance(value, Mapping) else describe(value)
+            raise ValueError(f"expected {name} with the keys {', '.join(map(repr, template))}, got {got}")
+        for key, like in template.items():
+            check_like(f"{name}[{key!r}]", value[key], like)
+        return
+    if isinstance(template, Tensor):
+        fits = isinstance(value, Tensor) and value.shape == template.shape
+    elif isinstance(template, list | tuple):
+        fits = isinstance(value, list | tuple)
+    elif template is None:
+        fits = value is None or (type(value) is int and value >= 0)
+    else:
+        fits = type(value) is type(template)
+    if not fits:
+        expected = "an int or None" if template is None else describe(template)
+        raise ValueError(f"expected {name} to be like {expected}, got {describe(value)}")
 
 
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:

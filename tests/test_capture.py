@@ -424,7 +424,7 @@ def test_an_incomplete_step_is_saved_and_loaded() -> None:
     run.observe(2)
     run.capture()
     run.graph.replay()
-    assert run.lip.state_dict()["pending"] == []
+    assert run.lip.state_dict()["pending"] == ()
     run.observe(3)
     state = _saved(run)
     assert len(state["lip"]["pending"]) == 1

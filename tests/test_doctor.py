@@ -229,7 +229,7 @@ def test_a_driver_too_old_for_torch(
     ],
 )
 def test_which_devices_code_runs_on(archs: str, capability: tuple[int, int], held: bool | None) -> None:
-    assert doctor.covers(archs, capability) is held
+    assert library.covers(archs, capability) is held
 
 
 def test_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

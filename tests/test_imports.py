@@ -68,6 +68,7 @@ LAYERS = [
     {"subspace", "repair"},
     {"counters", "observations"},
     {"plugin"},
+    {"integrations"},
     {"harness", "cli", "__main__", "doctor"},
 ]
 WITHIN_LAYER = {
@@ -105,10 +106,16 @@ def test_arrows_run_one_way(path: Path) -> None:
         assert allowed, f"{module} imports {imported}"
 
 
-def test_only_the_harness_imports_its_libraries() -> None:
-    heavy = {"sklearn", "matplotlib", "jsonargparse", "tqdm", "yaml", "scipy"}
+@pytest.mark.parametrize(
+    ("folder", "heavy"),
+    [
+        ("harness", {"sklearn", "matplotlib", "jsonargparse", "tqdm", "yaml", "scipy"}),
+        ("integrations", {"lightning", "pytorch_lightning", "transformers", "accelerate"}),
+    ],
+)
+def test_only_the_folder_of_an_extra_imports_its_libraries(folder: str, heavy: set[str]) -> None:
     for path in PACKAGE.rglob("*.py"):
-        if "harness" in path.relative_to(PACKAGE).parts:
+        if folder in path.relative_to(PACKAGE).parts:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -101,7 +101,7 @@ def test_steps_left_out_are_the_base_step_and_discard_what_was_observed() -> Non
     lip.attach(run.optimizer)
     _same_as_base(run, base, lip)
     _same_as_base(run, base, lip)
-    assert lip.state_dict()["pending"] == []
+    assert lip.state_dict()["pending"] == ()
     base.step()
     run.step(lip)
     assert not torch.equal(run.weight, base.weight)
@@ -145,7 +145,7 @@ def test_a_head_without_gradient_is_left_alone_however_long() -> None:
         lip.observe(run.X, run.y)
         run.optimizer.step()
     assert torch.equal(run.weight, before)
-    assert lip.state_dict()["pending"] == []
+    assert lip.state_dict()["pending"] == ()
     assert lip.stats()["steps"] == 0
 
 
@@ -517,7 +517,7 @@ def test_bad_arguments_are_named(arguments: dict, error: type, message: str) -> 
         ({"features": torch.ones(4, 19)}, ValueError, r"\(\.\.\., 20\), got \(4, 19\)"),
         ({"features": torch.ones(20)}, ValueError, r"\(\.\.\., 20\), got \(20,\)"),
         ({"features": torch.ones(4, 20).long()}, TypeError, "floating-point features"),
-        ({"features": [1.0]}, TypeError, "floating-point features, got list"),
+        ({"features": [1.0]}, TypeError, "floating-point features.*got list"),
         ({"features": torch.ones(4, 20, device="meta")}, ValueError, "features on cpu.*got meta"),
         ({"targets": torch.zeros(5, dtype=torch.int64)}, ValueError, "expected 4 class indices.*got 5"),
         ({"targets": torch.full((4,), 7)}, ValueError, r"class indices in 0\.\.6 .*got 7 at row 0"),
@@ -531,7 +531,7 @@ def test_bad_observations_are_named_and_not_kept(arguments: dict, error: type, m
     good = {"features": torch.ones(4, 20), "targets": torch.zeros(4, dtype=torch.int64)}
     with pytest.raises(error, match=message):
         lip.observe(**(good | arguments))
-    assert lip.state_dict()["pending"] == []
+    assert lip.state_dict()["pending"] == ()
 
 
 def test_no_warning_in_an_ordinary_run() -> None:

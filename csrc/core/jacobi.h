@@ -14,6 +14,12 @@ namespace lip_fast {
 /// eight decades.
 constexpr int kMaxSweeps = 40;
 
+/// Squared length, beside entries of up to 1, of a column that is none: below eps^2 of the largest, twice over.
+template <class T>
+LIP_FAST_FN T no_length() {
+  return Real<T>::epsilon * Real<T>::epsilon * Real<T>::epsilon * Real<T>::epsilon;
+}
+
 /// Players of a round-robin tournament, ``players`` even: in each of players - 1 rounds, every one meets another.
 LIP_FAST_FN void pairing(int players, int round, int pair, int* p, int* q) {
   const int circle = players - 1;
@@ -23,7 +29,8 @@ LIP_FAST_FN void pairing(int players, int round, int pair, int* p, int* q) {
   *q = a < b ? b : a;
 }
 
-/// Orthogonalises the columns of X (n, m) by rotations, which are applied to the columns of V (v_rows, m) too.
+/// Orthogonalises the columns of X (n, m), whose largest entry is 1, by rotations, which are applied to the columns of
+/// V (v_rows, m) too.
 ///
 /// Column j of X is at ``j * ld`` and of V at ``j * ldv``; v_rows may be 0.
 /// Returns the number of sweeps, or -1 where kMaxSweeps did not do.
@@ -55,8 +62,8 @@ LIP_FAST_FN int rotate_columns(Team& team, T* X, int n, int ld, T* V, int v_rows
         xx = team.lane_sum(xx);
         yy = team.lane_sum(yy);
         xy = team.lane_sum(xy);
-        // A square that underflows is no length: the cosine would be infinite, and no rotation would change that.
-        if (xx < Real<T>::smallest || yy < Real<T>::smallest) continue;
+        // Too short to have a direction: what cancellation leaves of a column would be turned for ever.
+        if (xx < no_length<T>() || yy < no_length<T>()) continue;
         // One root at a time: the product of two squares can underflow.
         const T lengths = square_root(xx) * square_root(yy);
         const T cosine = absolute(xy) / lengths;
@@ -93,8 +100,9 @@ LIP_FAST_FN int rotate_columns(Team& team, T* X, int n, int ld, T* V, int v_rows
     team.sync();
     if (steepest == T(0)) return sweep;
     // A rotation by t undoes an earlier one of its columns by t times the cosine it meets. When that is below the
-    // rounding for all of them, the sweep that would find nothing left to do can be spared.
-    if (steepest * widest * T(m) <= tolerance) return sweep;
+    // rounding for all of them, the sweep that would find nothing left to do can be spared. Not after a large cosine:
+    // of a short column that lay along a long one, a tiny rotation leaves mere rounding, orthogonal to nothing.
+    if (steepest < T(0.01) && steepest * widest * T(m) <= tolerance) return sweep;
   }
   return -1;
 }

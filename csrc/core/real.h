@@ -14,14 +14,12 @@ template <>
 struct Real<float> {
   static constexpr float epsilon = 1.1920929e-07f;
   static constexpr float largest = 3.4028235e+38f;
-  static constexpr float smallest = 1.1754944e-38f;  // that has all its digits
 };
 
 template <>
 struct Real<double> {
   static constexpr double epsilon = 2.220446049250313e-16;
   static constexpr double largest = 1.7976931348623157e+308;
-  static constexpr double smallest = 2.2250738585072014e-308;
 };
 
 /// False for infinities and NaN.

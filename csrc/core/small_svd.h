@@ -39,7 +39,7 @@ LIP_FAST_FN void sort_columns(Team& team, const T* X, int n, int m, int ld, T* s
   for (int j = team.rank(); j < m; j += team.size()) {
     T square = 0;
     for (int i = 0; i < n; ++i) square += X[j * ld + i] * X[j * ld + i];
-    s[j] = square < Real<T>::smallest ? T(0) : square_root(square);  // as rotate_columns saw it
+    s[j] = square < no_length<T>() ? T(0) : square_root(square);  // as rotate_columns saw it
     order[j] = j;  // what is not a number has no place, but must not leave a gap
   }
   team.sync();
@@ -55,6 +55,13 @@ LIP_FAST_FN void sort_columns(Team& team, const T* X, int n, int m, int ld, T* s
 template <class Team, class T>
 LIP_FAST_FN void set_identity(Team& team, T* X, int m, int ld) {
   for (int e = team.rank(); e < m * m; e += team.size()) X[e / m * ld + e % m] = e / m == e % m ? T(1) : T(0);
+}
+
+/// Largest entry of |B^T B - I| of a basis that can be used. Sums of a few thousand rounded products give 1e-6; one that
+/// is 1e-4 off is broken, not rounded.
+template <class T>
+LIP_FAST_FN T orthogonality() {
+  return T(1e-4);
 }
 
 /// One of a batch of decompositions T = U diag(S) V^T, all matrices (m, m) with rows contiguous.
@@ -128,6 +135,15 @@ LIP_FAST_FN void small_svd_block(Team& team, const SmallSvd<T>& a, T* shared) {
   }
   broken = team.max(broken);
   directions = team.sum(directions);
+  T steepest = 0;  // cosine between two columns of U
+  for (int e = team.rank(); e < m * m; e += team.size()) {
+    const int i = e / m, j = e % m;
+    if (i >= j || !(s[i] > T(0)) || !(s[j] > T(0))) continue;
+    T product = 0;
+    for (int k = 0; k < m; ++k) product += X[i * ld + k] * X[j * ld + k];
+    steepest = larger(steepest, absolute(product) / (s[i] * s[j]));
+  }
+  steepest = team.max(steepest);
   if (team.rank() != 0) return;
   int word = kSound;
   if (broken != T(0)) {
@@ -135,6 +151,7 @@ LIP_FAST_FN void small_svd_block(Team& team, const SmallSvd<T>& a, T* shared) {
   } else {
     if (directions < T(m)) word |= kRankDeficient;
     if (sweeps < 0) word |= kNotConverged;
+    if (!(steepest <= orthogonality<T>())) word |= kNotOrthogonal;
   }
   *a.sweeps = sweeps < 0 ? kMaxSweeps : sweeps;
   *a.status = word;

@@ -94,13 +94,6 @@ LIP_FAST_FN void solve_block(Team& team, const Solve<T>& a, T* shared) {
   }
 }
 
-/// Largest entry of |B^T B - I| of a basis that can be used. Sums of a few thousand rounded products give 1e-6; one that
-/// is 1e-4 off is broken, not rounded.
-template <class T>
-LIP_FAST_FN T orthogonality() {
-  return T(1e-4);
-}
-
 /// Judges the decomposition. One block; G: (count, t, t) partial sums of B^T B.
 template <class Team, class T>
 LIP_FAST_FN void judge_block(Team& team, const T* G, int count, int t, const int* info, std::int64_t* status) {

@@ -73,9 +73,10 @@ def register(namespace: str) -> None:
     choice = forced()
     if choice not in ("auto", *BACKENDS):
         raise RuntimeError(f"LIP_FAST_BACKEND must be one of {_known()}, got {choice!r}")
-    if choice == "native" and not any(load() for load in _LIBRARIES.values()):
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if choice == "native" and not all(_LIBRARIES[device]() for device in devices):
         raise RuntimeError(
-            f"LIP_FAST_BACKEND is 'native', but no native kernels are there: {library.problems()}. "
+            f"LIP_FAST_BACKEND is 'native', but the native kernels are not all there: {library.problems()}. "
             f"Install with LIP_FAST_EXT=require to see why they are not built, or choose one of {_known()}"
         )
     for op, kernel in _DEFAULT.items():
@@ -89,7 +90,9 @@ def register(namespace: str) -> None:
         for op, native in kernels.items():
             takes = native.can if choice == "native" else native.pays
             if takes is not None:
-                run = on_its_device(native.run) if device == "cuda" else native.run
+                run = native.run
+                if device == "cuda":
+                    run, takes = on_its_device(run), _where_served(takes)
                 chosen = _either(run, takes, _DEFAULT[op])
                 torch.library.register_kernel(f"{namespace}::{op}", device, chosen)
 
@@ -119,6 +122,11 @@ def served() -> list[Served]:
 
 def _known() -> str:
     return ", ".join(["auto", *BACKENDS])
+
+
+def _where_served(takes: Callable[..., bool]) -> Callable[..., bool]:
+    """Only on devices that the CUDA module holds code for."""
+    return lambda first, *rest: library.serves(first.device.index) and takes(first, *rest)
 
 
 def _either(

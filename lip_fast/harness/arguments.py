@@ -5,18 +5,33 @@ import dataclasses
 import re
 import typing
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from lip_fast.harness.config import TrainConfig, option
+from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError, unknown_name
 
-__all__ = ["parse_train"]
+__all__ = ["TrainCommand", "parse_resumed", "parse_stored", "parse_train"]
 
 
-def parse_train(arguments: Sequence[str]) -> TrainConfig:
-    """The settings that the arguments of ``lip-fast train`` ask for.
+class TrainCommand(NamedTuple):
+    """What the arguments of ``lip-fast train`` ask for.
+
+    Attributes:
+        config: the settings.
+        resume: folder of the run to continue, or None for a new one.
+    """
+
+    config: TrainConfig
+    resume: Path | None
+
+
+def parse_train(arguments: Sequence[str]) -> TrainCommand:
+    """Read the arguments of ``lip-fast train``.
 
     Args:
         arguments: options, and ``--config FILE`` with a YAML file of settings; later ones win.
@@ -25,6 +40,54 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         UserError: an unknown option or a value that cannot be.
         SystemExit: after ``--help``, with code 0.
     """
+    return _parsed(arguments, TrainConfig())
+
+
+def parse_resumed(arguments: Sequence[str], stored: TrainConfig, folder: Path) -> None:
+    """Check that arguments of ``lip-fast train --resume`` ask for nothing but what the run was made with.
+
+    Args:
+        arguments: as of :func:`parse_train`.
+        stored: the settings of the run.
+        folder: of the run, for the message.
+
+    Raises:
+        UserError: a setting is given another value than it has.
+    """
+    asked = _parsed(arguments, stored).config.as_dict()
+    conflicts = [
+        f"{option(name)} {_spelled(value)}, got {_spelled(asked[name])}"
+        for name, value in stored.as_dict().items()
+        if asked[name] != value
+    ]
+    if conflicts:
+        raise UserError(
+            f"expected the settings of {folder}, which is continued with them: {'; '.join(conflicts)}. "
+            "Leave them out, or start a new run"
+        )
+
+
+def parse_stored(path: Path, *, whole: bool) -> TrainConfig:
+    """The settings in the ``config.yaml`` of a run.
+
+    Args:
+        path: the file.
+        whole: refuse a file without all settings; an earlier version of this package may have written it.
+
+    Raises:
+        UserError: it cannot be read, or holds other things than settings.
+    """
+    with reading(path, "the settings of a run"):
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(stored, dict):
+        raise UserError(f"expected the settings of a run in {path}, found none")
+    missing = [s.name for s in dataclasses.fields(TrainConfig) if s.name not in stored]
+    if whole and missing:
+        raise UserError(f"expected all settings of a run in {path}, found none of {', '.join(missing)}")
+    return parse_train(["--config", str(path)]).config
+
+
+def _parsed(arguments: Sequence[str], defaults: TrainConfig) -> TrainCommand:
     parser = ArgumentParser(
         prog="lip-fast train",
         description="Train a small network on wrong labels: plain, with LIP in the step, and with LIP "
@@ -33,14 +96,31 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings")
+    parser.add_argument(
+        "--resume",
+        type=str,
+        metavar="RUN_FOLDER",
+        help="continue the interrupted run in this folder from its last checkpoint, to the same bits",
+    )
     for setting in dataclasses.fields(TrainConfig):
         parser.add_argument(option(setting.name), **_reading(setting), **setting.metadata)
+    parser.set_defaults(defaults.as_dict())
     try:
         values = parser.parse_args(list(arguments)).as_dict()
     except argparse.ArgumentError as error:
         raise _user_error(error) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"expected --config to be text in UTF-8: {error}") from error
     del values["config"]
-    return TrainConfig(**values)
+    resume = values.pop("resume")
+    return TrainCommand(TrainConfig(**values), None if resume is None else Path(resume))
+
+
+def _spelled(value: object) -> str:
+    """A value as one writes it after an option."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _reading(setting: "dataclasses.Field[Any]") -> dict[str, Any]:
@@ -54,7 +134,7 @@ def _reading(setting: "dataclasses.Field[Any]") -> dict[str, Any]:
 def _user_error(error: argparse.ArgumentError) -> UserError:
     """The parser's complaint; of an unknown name it also knows the nearest."""
     text = str(error)
-    names = [setting.name for setting in dataclasses.fields(TrainConfig)]
+    names = ["config", "resume", *(setting.name for setting in dataclasses.fields(TrainConfig))]
     # Two wordings each: jsonargparse 4.40 and 4.53.
     if match := re.search(r"[Uu]nrecognized arguments: .*?(--[^\s=]+)", text):
         return unknown_name("option", match[1], [option(name) for name in names])

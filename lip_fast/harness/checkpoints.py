@@ -7,13 +7,10 @@ run: the latter is read with ``weights_only=True``.
 import copy
 import json
 import os
-import re
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,9 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lip_fast.harness.data.reading import explain_error
-from lip_fast.harness.data.reading import reading as shared_reading
 from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.torch_files import explain_error, load_torch, reading
 from lip_fast.validation import FLOATS
 
 __all__ = [
@@ -35,7 +31,6 @@ __all__ = [
     "describe_tensor",
     "new_files",
     "read_checkpoint",
-    "reading",
 ]
 
 SAFETENSORS = (".safetensors",)
@@ -100,20 +95,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     raise UserError(
         f"expected a checkpoint that ends in one of {', '.join(SAFETENSORS + TORCH)}, found {path}"
     )
-
-
-# Old formats warn, and are read all the same.
-reading = partial(shared_reading, on_warning="ignore", explain=lambda error: _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    # torch's own text tells how to run the code in the file.
-    if match := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", text):
-        return f"it holds {match[1]}, and only tensors, numbers and plain containers are read"
-    if "Weights only load failed" in text:
-        return "it is damaged, or holds more than tensors, numbers and plain containers"
-    return explain_error(error)
 
 
 def describe_tensor(value: object) -> str:
@@ -238,9 +219,7 @@ class _TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path, "a state dict of torch.save"):
-            _check_archive(path)
-            self.content = torch.load(path, map_location="cpu", weights_only=True)
+        self.content = load_torch(path, "a state dict of torch.save")
         if not isinstance(self.content, MutableMapping):
             raise UserError(
                 f"expected a state dict in {path}, found {describe_tensor(self.content)}: "
@@ -276,7 +255,7 @@ class _TorchFile:
         try:
             torch.save(changed, file)
         except RuntimeError as error:  # so torch says that a disk is full
-            raise UserError(f"expected to write {file.name}, which failed: {_reason(error)}") from error
+            raise UserError(f"expected to write {file.name}, which failed: {explain_error(error)}") from error
 
     def _find(self, name: str) -> tuple[MutableMapping[Any, Any], tuple[str, ...]]:
         """The one state dict that has the layer, and its place in the file."""
@@ -295,18 +274,6 @@ class _TorchFile:
             places = ", ".join(".".join(nests[i]) or "the top" for i in holding)
             raise UserError(f"expected layer {name!r} once in {self.path}, found it in {places}")
         return states[holding[0]], nests[holding[0]]
-
-
-def _check_archive(path: Path) -> None:
-    """UserError where the checksum of an archive member is wrong, of which torch does not speak."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return  # the format of torch before 1.6 has no checksums
-        with zipfile.ZipFile(file) as archive:
-            if (member := archive.testzip()) is not None:
-                raise UserError(
-                    f"expected an undamaged file, found a wrong checksum in {path}: that of {member}"
-                )
 
 
 def _nests(content: MutableMapping[Any, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,10 +97,18 @@ class TrainConfig:
     # One: more do not help networks of this size, and where another process holds a core, two threads that
     # wait for each other took 20 times as long (450 s against 19 s).
     threads: int | None = _setting(1, "threads of torch; null: its own default")
+    checkpoint_every: int | None = _setting(
+        None,
+        "steps from one checkpoint to the next; null: at the end of epochs, as often as takes 2% of the time",
+    )
     out: str = _setting("runs", "folder that run folders are made in")
     name: str | None = _setting(None, "name of the run folder; null: the time of the start")
 
     def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            # The parser lets a null of YAML through whatever the type is.
+            if getattr(self, setting.name) is None and type(None) not in typing.get_args(setting.type):
+                raise UserError(f"expected {option(setting.name)} to have a value, got null")
         # YAML and the command line give lists; a setting cannot be changed.
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
@@ -115,6 +124,7 @@ class TrainConfig:
             ("epochs", self.epochs),
             ("batch_size", self.batch_size),
             ("threads", 1 if self.threads is None else self.threads),
+            ("checkpoint_every", 1 if self.checkpoint_every is None else self.checkpoint_every),
         ):
             _check(name, value, "at least 1", value >= 1)
         _check("holdout_fraction", self.holdout_fraction, "in (0, 1)", 0 < self.holdout_fraction < 1)

@@ -1,13 +1,23 @@
 """What a user can put right, said in one line."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = ["UserError", "unknown_name"]
 
 
 class UserError(ValueError):
-    """A mistake of the user: the command line prints its message and exits with code 2."""
+    """A mistake of the user: the command line prints its message and exits with code 2.
+
+    Args:
+        message: made into one line, for those of libraries may span several. What else cannot be printed is
+            escaped: names in a damaged or hostile file may hold sequences that a terminal obeys.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = re.sub(r"\s*[\r\n]\s*", " ", message)
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

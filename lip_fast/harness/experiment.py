@@ -1,9 +1,14 @@
 """One comparison: every method on the same data, noise, initialisation and batches."""
 
+import copy
+import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +16,31 @@ from torch import nn
 
 from lip_fast.harness.config import CHOOSING, METHODS, REPAIRS, TrainConfig
 from lip_fast.harness.data import Dataset
+from lip_fast.harness.data.reading import explain_error
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.evaluation import Evaluator, Scores
 from lip_fast.harness.labels import training_labels
 from lip_fast.harness.models import MLP
+from lip_fast.harness.noise import labels_sha256
 from lip_fast.harness.posthoc import Rows, repaired_head
 from lip_fast.harness.seeding import initialisation, stream
 from lip_fast.harness.training import Training, make_lip
 
-__all__ = ["Record", "SeedResult", "check_fits", "run_seed", "trained_methods"]
+__all__ = [
+    "Keep",
+    "Record",
+    "SeedResult",
+    "as_plain",
+    "check_fits",
+    "check_labels",
+    "epochs_done",
+    "restoring",
+    "run_seed",
+    "trained_methods",
+]
+
+# Is told after each step, and after all that belongs to an epoch (True), that the state of a seed can be had.
+Keep = Callable[[Callable[[], dict[str, Any]], bool], None]
 
 
 class _DivergedError(Exception):
@@ -94,8 +115,50 @@ def trained_methods(config: TrainConfig) -> list[str]:
     return [method for method in METHODS if method in wanted]
 
 
+def as_plain(records: Mapping[str, Record]) -> dict[str, dict[str, Any]]:
+    """Records by method as plain values, for JSON and checkpoints; copies."""
+    return {method: dataclasses.asdict(record) for method, record in records.items()}
+
+
+def epochs_done(state: Mapping[str, Any]) -> int:
+    """The epochs of all trainings that are behind a state of :func:`run_seed`."""
+    return sum(len(state["records"][method]["train_loss"]) for method in METHODS if method not in REPAIRS)
+
+
+def check_labels(seed: int, labels: np.ndarray, sha256: str) -> None:
+    """UserError where the labels of a seed are not those with this hash, with which the run began."""
+    if (found := labels_sha256(labels)) != sha256:
+        raise UserError(
+            f"expected labels of seed {seed} with hash {sha256[:12]}, with which the run began, "
+            f"found {found[:12]}"
+        )
+
+
+@contextmanager
+def restoring(what: str) -> Iterator[None]:
+    """Turn what goes wrong while a saved state is read into one line for the user.
+
+    Raises:
+        UserError: the block met a state that does not fit, or raised this itself.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"expected {what} to fit these settings and this version of lip_fast: {explain_error(error)}"
+        ) from error
+
+
 def run_seed(
-    config: TrainConfig, dataset: Dataset, seed: int, on_epoch: Callable[[str, float], None]
+    config: TrainConfig,
+    dataset: Dataset,
+    seed: int,
+    on_epoch: Callable[[str, float], None],
+    *,
+    state: Mapping[str, Any] | None = None,
+    keep: Keep = lambda state, epoch: None,
 ) -> SeedResult:
     """Train and score every method of the settings.
 
@@ -107,9 +170,12 @@ def run_seed(
         dataset: the data; a part for testing is split off by the seed where they have none.
         seed: of noise, initialisation and batches.
         on_epoch: called after each epoch with the method in training and its test accuracy.
+        state: what ``keep`` could have, to go on from; what was trained then is not trained again.
+        keep: called with a function that gives the state: the scores so far, and the training under way. It
+            is to be saved, or copied, before the next step.
 
     Raises:
-        UserError: training diverged, or the labels cannot be had.
+        UserError: training diverged, the labels cannot be had, or the state is of other settings or labels.
     """
     dataset = dataset.for_seed(seed)
     labels = training_labels(config.noise, config.noise_rate, dataset, seed)
@@ -119,16 +185,27 @@ def run_seed(
     held_out = Rows(dataset.train_features[held], labels[held])
     evaluate = Evaluator(trained, rows.labels)
     records = {method: Record() for method in METHODS}
+    if state is not None:
+        with restoring("the saved state"):
+            check_labels(seed, labels, state["labels_sha256"])
+            saved = copy.deepcopy(state["records"])  # the lists grow from here
+            records = {method: Record(**saved[method]) for method in METHODS}
     repairs = [method for method in REPAIRS if method in config.methods]
     for method in repairs:
         # It shares the plain training, and so what is known of it.
         records[method].train_loss = records["plain"].train_loss
         records[method].step_seconds = records["plain"].step_seconds
     for method in trained_methods(config):
+        if len(records[method].train_loss) == config.epochs:
+            continue
         training = Training(config, trained, rows.labels, seed, in_step=method == "in-step")
-        for epoch in range(config.epochs):
+        if state is not None and state["method"] == method:
+            with restoring("the saved state"):
+                training.load_state_dict(state["training"])
+        state_of = partial(_state, labels_sha256(labels), records, method, training)
+        for epoch in range(training.epoch, config.epochs):
             try:
-                _run_epoch(training, records[method], evaluate)
+                _run_epoch(training, records[method], evaluate, partial(keep, state_of, False))
                 for repair in repairs if method == "plain" else ():
                     _repair(repair, config, training.model, rows, held_out, records[repair], evaluate)
             except _DivergedError as error:
@@ -137,13 +214,23 @@ def run_seed(
                     f"seed {seed}: {error}"
                 ) from error
             on_epoch(method, records[method].test_accuracy[-1])
+            keep(state_of, True)
     return SeedResult(
         seed, labels, {method: records[method] for method in METHODS if method in config.methods}
     )
 
 
-def _run_epoch(training: Training, record: Record, evaluate: Evaluator) -> None:
-    epoch = training.run_epoch()
+def _state(sha256: str, records: Mapping[str, Record], method: str, training: Training) -> dict[str, Any]:
+    return {
+        "labels_sha256": sha256,
+        "records": as_plain(records),
+        "method": method,
+        "training": training.state_dict(),
+    }
+
+
+def _run_epoch(training: Training, record: Record, evaluate: Evaluator, on_step: Callable[[], None]) -> None:
+    epoch = training.run_epoch(on_step)
     model = training.model
     if not math.isfinite(epoch.loss) or not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise _DivergedError(f"expected a finite loss and weights, got a mean loss of {epoch.loss}")

@@ -1,11 +1,18 @@
-"""Run folders: given their content whole or not at all, and never overwritten."""
+"""Run folders: settings from the start, a checkpoint while the run goes on, results when it is over.
 
+``config.yaml`` is there from the first moment on, ``checkpoint.pt`` as soon as there is something to lose.
+``metrics.json`` is the last of the results to appear: with it the run is complete, and the checkpoint goes.
+Each file is there whole or not at all, and no folder of another run is ever written to.
+"""
+
+import io
 import itertools
 import json
 import os
 import platform
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,70 +22,267 @@ import numpy as np
 import torch
 import yaml
 
+from lip_fast.harness.atomic import remove_leftovers, replacing, sync, temporary_name
 from lip_fast.harness.errors import UserError
+from lip_fast.harness.torch_files import load_torch
 
-__all__ = ["environment", "new_run", "write_json", "write_yaml"]
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are not told apart
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "CHECKPOINT",
+    "CONFIG",
+    "METRICS",
+    "RunFolder",
+    "environment",
+    "new_run",
+    "opened_run",
+    "write_json",
+    "write_yaml",
+]
+
+CONFIG = "config.yaml"
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.json"
+# The first entry of a checkpoint: what it is of. The number changes with what is in it.
+_FORMAT = "lip-fast train, 1"
+
+
+class RunFolder:
+    """The folder of one run, which this process alone works on.
+
+    Args:
+        path: of the folder.
+        lock: descriptor that holds the lock on it; None where there are no locks.
+    """
+
+    def __init__(self, path: Path, lock: int | None = None) -> None:
+        self.path = path
+        self._lock = lock
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is over: its results are all there."""
+        return (self.path / METRICS).exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.path / CHECKPOINT).exists()
+
+    @property
+    def continuation(self) -> str:
+        """The command that continues the run."""
+        return f"lip-fast train --resume {shlex.quote(str(self.path))}"
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint.
+
+        Args:
+            state: tensors, numbers, strings and containers of them.
+        """
+        # In memory first: torch reports a full disk as a RuntimeError, a file as what it is.
+        content = io.BytesIO()
+        torch.save({"format": _FORMAT, **state}, content)
+        with replacing(self.path / CHECKPOINT) as temporary:
+            temporary.write_bytes(content.getbuffer())
+
+    def load(self) -> dict[str, Any] | None:
+        """What :meth:`save` was last given; None where it never was.
+
+        No partial file can be met here, for a checkpoint gets its name when it is whole. Damage that came
+        later is found by the checksums that ``torch.save`` writes with every tensor.
+
+        Raises:
+            UserError: the checkpoint is damaged, or of another program or version.
+        """
+        path = self.path / CHECKPOINT
+        if not self.has_checkpoint:
+            return None
+        state = load_torch(path, "the checkpoint of a run")
+        if not isinstance(state, dict) or "format" not in state:
+            raise UserError(f"expected the checkpoint of a run, found something else in {path}")
+        if (found := state.pop("format")) != _FORMAT:
+            raise UserError(f"expected a checkpoint of {_FORMAT!r} in {path}, found {found!r}")
+        return state
+
+    def finish(self, write: Callable[[Path], None]) -> None:
+        """Complete the run; it can be done again where it was cut short.
+
+        Args:
+            write: writes the results to the folder that it is given, ``metrics.json`` among them.
+        """
+        staging = temporary_name(self.path / "results")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        write(staging)
+        files = sorted(staging.iterdir(), key=lambda file: (file.name == METRICS, file.name))
+        for file in files:
+            sync(file)
+        for file in files:
+            if file.name == METRICS:  # it says that the others are there
+                sync(self.path)
+            os.replace(file, self.path / file.name)
+        sync(self.path)
+        self.clean()
+
+    def clean(self) -> None:
+        """Remove what is of no use: leftovers of a killed process, and the checkpoint of a complete run."""
+        remove_leftovers(self.path)
+        if self.complete:
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let others work on the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 @contextmanager
-def new_run(out: Path, name: str | None) -> Iterator[tuple[Path, Path]]:
-    """Make a run folder while the block runs.
+def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """Make the folder of a run.
 
-    The name is taken at once, by an empty folder. Files are written to a hidden folder beside it, which
-    replaces it when the block ends; where the block fails or is interrupted, both disappear.
+    It disappears where the block fails for a reason of the run's own (:class:`UserError`), or before there is
+    a checkpoint; else it stays, to be continued.
 
     Args:
         out: folder to make it in; made if it is not there.
         name: of the run folder; None for the present time.
-
-    Yields:
-        the hidden folder to write to, and the path that it will have.
+        settings: written to ``config.yaml``.
 
     Raises:
         UserError: the name is no folder name or is taken, or the folder cannot be written.
+        KeyboardInterrupt: with a text that says how to continue, where that is possible.
     """
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+        raise UserError(f"expected --name to be the name of a folder, got {name!r}")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    target: Path | None = None
-    working: Path | None = None
+    folder = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        target = _claim(out, name)
-        working = out / f".{target.name}.partial"
-        shutil.rmtree(working, ignore_errors=True)  # the name is ours: this was left by a killed run
-        working.mkdir()
-        yield working, target
-        target.rmdir()
-        working.rename(target)
+        folder = _make(out, name, settings)
+        with _explaining(folder, stays=False):
+            yield folder
     except BaseException as error:
-        if working is not None:
-            shutil.rmtree(working, ignore_errors=True)
-        with suppress(OSError):  # a folder that others have put something into stays
-            for folder in made if target is None else [target, *made]:
-                folder.rmdir()
+        kept = folder is not None and (
+            folder.complete or (folder.has_checkpoint and not isinstance(error, UserError))
+        )
+        if folder is not None and not kept:
+            folder.close()
+            shutil.rmtree(folder.path, ignore_errors=True)
+        if not kept:
+            with suppress(OSError):  # a folder that others have put something into stays
+                for parent in made:
+                    parent.rmdir()
         if isinstance(error, OSError):
-            raise UserError(f"expected a folder that can be written, got {out}: {error}") from error
+            raise UserError(_not_written(out, error, folder if kept else None)) from error
         raise
+    finally:
+        if folder is not None:
+            folder.close()
 
 
-def _claim(out: Path, name: str | None) -> Path:
-    """An empty folder that no other run uses."""
-    if name is None:
-        now = f"{datetime.now():%Y%m%d-%H%M%S}"
-        names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
-        return next(out / name for name in names if _made(out / name))
-    if not name or Path(name).name != name or name.startswith("."):
-        raise UserError(f"expected --name to be the name of a folder, got {name!r}")
-    if not _made(out / name):
-        raise UserError(f"expected --name to be new, got {name!r}: {out / name} exists already")
-    return out / name
+@contextmanager
+def opened_run(path: Path) -> Iterator[RunFolder]:
+    """Open the folder of a run that was interrupted, or is complete.
 
-
-def _made(folder: Path) -> bool:
+    Raises:
+        UserError: it is no run folder, another process is at work on it, or it cannot be written.
+        KeyboardInterrupt: with a text that says how to continue.
+    """
+    if not path.is_dir():
+        raise UserError(f"expected --resume to be the folder of a run, found none at {path}")
+    if not (path / CONFIG).is_file():
+        raise UserError(f"expected --resume to be the folder of a run, found no {CONFIG} in {path}")
+    folder = RunFolder(path)
     try:
-        folder.mkdir()
-    except FileExistsError:
+        folder = RunFolder(path, _lock(path))
+        folder.clean()
+        with _explaining(folder, stays=True):
+            yield folder
+    except OSError as error:
+        raise UserError(_not_written(path, error, folder)) from error
+    finally:
+        folder.close()
+
+
+@contextmanager
+def _explaining(folder: RunFolder, *, stays: bool) -> Iterator[None]:
+    """Give an interruption a text that says how to continue, where the folder ``stays`` or has what to."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if folder.complete or not (stays or folder.has_checkpoint):
+            raise
+        raise KeyboardInterrupt(f"stopped; to continue: {folder.continuation}") from error
+
+
+def _not_written(path: Path, error: OSError, folder: RunFolder | None) -> str:
+    text = f"expected a folder that can be written, got {path}: {error}"
+    return text if folder is None or folder.complete else f"{text}; to continue: {folder.continuation}"
+
+
+def _make(out: Path, name: str | None, settings: Mapping[str, Any]) -> RunFolder:
+    """A folder that no other run uses, with its settings in it from the first moment on."""
+    now = f"{datetime.now():%Y%m%d-%H%M%S}"
+    later = (f"{now}-{number}" for number in itertools.count(2))
+    names = itertools.chain([now], later) if name is None else iter([name])
+    temporary = temporary_name(out / (name or now))
+    temporary.mkdir()
+    lock = None
+    try:
+        write_yaml(temporary / CONFIG, settings)
+        sync(temporary / CONFIG)
+        sync(temporary)
+        lock = _lock(temporary)  # before others can find it
+        target = next((out / name for name in names if _renamed(temporary, out / name)), None)
+        if target is None:
+            raise UserError(f"expected --name to be new, got {name!r}: {out / str(name)} exists already")
+        sync(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+        raise
+    # The name is ours: what else bears it was left by a process that was killed.
+    remove_leftovers(out, target.name)
+    return RunFolder(target, lock)
+
+
+def _renamed(folder: Path, target: Path) -> bool:
+    """Rename a folder with something in it, never over another: of two at once the second fails."""
+    if target.exists():
         return False
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if target.exists():
+            return False
+        raise
     return True
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a folder, until the descriptor is closed or the process is no more, however it ends.
+
+    Raises:
+        UserError: another process has the lock.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(f"expected a run that has stopped, found a process at work in {path}") from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["initialisation", "order_generator", "stream"]
+__all__ = ["BatchOrder", "initialisation", "stream"]
 
 # The place of a purpose in this tuple enters its stream: append, never reorder.
 PURPOSES = ("noise", "initialisation", "order", "split", "holdout")
@@ -22,9 +22,34 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, PURPOSES.index(purpose)])
 
 
-def order_generator(seed: int) -> torch.Generator:
-    """The torch generator that shuffles the batches: the same batches for every method."""
-    return torch.Generator().manual_seed(_torch_seed(seed, "order"))
+class BatchOrder:
+    """The order in which each epoch takes the samples: the same for every method, and in every process.
+
+    It is a function of seed and epoch alone, so that a place in it is told by two numbers: the epoch and the
+    batch.
+
+    Args:
+        seed: the experiment's seed, at least 0.
+        samples: number of training samples.
+    """
+
+    def __init__(self, seed: int, samples: int) -> None:
+        self._seed, self._samples = seed, samples
+        self._restart()
+
+    def epoch(self, number: int) -> torch.Tensor:
+        """(samples,) int64, a permutation; quickest in the order of epochs, counted from 0."""
+        if number < self._next:
+            self._restart()
+        while True:
+            order = torch.randperm(self._samples, generator=self._generator)
+            self._next += 1
+            if self._next > number:
+                return order
+
+    def _restart(self) -> None:
+        self._next = 0
+        self._generator = torch.Generator().manual_seed(_torch_seed(self._seed, "order"))
 
 
 @contextmanager

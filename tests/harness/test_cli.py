@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,14 +102,14 @@ def test_the_folders_config_repeats_the_run(finished, tmp_path: Path, capsys) ->
 
 
 def test_settings_are_read_as_what_they_are(tmp_path: Path) -> None:
-    assert parse_train([]) == TrainConfig()
+    assert parse_train([]).config == TrainConfig()
     for text, rank in (("5", 5), ("0.5", 0.5), ("auto", "auto")):
-        parsed = parse_train(["--rank", text]).rank
+        parsed = parse_train(["--rank", text]).config.rank
         assert (parsed, type(parsed)) == (rank, type(rank))
     (tmp_path / "c.yaml").write_text("epochs: 7\nhidden: [5, 6]\nlr: 1e-2\ndecay: null\n")
-    config = parse_train(["--config", str(tmp_path / "c.yaml"), "--epochs", "8", "--methods", "plain"])
+    config = parse_train(["--config", str(tmp_path / "c.yaml"), "--epochs", "8", "--methods", "plain"]).config
     assert config == TrainConfig(epochs=8, hidden=(5, 6), lr=0.01, decay=None, methods=("plain",))
-    assert parse_train(["--noise-rate", "0", "--clip", "false", "--tail-rank", "3"]) == TrainConfig(
+    assert parse_train(["--noise-rate", "0", "--clip", "false", "--tail-rank", "3"]).config == TrainConfig(
         noise_rate=0, clip=False, tail_rank=3
     )
 
@@ -207,20 +208,32 @@ def test_help_and_version(capsys) -> None:
     assert "--noise-rate" in capsys.readouterr().out
 
 
-def test_ctrl_c_stops_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_stops_in_one_line_and_says_how_to_continue(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a b"
     process = subprocess.Popen(
-        [sys.executable, "-m", "lip_fast", "train", "--epochs", "100000", "--out", str(tmp_path / "runs")],
+        [sys.executable, "-m", "lip_fast", "train", "--epochs", "100000", "--name", "a b"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        cwd=tmp_path,
     )
-    assert process.stdout is not None
-    process.stdout.readline()  # training begins now
+    while process.poll() is None and not (folder / "checkpoint.pt").exists():
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.strip() == "lip-fast train: stopped"
+    assert error == "\nlip-fast train: stopped; to continue: lip-fast train --resume 'runs/a b'\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "config.yaml"]
+
+
+def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(tmp_path: Path, capsys, monkeypatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lip_fast.harness.commands.train.run_seed", interrupt)
+    assert main([*TINY, "--out", str(tmp_path / "runs")]) == 130
+    assert capsys.readouterr().err == "\nlip-fast train: stopped\n"
     assert list(tmp_path.iterdir()) == []
 
 

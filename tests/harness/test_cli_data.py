@@ -72,7 +72,7 @@ def test_partial_labels_and_back_through_their_file(tmp_path: Path) -> None:
 
 
 def test_noise_none_is_a_name_and_no_null() -> None:
-    assert parse_train(["--noise", "none"]).noise == "none"
+    assert parse_train(["--noise", "none"]).config.noise == "none"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def rebuild_with(
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, step: Tensor, seed: int) -> Tensor:
-    """Round float32 to a narrower format up or down with the probability that makes the mean exact.
+    """Round to a narrower format than float32 up or down with the probability that makes the mean exact.
 
     Rounding to nearest loses every update below half a unit of the last place of the weight (2^-9 of it in
     bfloat16); in the mean, stochastic rounding loses none. Values the format holds stay as they are.
@@ -65,5 +65,6 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, step: Tensor, seed: int) -> 
     # One stream a step: resuming at a step draws the same bits.
     generator.manual_seed((seed * 0x9E3779B97F4A7C15 + int(step)) & 0x7FFFFFFFFFFFFFFF)
     noise = torch.randint(0, 1 << bits, x.shape, generator=generator, dtype=torch.int32, device=x.device)
-    rounded = (x.contiguous().view(torch.int32) + noise) & -(1 << bits)
+    # A float64 is rounded to nearest first: by 2^-24 of it, which is nothing beside 2^-8.
+    rounded = (x.float().contiguous().view(torch.int32) + noise) & -(1 << bits)
     return rounded.view(torch.float32).to(dtype)

@@ -18,10 +18,10 @@ def write_fresh_columns(out: Tensor, step: Tensor, seed: int) -> None:
     columns, rows = out.shape
     module, stream = module_and_stream(out.device)
     module.fresh_columns(
-        address("out", out, (columns, rows), torch.float32, step.device),
+        address("out", out, (columns, rows), torch.float32, out.device),
         rows,
         columns,
-        address("step", step, (), torch.int64, step.device),
+        address("step", step, (), torch.int64, out.device),
         seed,
         stream,
     )

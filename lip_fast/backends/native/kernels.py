@@ -44,8 +44,10 @@ def _always(*arguments: Any) -> bool:
     return True
 
 
-def _can_refit(S: Tensor, numerator: Tensor, *rest: Any) -> bool:
-    return S.dtype in (torch.float32, torch.float64) and numerator.dtype == torch.float64
+def _can_refit(S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, *rest: Any) -> bool:
+    return S.dtype in (torch.float32, torch.float64) and all(
+        X.dtype == torch.float64 for X in (numerator, denominator, energy)
+    )
 
 
 def _can_rebuild(M: Tensor, A: Tensor, *rest: Any) -> bool:
@@ -62,7 +64,9 @@ def _pays_small_svd(T: Tensor, start: Tensor | None) -> bool:
 
 def _can_label_sums(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
     single = X.dtype == A.dtype == B.dtype == torch.float32
-    return single and Y.dim() == 1 and (bias is None or bias.dtype == torch.float32)
+    return (
+        single and Y.dim() == 1 and Y.dtype == torch.int64 and (bias is None or bias.dtype == torch.float32)
+    )
 
 
 def _pays_label_sums(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:

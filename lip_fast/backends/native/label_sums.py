@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lip_fast.backends.native.front_door import module_and_stream
+from lip_fast.backends.native.front_door import address, module_and_stream
 from lip_fast.targets import IGNORE_INDEX
 
 
@@ -25,14 +25,14 @@ def label_sums(
         n,
         q,
         X.stride(0),
-        Y.data_ptr(),
+        address("Y", Y, (n,), torch.int64, X.device),
         A.data_ptr(),
         l,
         *A.stride(),
         B.data_ptr(),
         *B.stride(),
         r,
-        0 if bias is None else bias.data_ptr(),
+        0 if bias is None else address("bias", bias, (l,), torch.float32, X.device),
         IGNORE_INDEX,
         numerator.data_ptr(),
         denominator.data_ptr(),

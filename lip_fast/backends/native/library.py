@@ -6,11 +6,12 @@ The CUDA module is not loaded where torch sees no device.
 import functools
 import importlib
 import importlib.metadata
+import re
 from types import ModuleType
 
 import torch
 
-__all__ = ["cpu", "cuda", "problems"]
+__all__ = ["covers", "cpu", "cuda", "problems", "serves"]
 
 _problems: dict[str, str] = {}
 
@@ -37,6 +38,46 @@ def cuda() -> ModuleType | None:
         )
         return None
     return module
+
+
+@functools.cache
+def serves(index: int) -> bool:
+    """Whether the CUDA module holds code for this device; asked when the first tensor of it comes.
+
+    At import nothing is asked of a device: processes that are forked later could not use it.
+    """
+    module = cuda()
+    return (
+        module is not None and covers(module.CUDA_ARCHS, torch.cuda.get_device_capability(index)) is not False
+    )
+
+
+def covers(archs: str, capability: tuple[int, int]) -> bool | None:
+    """Whether code for ``archs`` runs on a device.
+
+    Args:
+        archs: as the CUDA extension lists them, e.g. ``80;90a;120+PTX``.
+        capability: of the device, e.g. (9, 0).
+
+    Returns:
+        None where the list cannot be read.
+    """
+    number = 10 * capability[0] + capability[1]
+    for entry in archs.split(";"):
+        match = re.fullmatch(r"(\d+)([af]?)(\+PTX)?", entry)
+        if match is None:
+            return None
+        held = int(match[1])
+        # Machine code runs within its major version, from its minor one on; with a suffix, on that device
+        # ("a") or family ("f") alone. PTX without a suffix is compiled for whatever is newer.
+        same_major = held // 10 == number // 10 and held <= number
+        if (
+            held == number
+            or (same_major and match[2] != "a")
+            or (match[3] and not match[2] and held <= number)
+        ):
+            return True
+    return False
 
 
 def problems() -> dict[str, str]:

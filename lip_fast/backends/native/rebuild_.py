@@ -1,5 +1,6 @@
 """Write the weight; into narrow formats rounded by bits of a counter, the same on every device."""
 
+import torch
 from torch import Tensor
 
 from lip_fast.backends.default.rebuild_ import DROPPED_BITS, rebuild_with
@@ -25,7 +26,7 @@ def rebuild_(
             address("the new weight", new, M.shape, new.dtype, M.device),
             *M.shape,
             DROPPED_BITS[M.dtype],
-            step.data_ptr(),
+            address("step", step, (), torch.int64, M.device),
             seed,
             stream,
         )

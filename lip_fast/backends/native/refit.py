@@ -18,6 +18,8 @@ def refit(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """s (r,), ok (), clipped (). See :func:`lip_fast.ops.refit`."""
     device, r, t = S.device, len(numerator), len(S)
+    S, numerator, denominator = S.contiguous(), numerator.contiguous(), denominator.contiguous()
+    S, numerator, denominator = S.contiguous(), numerator.contiguous(), denominator.contiguous()
     s = S.new_empty(r)
     sound = torch.empty_like(ok)
     clipped = S.new_empty((), dtype=torch.int64)

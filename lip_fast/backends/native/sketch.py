@@ -18,6 +18,7 @@ def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         module, stream = module_and_stream(M.device)
         values = module.one_read_workspace(l, q, m)
         if values >= 0 and M.stride(1) == 1 and M.stride(0) % 4 == 0 and M.data_ptr() % 16 == 0:
+            V = V.mT.contiguous().mT
             Yt, Zt, workspace = V.new_empty(m, l), V.new_empty(m, q), V.new_empty(values)
             module.one_read(
                 M.data_ptr(),

@@ -14,8 +14,9 @@ __all__ = ["checked_features", "checked_labels", "class_map", "explain_error", "
 
 
 def explain_error(error: Exception) -> str:
-    """Kind and text of an exception, cut to what fits a line."""
-    return (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)[:300]
+    """Kind and text of an exception, as one line cut to what fits."""
+    text = " ".join(str(error).split())
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:300]
 
 
 @contextmanager

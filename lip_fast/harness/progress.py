@@ -1,0 +1,192 @@
+"""How far a run is: saved in its folder as it goes, and taken up again from there."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lip_fast.backends import served
+from lip_fast.harness.config import TrainConfig, option
+from lip_fast.harness.data import Dataset
+from lip_fast.harness.errors import UserError
+from lip_fast.harness.experiment import (
+    Record,
+    SeedResult,
+    as_plain,
+    check_labels,
+    epochs_done,
+    restoring,
+    trained_methods,
+)
+from lip_fast.harness.labels import training_labels
+from lip_fast.harness.noise import labels_sha256
+from lip_fast.harness.runs import RunFolder, environment
+
+__all__ = ["Pace", "Progress"]
+
+# Saving may take this share of the time: a file that is flushed costs as much as an epoch of a tiny network.
+_SHARE = 0.02
+# Seconds after which the middle of an epoch is saved, for epochs that take hours.
+_LONG = 60.0
+
+
+class Pace:
+    """When a checkpoint is due.
+
+    Args:
+        every: after so many steps; None for the end of each epoch, but where epochs are so short that saving
+            would take more than 2% of the time, and in the middle of an epoch that is longer than a minute.
+    """
+
+    def __init__(self, every: int | None) -> None:
+        self._every = every
+        self._steps = 0
+        self._cost = 0.0
+        self._last = time.perf_counter()
+
+    def due(self, *, epoch: bool) -> bool:
+        """Whether one is due now, after a step or after all that belongs to an ``epoch``."""
+        if self._every is not None:
+            self._steps += not epoch
+            return self._steps >= self._every
+        wait = self._cost / _SHARE
+        return time.perf_counter() - self._last >= (wait if epoch else max(wait, _LONG))
+
+    def saved(self, seconds: float) -> None:
+        """Note that one was saved, and how long that took."""
+        self._steps, self._cost, self._last = 0, seconds, time.perf_counter()
+
+
+class Progress:
+    """The finished seeds of a run and the one under way.
+
+    Times are those of the work that counts. ``seconds`` is the wall time of all sessions, of one that was
+    killed up to its last checkpoint; what was lost and done again is not in it, nor in the times of steps.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        dataset: its data.
+
+    Attributes:
+        results: of the finished seeds, in their order.
+        current: the state of the seed under way, as loaded; None where it begins.
+        epochs: of all trainings, that were loaded.
+        sessions: how many processes the run has taken.
+        notes: what else than the settings has changed since the run began, and may change the bits.
+    """
+
+    def __init__(self, folder: RunFolder, config: TrainConfig, dataset: Dataset) -> None:
+        self.results: list[SeedResult] = []
+        self.current: Mapping[str, Any] | None = None
+        self.epochs = 0
+        self.sessions = 1
+        self.notes: list[str] = []
+        self._folder, self._config = folder, config
+        self._data = _fingerprint(dataset)
+        self._software = _software()
+        self._earlier, self._start = 0.0, time.perf_counter()
+        self._pace = Pace(config.checkpoint_every)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, without what was lost."""
+        return self._earlier + time.perf_counter() - self._start
+
+    def load(self, dataset: Dataset) -> None:
+        """Take the run up where its last checkpoint was; from its beginning where there is none.
+
+        Raises:
+            UserError: the checkpoint is damaged, or of other settings, data or labels.
+        """
+        state = self._folder.load()
+        if state is None:
+            return
+        place = f"the checkpoint in {self._folder.path}"
+        with restoring(place):
+            settings = self._config.as_dict()
+            for name in sorted(settings.keys() | state["settings"].keys()):
+                began, now = state["settings"].get(name), settings.get(name)
+                if began != now:
+                    raise UserError(
+                        f"expected {option(name)} {began} in the settings of {self._folder.path}, with which "
+                        f"its checkpoint was made, found {now}"
+                    )
+            if state["data"] != self._data:
+                raise UserError(
+                    f"expected data with hash {state['data'][:12]}, with which the run began, "
+                    f"found {self._data[:12]} in {self._config.data}"
+                )
+            self.notes = [
+                f"{name} was {began}, is {self._software.get(name)}"
+                for name, began in state["software"].items()
+                if began != self._software.get(name)
+            ]
+            self._software = state["software"]
+            self.results = [
+                self._result(seed, saved, dataset) for seed, saved in enumerate(state["finished"])
+            ]
+            self.epochs = len(self.results) * len(trained_methods(self._config)) * self._config.epochs
+            if (current := state["current"]) is not None:
+                seed = len(self.results)
+                check_labels(seed, self._labels(seed, dataset), current["labels_sha256"])
+                self.epochs += epochs_done(current)
+                self.current = current
+            self.sessions = state["sessions"] + 1
+            self._earlier = state["seconds"]
+
+    def keep(self, state: Callable[[], dict[str, Any]], epoch: bool) -> None:
+        """Save the state of the seed under way, where a checkpoint is due."""
+        if self._pace.due(epoch=epoch):
+            self.save(state)
+
+    def finish_seed(self, result: SeedResult) -> None:
+        """Note that a seed is done."""
+        self.results.append(result)
+        self.current = None
+
+    def save(self, current: Callable[[], dict[str, Any] | None] = lambda: None) -> None:
+        """Save a checkpoint now, with the state of the seed under way where there is one."""
+        start = time.perf_counter()
+        self._folder.save(
+            {
+                "settings": self._config.as_dict(),
+                "data": self._data,
+                "software": self._software,
+                "seconds": self.seconds,
+                "sessions": self.sessions,
+                "finished": [
+                    {"labels_sha256": labels_sha256(result.labels), "records": as_plain(result.records)}
+                    for result in self.results
+                ],
+                "current": current(),
+            }
+        )
+        self._pace.saved(time.perf_counter() - start)
+
+    def _result(self, seed: int, saved: Mapping[str, Any], dataset: Dataset) -> SeedResult:
+        labels = self._labels(seed, dataset)
+        check_labels(seed, labels, saved["labels_sha256"])
+        return SeedResult(seed, labels, {m: Record(**values) for m, values in saved["records"].items()})
+
+    def _labels(self, seed: int, dataset: Dataset) -> np.ndarray:
+        config = self._config
+        return training_labels(config.noise, config.noise_rate, dataset.for_seed(seed), seed)
+
+
+def _software() -> dict[str, str]:
+    """What the bits depend on beside settings and data."""
+    versions = environment()
+    software = {name: str(versions[name]) for name in ("torch", "numpy", "machine", "threads")}
+    return software | {f"the kernel of {row.op}": row.backend for row in served() if row.device == "cpu"}
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """SHA-256 (hex) of the data."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_features, dataset.train_labels, dataset.test_features, dataset.test_labels):
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
