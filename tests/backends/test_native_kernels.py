@@ -120,6 +120,46 @@ def test_small_svd_is_lapacks(dtype: torch.dtype, shape: tuple[int, ...]) -> Non
         assert int(small_svd(T, cold[2])[3].max()) <= 2  # from its own answer there is nothing left to turn
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_that_collapse_are_orthogonal_or_none(dtype: torch.dtype) -> None:
+    # Equal rows: a rotation leaves of some columns mere rounding, which is orthogonal to nothing by itself.
+    g = torch.Generator().manual_seed(3)
+    T = torch.randn(60, 12, 12, generator=g, dtype=dtype)
+    for n in range(len(T)):
+        T[n, 0] = T[n, 1 + n % 11]
+    U, S, V, _, status = small_svd(torch.cat([T, torch.ones(1, 12, 12, dtype=dtype)]), None)
+    assert torch.all((status == 0) | (status == RANK_DEFICIENT))
+    assert torch.all((S > 0).sum(-1)[status == 0] == 12)
+    gram = U.double().mT @ U.double()
+    directions = torch.diag_embed((S > 0).double())
+    assert float((gram - directions).abs().max()) < 1e-4
+    assert torch.all((V.double().mT @ V.double() - torch.eye(12)).abs() < 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (10, 64), (64, 10)])
+def test_tail_svd_of_equal_rows(shape: tuple[int, int]) -> None:
+    for M in (torch.ones(shape), torch.ones(shape) * torch.arange(1.0, shape[0] + 1)[:, None]):
+        A, S, B, status = tail_svd(M, 1)
+        assert int(status) == 0
+        assert float(S[1:].max()) < 1e-6 * float(S[0])
+        # The large side has no directions there, the small side whatever is orthogonal.
+        large = B if shape[0] <= shape[1] else A
+        assert not large.any()
+
+
+def test_a_basis_that_no_longer_fits_is_found_anew() -> None:
+    g = torch.Generator().manual_seed(4)
+    M = torch.randn(40, 60, generator=g)
+    M += 1000 * torch.outer(torch.randn(40, generator=g), torch.randn(60, generator=g))
+    basis = torch.linalg.qr(torch.randn(60, 24, generator=g)).Q.mT.contiguous().mT
+    statuses = []
+    for step in range(6):
+        _, _, basis, status = warm_svd(M, basis, torch.tensor(step), 8, 0)
+        statuses.append(int(status))
+    assert statuses[0] == RANK_DEFICIENT
+    assert statuses[-1] == 0
+
+
 def test_small_svd_takes_any_strides() -> None:
     T = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
     for a, b in zip(
