@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,9 +59,20 @@ def _compile(source: str, folder: Path) -> list[Kernel]:
     # Device code alone: what g++ makes of the host's half is the build's own business.
     command = [str(NVCC), "-fatbin", *build_native.NVCC_FLAGS, "-Icsrc", "-Xptxas=-v", *gencode, source]
     output = folder / f"{Path(source).stem}.fatbin"
-    result = subprocess.run([*command, "-o", output], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    result = _started([*command, "-o", str(output)])
     assert result.returncode == 0, result.stderr
     return _kernels(result.stderr)
+
+
+def _started(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run a compiler; a machine short of memory may refuse to start it, and do so a moment later."""
+    for seconds in (1, 5, 25):
+        try:
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        except OSError as error:
+            print(f"{command[0]} was not started, once more in {seconds} s: {error}", file=sys.stderr)
+            time.sleep(seconds)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def _kernels(report: str) -> list[Kernel]:
