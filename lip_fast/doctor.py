@@ -21,6 +21,7 @@ import torch
 
 import lip_fast
 from lip_fast import backends
+from lip_fast.backends import triton
 from lip_fast.backends.native import library
 
 __all__ = ["main"]
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
 
     _print_section("versions", _versions(), indent=2)
     _print_section("machine", [("platform", _platform()), *_devices(driver, has_device)], indent=2)
-    _print_section("extensions", [row for extension in extensions for row in _describe(extension)], indent=2)
+    rows = [row for extension in extensions for row in _describe(extension)]
+    _print_section("extensions", [*rows, *_triton(served)], indent=2)
     variables = backends.environment()
     _print_section(
         "environment", variables.items() or [("none of the variables that are heeded is set",)], indent=2
@@ -85,7 +87,7 @@ def _versions() -> list[tuple[str, str]]:
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__}, " + (f"for CUDA {cuda}" if cuda else "without CUDA")),
         ("numpy", _version("numpy") or "not installed"),
-        ("triton", _version("triton") or "not installed"),
+        ("triton", triton.version() or "not installed"),
     ]
 
 
@@ -208,6 +210,15 @@ def _describe(extension: Extension) -> list[tuple[str, str]]:
             details.append(f"code for {extension.module.CUDA_ARCHS}")
         rows.append(("", ", ".join(details)))
     return rows if extension.path is None else [*rows, ("", extension.path)]
+
+
+def _triton(served: Sequence[backends.Served]) -> list[tuple[str, str]]:
+    """Whether Triton is used, and for what."""
+    device = served[-1].device if served else "cuda"
+    if problem := backends.triton_problem(device):
+        return [("triton", f"not used: {problem}")]
+    ops = sorted({row.op for row in served if row.backend == "triton"})
+    return [("triton", "used"), ("", f"serves {', '.join(ops)}" if ops else "serves no op")]
 
 
 def _served() -> tuple[list[backends.Served], list[str]]:

@@ -19,11 +19,17 @@ from lip_fast import backends
 from lip_fast.targets import CSR, Targets
 
 __all__ = [
+    "adamw_project",
+    "adamw_rebuild_",
+    "adamw_sketch_",
     "fresh_columns",
     "label_sums",
     "orthonormalize",
     "rebuild_",
     "refit",
+    "sgd_project",
+    "sgd_rebuild_",
+    "sgd_sketch_",
     "sketch",
     "small_svd",
     "tail_svd",
@@ -68,6 +74,52 @@ class Refit(NamedTuple):
     s: Tensor
     ok: Tensor
     clipped: Tensor
+
+
+class AdamWState(NamedTuple):
+    """What ``torch.optim.AdamW`` keeps of a weight: each (l, q), with the strides of the weight for speed."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None = None
+    """Only with amsgrad."""
+
+
+class AdamWRule(NamedTuple):
+    """How ``torch.optim.AdamW`` updates a weight.
+
+    ``lr`` and ``update_count`` (``state["step"]``, already increased for this step) are 0-d tensors on the
+    device of the weight.
+    """
+
+    lr: Tensor
+    update_count: Tensor
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    maximize: bool = False
+
+
+class SGDRule(NamedTuple):
+    """How ``torch.optim.SGD`` updates a weight; ``lr`` is a 0-d tensor on the device of the weight."""
+
+    lr: Tensor
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    maximize: bool = False
+
+
+class Scaling(NamedTuple):
+    """What ``torch.amp.GradScaler`` tells a fused optimizer: 0-d float32 tensors, or None.
+
+    The gradient is divided by ``grad_scale``, in place; where ``found_inf`` is not 0, nothing is written.
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
 
 def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
@@ -560,6 +612,534 @@ def rebuild_(
     return written
 
 
+# an optimizer's update within the step -------------------------------------------------------------------
+#
+# Three ops an optimizer, which together read and write a large weight as seldom as can be: the update with
+# the first product of the power step, the second product, and the write. Until the last, the updated weight
+# M' need not exist: M' is a function of M and the updated state, computed where it is needed.
+
+_NO_SCALING = Scaling()
+
+
+def _check_update(
+    M: Tensor, like_weight: dict[str, Tensor | None], scalars: dict[str, Tensor | None]
+) -> None:
+    _check_matrix("M", M)
+    for name, X in like_weight.items():
+        if X is None:
+            continue
+        _check_matrix(name, X)
+        _expect(X.shape == M.shape, f"{name} of shape {_shape(M)}", _shape(X))
+        _expect(X.device == M.device, f"{name} on {M.device}, where M is", f"{X.device}")
+    for name, x in scalars.items():
+        if x is None:
+            continue
+        _expect(x.dim() == 0, f"{name} of shape ()", _shape(x))
+        _expect(x.device == M.device, f"{name} on {M.device}, where M is", f"{x.device}")
+        if not x.is_floating_point():
+            raise TypeError(f"expected {name} in a floating-point dtype, got {x.dtype}")
+
+
+def _check_adamw(
+    M: Tensor,
+    state: AdamWState,
+    rule: AdamWRule,
+    scaling: Scaling,
+    grad: Tensor | None = None,
+) -> None:
+    _check_update(
+        M,
+        {"grad": grad, **state._asdict()},
+        {"lr": rule.lr, "update_count": rule.update_count, **scaling._asdict()},
+    )
+    for name, beta in (("beta1", rule.beta1), ("beta2", rule.beta2)):
+        _expect(0 <= beta < 1, f"{name} in [0, 1)", f"{beta}")
+
+
+def _check_sgd(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    rule: SGDRule,
+    scaling: Scaling,
+) -> None:
+    _check_update(M, {"grad": grad, "momentum_buffer": momentum_buffer}, {"lr": rule.lr, **scaling._asdict()})
+    needed = rule.momentum != 0
+    _expect(
+        needed == (momentum_buffer is not None),
+        f"{'a' if needed else 'no'} momentum_buffer with momentum {rule.momentum}",
+        "none" if needed else "one",
+    )
+    _expect(
+        not rule.nesterov or (needed and rule.dampening == 0),
+        "momentum and no dampening with nesterov",
+        f"momentum {rule.momentum} and dampening {rule.dampening}",
+    )
+
+
+def _check_projected(M: Tensor, Y: Tensor) -> None:
+    _check_matrix("Y", Y, _COMPUTE_DTYPES)
+    _expect(Y.shape[0] == M.shape[0], f"Y with {M.shape[0]} rows (the rows of M)", _shape(Y))
+    _expect(Y.device == M.device, f"Y on {M.device}, where M is", f"{Y.device}")
+
+
+def _check_written(M: Tensor, A: Tensor, s: Tensor, B: Tensor, ok: Tensor, step: Tensor, seed: int) -> None:
+    _check_rebuild(M, A, s, B, step, seed)
+    _expect(ok.dim() == 0, "ok of shape ()", _shape(ok))
+    for name, X in (("A", A), ("ok", ok)):
+        _expect(X.device == M.device, f"{name} on {M.device}, where M is", f"{X.device}")
+
+
+def _columns(like: Tensor, rows: int) -> Tensor:
+    return like.new_empty(like.shape[1], rows).mT
+
+
+def _fake_adamw_sketch_(
+    M: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    V: Tensor,
+    lr: Tensor,
+    update_count: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    write: bool,
+) -> Tensor:
+    state = AdamWState(exp_avg, exp_avg_sq, max_exp_avg_sq)
+    rule = AdamWRule(lr, update_count, beta1, beta2, eps, weight_decay, maximize)
+    _check_adamw(M, state, rule, Scaling(grad_scale, found_inf), grad)
+    _check_sketch(M, V)
+    return _columns(V, M.shape[0])
+
+
+_define(
+    "adamw_sketch_",
+    "(Tensor(a!) M, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!)? max_exp_avg_sq,"
+    " Tensor V, Tensor lr, Tensor update_count, Tensor? grad_scale, Tensor? found_inf, float beta1,"
+    " float beta2, float eps, float weight_decay, bool maximize, bool write) -> Tensor",
+    _fake_adamw_sketch_,
+)
+
+
+def adamw_sketch_(
+    M: Tensor,
+    grad: Tensor,
+    state: AdamWState,
+    V: Tensor,
+    rule: AdamWRule,
+    *,
+    write: bool,
+    scaling: Scaling = _NO_SCALING,
+) -> Tensor:
+    """AdamW's update of a weight and the first product of the power step, in one pass: Y = M' V.
+
+    With g = grad / grad_scale (-g to maximize), rounded to the dtype of ``grad``, and n the update count::
+
+        m = beta1 m + (1 - beta1) g            v = beta2 v + (1 - beta2) g^2        u = v, or max(u, v)
+        M' = (1 - lr weight_decay) M - lr m / (1 - beta1^n) / (sqrt(u / (1 - beta2^n)) + eps)
+
+    m, v and u are rounded to the dtypes of the state before M' is taken from them, so that M' is a function
+    of M and the updated state. Where ``found_inf`` is not 0 nothing is written, and Y = M V.
+
+    Args:
+        M: (l, q) floating point. Written iff ``write``: M', rounded to nearest.
+        grad: (l, q) floating point. Written iff there is a ``grad_scale``: the gradient without it.
+        state: written.
+        V: (q, m) float32 or float64, its columns contiguous for speed.
+        rule: of the update.
+        write: whether M' is stored. If not, :func:`adamw_rebuild_` must follow.
+        scaling: of the gradient.
+
+    Returns:
+        Y (l, m), its columns contiguous, in the dtype of ``V``: of M' as stored where it is, else of M'
+        before it is rounded to the dtype of M.
+    """
+    _check_adamw(M, state, rule, scaling, grad)
+    _check_sketch(M, V)
+    Y: Tensor = _adamw_sketch_(M, grad, *state, V, rule.lr, rule.update_count, *scaling, *rule[2:], write)
+    _increment_versions(M if write else None, grad if scaling.grad_scale is not None else None, *state)
+    return Y
+
+
+def _fake_adamw_project(
+    M: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    Y: Tensor,
+    lr: Tensor,
+    update_count: Tensor,
+    found_inf: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> Tensor:
+    state = AdamWState(exp_avg, exp_avg_sq, max_exp_avg_sq)
+    rule = AdamWRule(lr, update_count, beta1, beta2, eps, weight_decay)
+    _check_adamw(M, state, rule, Scaling(None, found_inf))
+    _check_projected(M, Y)
+    return _columns(Y, M.shape[1])
+
+
+_define(
+    "adamw_project",
+    "(Tensor M, Tensor exp_avg, Tensor exp_avg_sq, Tensor? max_exp_avg_sq, Tensor Y, Tensor lr,"
+    " Tensor update_count, Tensor? found_inf, float beta1, float beta2, float eps, float weight_decay) -> Tensor",
+    _fake_adamw_project,
+)
+
+
+def adamw_project(
+    M: Tensor, state: AdamWState, Y: Tensor, rule: AdamWRule, *, found_inf: Tensor | None = None
+) -> Tensor:
+    """Z = M'^T Y of a weight that :func:`adamw_sketch_` updated and did not write.
+
+    Args:
+        M: (l, q) floating point, as it was before the update.
+        state: as updated.
+        Y: (l, m) float32 or float64, its columns contiguous for speed.
+        rule: of the update.
+        found_inf: as in the update: where it is not 0, M' = M.
+
+    Returns:
+        Z (q, m), its columns contiguous, in the dtype of ``Y``.
+    """
+    _check_adamw(M, state, rule, Scaling(None, found_inf))
+    _check_projected(M, Y)
+    Z: Tensor = _adamw_project(M, *state, Y, rule.lr, rule.update_count, found_inf, *rule[2:6])
+    return Z
+
+
+def _fake_adamw_rebuild_(
+    M: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    A: Tensor,
+    s: Tensor,
+    B: Tensor,
+    ok: Tensor,
+    lr: Tensor,
+    update_count: Tensor,
+    step: Tensor,
+    found_inf: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    accumulate: bool,
+    seed: int,
+) -> Tensor:
+    state = AdamWState(exp_avg, exp_avg_sq, max_exp_avg_sq)
+    rule = AdamWRule(lr, update_count, beta1, beta2, eps, weight_decay)
+    _check_adamw(M, state, rule, Scaling(None, found_inf))
+    _check_written(M, A, s, B, ok, step, seed)
+    return torch.empty_like(ok)
+
+
+_define(
+    "adamw_rebuild_",
+    "(Tensor(a!) M, Tensor exp_avg, Tensor exp_avg_sq, Tensor? max_exp_avg_sq, Tensor A, Tensor s, Tensor B,"
+    " Tensor ok, Tensor lr, Tensor update_count, Tensor step, Tensor? found_inf, float beta1, float beta2,"
+    " float eps, float weight_decay, bool accumulate, int seed) -> Tensor",
+    _fake_adamw_rebuild_,
+)
+
+
+def adamw_rebuild_(
+    M: Tensor,
+    state: AdamWState,
+    A: Tensor,
+    s: Tensor,
+    B: Tensor,
+    rule: AdamWRule,
+    *,
+    ok: Tensor,
+    step: Tensor,
+    accumulate: bool,
+    seed: int,
+    found_inf: Tensor | None = None,
+) -> Tensor:
+    """Write the weight that :func:`adamw_sketch_` updated and did not write, once and for all.
+
+    Where ``ok``: A diag(s) B^T, or with ``accumulate`` M' + A diag(s) B^T; stochastically rounded into
+    bfloat16 and float16, by bits of (seed, step), as :func:`rebuild_` does. Elsewhere: M' rounded to nearest,
+    the bits that the update alone would have written. Where ``found_inf`` is not 0, M stays as it is.
+
+    Args:
+        M: (l, q) floating point, as it was before the update; written in place.
+        state: as updated.
+        A: (l, t) float32 or float64.
+        s: (t,) in the dtype of ``A``.
+        B: (q, t) in the dtype of ``A``.
+        rule: of the update.
+        ok: () bool.
+        step: () int64.
+        accumulate: add to M' rather than replace it.
+        seed: of the rounding.
+        found_inf: as in the update.
+
+    Returns:
+        () bool: whether the factors were written; not where float16 could not hold their product.
+    """
+    _check_adamw(M, state, rule, Scaling(None, found_inf))
+    _check_written(M, A, s, B, ok, step, seed)
+    written: Tensor = _adamw_rebuild_(
+        M, *state, A, s, B, ok, rule.lr, rule.update_count, step, found_inf, *rule[2:6], accumulate, seed
+    )
+    torch.autograd.graph.increment_version(M)
+    return written
+
+
+def _fake_sgd_sketch_(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    V: Tensor,
+    lr: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    write: bool,
+) -> Tensor:
+    rule = SGDRule(lr, momentum, dampening, weight_decay, nesterov, maximize)
+    _check_sgd(M, grad, momentum_buffer, rule, Scaling(grad_scale, found_inf))
+    _check_sketch(M, V)
+    return _columns(V, M.shape[0])
+
+
+_define(
+    "sgd_sketch_",
+    "(Tensor(a!) M, Tensor(b!) grad, Tensor(c!)? momentum_buffer, Tensor V, Tensor lr, Tensor? grad_scale,"
+    " Tensor? found_inf, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize,"
+    " bool first, bool write) -> Tensor",
+    _fake_sgd_sketch_,
+)
+
+
+def sgd_sketch_(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    V: Tensor,
+    rule: SGDRule,
+    *,
+    first: bool,
+    write: bool,
+    scaling: Scaling = _NO_SCALING,
+) -> Tensor:
+    """The update of SGD and the first product of the power step, in one pass: Y = M' V.
+
+    With g = grad / grad_scale, rounded to the dtype of ``grad``::
+
+        d = g (-g to maximize) + weight_decay M
+        b = momentum b + (1 - dampening) d                    b = d in the first step
+        M' = M - lr b                                         M - lr (d + momentum b) with nesterov
+
+    (without momentum, M - lr d). b is rounded to the dtype of the buffer before M' is taken from it, so that
+    M' is a function of M, the gradient and the updated buffer. Where ``found_inf`` is not 0 nothing is
+    written, and Y = M V.
+
+    Args:
+        M: (l, q) floating point. Written iff ``write``: M', rounded to nearest.
+        grad: (l, q) floating point. Written iff there is a ``grad_scale``: the gradient without it.
+        momentum_buffer: (l, q) floating point, written; None without momentum.
+        V: (q, m) float32 or float64, its columns contiguous for speed.
+        rule: of the update.
+        first: the buffer holds nothing yet, and is not read.
+        write: whether M' is stored. If not, :func:`sgd_rebuild_` must follow.
+        scaling: of the gradient.
+
+    Returns:
+        Y (l, m), its columns contiguous, in the dtype of ``V``: of M' as stored where it is, else of M'
+        before it is rounded to the dtype of M.
+    """
+    _check_sgd(M, grad, momentum_buffer, rule, scaling)
+    _check_sketch(M, V)
+    Y: Tensor = _sgd_sketch_(M, grad, momentum_buffer, V, rule.lr, *scaling, *rule[1:], first, write)
+    _increment_versions(
+        M if write else None, grad if scaling.grad_scale is not None else None, momentum_buffer
+    )
+    return Y
+
+
+def _fake_sgd_project(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    Y: Tensor,
+    lr: Tensor,
+    found_inf: Tensor | None,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> Tensor:
+    rule = SGDRule(lr, momentum, 0.0, weight_decay, nesterov, maximize)
+    _check_sgd(M, grad, momentum_buffer, rule, Scaling(None, found_inf))
+    _check_projected(M, Y)
+    return _columns(Y, M.shape[1])
+
+
+_define(
+    "sgd_project",
+    "(Tensor M, Tensor grad, Tensor? momentum_buffer, Tensor Y, Tensor lr, Tensor? found_inf, float momentum,"
+    " float weight_decay, bool nesterov, bool maximize) -> Tensor",
+    _fake_sgd_project,
+)
+
+
+def sgd_project(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    Y: Tensor,
+    rule: SGDRule,
+    *,
+    found_inf: Tensor | None = None,
+) -> Tensor:
+    """Z = M'^T Y of a weight that :func:`sgd_sketch_` updated and did not write.
+
+    Args:
+        M: (l, q) floating point, as it was before the update.
+        grad: (l, q), as the update left it.
+        momentum_buffer: as updated; None without momentum.
+        Y: (l, m) float32 or float64, its columns contiguous for speed.
+        rule: of the update.
+        found_inf: as in the update: where it is not 0, M' = M.
+
+    Returns:
+        Z (q, m), its columns contiguous, in the dtype of ``Y``.
+    """
+    _check_sgd(M, grad, momentum_buffer, rule, Scaling(None, found_inf))
+    _check_projected(M, Y)
+    Z: Tensor = _sgd_project(
+        M,
+        grad,
+        momentum_buffer,
+        Y,
+        rule.lr,
+        found_inf,
+        rule.momentum,
+        rule.weight_decay,
+        rule.nesterov,
+        rule.maximize,
+    )
+    return Z
+
+
+def _fake_sgd_rebuild_(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    A: Tensor,
+    s: Tensor,
+    B: Tensor,
+    ok: Tensor,
+    lr: Tensor,
+    step: Tensor,
+    found_inf: Tensor | None,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    accumulate: bool,
+    seed: int,
+) -> Tensor:
+    rule = SGDRule(lr, momentum, 0.0, weight_decay, nesterov, maximize)
+    _check_sgd(M, grad, momentum_buffer, rule, Scaling(None, found_inf))
+    _check_written(M, A, s, B, ok, step, seed)
+    return torch.empty_like(ok)
+
+
+_define(
+    "sgd_rebuild_",
+    "(Tensor(a!) M, Tensor grad, Tensor? momentum_buffer, Tensor A, Tensor s, Tensor B, Tensor ok, Tensor lr,"
+    " Tensor step, Tensor? found_inf, float momentum, float weight_decay, bool nesterov, bool maximize,"
+    " bool accumulate, int seed) -> Tensor",
+    _fake_sgd_rebuild_,
+)
+
+
+def sgd_rebuild_(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    A: Tensor,
+    s: Tensor,
+    B: Tensor,
+    rule: SGDRule,
+    *,
+    ok: Tensor,
+    step: Tensor,
+    accumulate: bool,
+    seed: int,
+    found_inf: Tensor | None = None,
+) -> Tensor:
+    """Write the weight that :func:`sgd_sketch_` updated and did not write, once and for all.
+
+    What is written where is as in :func:`adamw_rebuild_`.
+
+    Args:
+        M: (l, q) floating point, as it was before the update; written in place.
+        grad: (l, q), as the update left it.
+        momentum_buffer: as updated; None without momentum.
+        A: (l, t) float32 or float64.
+        s: (t,) in the dtype of ``A``.
+        B: (q, t) in the dtype of ``A``.
+        rule: of the update.
+        ok: () bool.
+        step: () int64.
+        accumulate: add to M' rather than replace it.
+        seed: of the rounding.
+        found_inf: as in the update.
+
+    Returns:
+        () bool: whether the factors were written; not where float16 could not hold their product.
+    """
+    _check_sgd(M, grad, momentum_buffer, rule, Scaling(None, found_inf))
+    _check_written(M, A, s, B, ok, step, seed)
+    written: Tensor = _sgd_rebuild_(
+        M,
+        grad,
+        momentum_buffer,
+        A,
+        s,
+        B,
+        ok,
+        rule.lr,
+        step,
+        found_inf,
+        rule.momentum,
+        rule.weight_decay,
+        rule.nesterov,
+        rule.maximize,
+        accumulate,
+        seed,
+    )
+    torch.autograd.graph.increment_version(M)
+    return written
+
+
+def _increment_versions(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            torch.autograd.graph.increment_version(tensor)
+
+
 backends.register(_NAMESPACE)
 
 # Bound once: the attribute look-ups of torch.ops cost as much as a small kernel.
@@ -573,3 +1153,9 @@ _refit = torch.ops.lip_fast.refit.default
 _sketch = torch.ops.lip_fast.sketch.default
 _small_svd = torch.ops.lip_fast.small_svd.default
 _rebuild_ = torch.ops.lip_fast.rebuild_.default
+_adamw_sketch_ = torch.ops.lip_fast.adamw_sketch_.default
+_adamw_project = torch.ops.lip_fast.adamw_project.default
+_adamw_rebuild_ = torch.ops.lip_fast.adamw_rebuild_.default
+_sgd_sketch_ = torch.ops.lip_fast.sgd_sketch_.default
+_sgd_project = torch.ops.lip_fast.sgd_project.default
+_sgd_rebuild_ = torch.ops.lip_fast.sgd_rebuild_.default

@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,12 @@ _AUTO_ENERGY = 0.95
 _STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
 # Every LIP that was attached once and is still in use: two on one weight would undo each other's work.
 _ATTACHED: "weakref.WeakSet[LIP]" = weakref.WeakSet()
+
+
+class _Owner(Protocol):
+    """An optimizer that LIPs are a part of."""
+
+    def _holds(self, lip: "LIP") -> bool: ...
 
 
 class LIPError(RuntimeError):
@@ -161,6 +167,8 @@ class LIP:
         self._steps = 0
         self._counters = Counters(weight.device)
         self._handle: RemovableHandle | None = None
+        # Of a LIP that is a part of an optimizer.
+        self._owner: weakref.ref[_Owner] | None = None
 
     # The optimizer -----------------------------------------------------------------------------------
 
@@ -197,11 +205,7 @@ class LIP:
                 "it: make the optimizer of the parameters that the model has now, or the LIP of the head "
                 "that this optimizer trains"
             )
-        if any(lip._attached and getattr(lip._head, "weight", None) is weight for lip in _ATTACHED):
-            raise ValueError(
-                "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
-                "optimizer: call remove() of the handle that its attach() returned first"
-            )
+        self._check_alone(weight)
         if self._handle is not None or self._calls_since_step >= _MAX_OBSERVATIONS:
             # Of steps that were not seen: they say nothing of the next one.
             self._observations.clear()
@@ -211,9 +215,38 @@ class LIP:
         _ATTACHED.add(self)
         return self._handle
 
+    def _check_alone(self, weight: Tensor) -> None:
+        for lip in _ATTACHED:
+            if lip is self or getattr(lip._head, "weight", None) is not weight:
+                continue
+            if lip._attached:
+                raise ValueError(
+                    "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
+                    "optimizer, or part of one: call remove() of the handle that its attach() returned "
+                    "first, or take the weight out of the group with a lip_rank"
+                )
+            # Not to be taken up again by an optimizer that has stopped calling it.
+            lip._owner = None
+
+    def _belong_to(self, optimizer: _Owner) -> None:
+        """Be a part of an optimizer that calls this LIP in its steps."""
+        self._check_alone(self._weight())
+        self._owner = weakref.ref(optimizer)
+        _ATTACHED.add(self)
+
+    def _reschedule(self, every: int, start: int, clip: bool) -> None:
+        """Change what may change from step to step."""
+        self._every, self._start = check_int("every", every, 1), check_int("start", start, 0)
+        self._clip = clip
+        if self._subspace is not None:
+            self._subspace.clip = clip
+
     @property
     def _attached(self) -> bool:
         """Whether an optimizer that is still there calls this LIP after its steps."""
+        owner = None if self._owner is None else self._owner()
+        if owner is not None and owner._holds(self):
+            return True
         return self._handle is not None and self._handle.id in (self._handle.hooks_dict_ref() or {})
 
     # Not traced by torch.compile, as little as torch's own bookkeeping of optimizers: it would compile again
@@ -228,35 +261,43 @@ class LIP:
                 "remove() of the handle that attach() returned, and attach to an optimizer made for the new "
                 "weight"
             )
+        pending = self._due(weight, group["lr"])
+        if pending:
+            ok = self._admissible(weight, group["lr"], getattr(optimizer, "found_inf", None))
+            self._apply(weight, pending, ok, step=True)
+
+    def _due(self, weight: Tensor, lr: float | Tensor) -> list[Observation]:
+        """Count a step of the optimizer; what LIP is to act on in it, nothing where it is not to act."""
         self._calls_since_step = 0
         if weight.grad is None:
             # A head that is frozen now: what it saw is not what its next gradient will be of.
             self._observations.clear()
-            return
-        lr = group["lr"]
+            return []
         # Not steps of training: those with zero learning rate that checkpoints take to create optimizer
         # state. Observations wait for the real step.
         if _on_host(lr) and float(lr) == 0:
-            return
+            return []
         step, capturing = self._steps, host.capturing(weight.device)
         if capturing:
             if not self._observations:
                 self._counters.capture(None, step=True)
-                return
+                return []
             self._check_capture(step)
         else:
             self._steps += 1
         pending = self._take_pending(capturing=capturing)
-        if not pending or step < self._start or (step - self._start) % self._every:
-            return
+        return [] if step < self._start or (step - self._start) % self._every else pending
+
+    @staticmethod
+    def _admissible(weight: Tensor, lr: float | Tensor, found_inf: Tensor | None) -> Tensor:
+        """() bool on the device of the weight: whether the base optimizer took the step."""
         ok = torch.ones((), dtype=torch.bool, device=weight.device)
-        found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             # A fused optimizer skips inside its kernel; nothing moved, so nothing is repaired.
             ok = ok & (found_inf.to(weight.device) == 0).all()
-        if not _on_host(lr):
+        if isinstance(lr, Tensor) and not _on_host(lr):
             ok = ok & (lr != 0).all()
-        self._apply(weight, pending, ok, step=True)
+        return ok
 
     # Observations ------------------------------------------------------------------------------------
 
@@ -438,7 +479,7 @@ class LIP:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is attached to nothing: the hook is the original's.
-        return self.__dict__ | {"_handle": None}
+        return self.__dict__ | {"_handle": None, "_owner": None}
 
     def stats(self) -> dict[str, int | None]:
         """Counts since the start; waits for the device.

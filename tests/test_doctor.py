@@ -13,7 +13,9 @@ import torch
 
 import lip_fast
 from lip_fast import backends, doctor
+from lip_fast.backends import triton
 from lip_fast.backends.native import library
+from lip_fast.backends.triton.kernels import KERNELS as TRITON
 from lip_fast.cli import main
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
@@ -39,7 +41,8 @@ def installed(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LIP_FAST_")}
+    ours = ("LIP_FAST_", "TRITON_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment = {**kept, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
         [sys.executable, *(command or ("-m", "lip_fast", "doctor"))],
@@ -74,6 +77,7 @@ def test_a_healthy_installation_without_extensions(installed: Path) -> None:
     assert ["Python", "{}.{}.{}".format(*sys.version_info)] in lines
     assert ["_native_cpu", "not", "built"] in lines
     assert ["_native_cuda", "not", "built"] in lines
+    assert ["triton", "not", "used:", "Triton", "is", "not", "installed"] in lines
     assert ["OMP_NUM_THREADS", "1"] in lines
     assert ["warm_svd", "cpu", "default"] in [line[:3] for line in lines]
     assert lines[-1] == ["no", "problem", "found"]
@@ -103,10 +107,23 @@ def test_another_version_is_named_and_not_used(installed: Path) -> None:
     assert "built for lip_fast 1.2.2, installed is 1.2.3" in used
 
 
-@pytest.mark.parametrize("backend", ["native", "warp"])
+@pytest.mark.skipif(triton.problem() is not None, reason=str(triton.problem()))
+def test_what_triton_serves_is_listed(installed: Path) -> None:
+    result = run(installed, LIP_FAST_BACKEND="triton", TRITON_INTERPRET="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["triton", triton.version()] in lines
+    assert ["triton", "used"] in lines
+    (ops,) = [line[1:] for line in lines if line[:1] == ["serves"]]
+    assert {op.rstrip(",") for op in ops} == set(TRITON)
+    assert ["TRITON_INTERPRET", "1"] in lines
+    assert ["rebuild_", "cpu", "triton", "LIP_FAST_BACKEND=triton"] in lines
+
+
+@pytest.mark.parametrize("backend", ["native", "triton", "warp"])
 @pytest.mark.parametrize("command", ["module", "script"])
 def test_a_forced_backend_that_is_not_there(installed: Path, backend: str, command: str) -> None:
-    if torch.cuda.is_available() and backend == "native":
+    if torch.cuda.is_available() and backend != "warp":
         pytest.skip("a GPU is there")
     script = installed / "lip-fast"
     script.write_text("import sys\nfrom lip_fast.cli import main\nsys.exit(main())\n")

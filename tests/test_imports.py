@@ -135,4 +135,4 @@ def test_an_unknown_backend_is_named() -> None:
     environment = {"LIP_FAST_BACKEND": "warp", "PATH": "/usr/bin:/bin"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PACKAGE.parent)
     assert result.returncode != 0
-    assert "LIP_FAST_BACKEND must be one of auto, default, native, got 'warp'" in result.stderr
+    assert "LIP_FAST_BACKEND must be one of auto, default, native, triton, got 'warp'" in result.stderr

@@ -6,27 +6,33 @@ the one that alone does not wait for the device.
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
+from lip_fast.backends import triton
+from lip_fast.backends.default.adamw import adamw_project, adamw_rebuild_, adamw_sketch_
 from lip_fast.backends.default.fresh_columns import fresh_columns
 from lip_fast.backends.default.label_sums import label_sums, label_sums_csr
 from lip_fast.backends.default.orthonormalize import orthonormalize
 from lip_fast.backends.default.rebuild_ import rebuild_
 from lip_fast.backends.default.refit import refit
+from lip_fast.backends.default.sgd import sgd_project, sgd_rebuild_, sgd_sketch_
 from lip_fast.backends.default.sketch import sketch
 from lip_fast.backends.default.small_svd import small_svd
 from lip_fast.backends.default.tail_svd import tail_svd
 from lip_fast.backends.default.warm_svd import warm_svd
+from lip_fast.backends.kernel import Kernel
 from lip_fast.backends.native import library
 from lip_fast.backends.native.front_door import on_its_device
 from lip_fast.backends.native.kernels import KERNELS as NATIVE
+from lip_fast.backends.triton.kernels import KERNELS as TRITON
 
-__all__ = ["BACKENDS", "Served", "environment", "forced", "register", "served"]
+__all__ = ["BACKENDS", "Served", "environment", "forced", "register", "served", "triton_problem"]
 
-BACKENDS = ("default", "native")
+BACKENDS = ("default", "native", "triton")
 
 _DEFAULT: dict[str, Callable[..., Any]] = {
     "fresh_columns": fresh_columns,
@@ -39,6 +45,12 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "label_sums_csr": label_sums_csr,
     "refit": refit,
     "rebuild_": rebuild_,
+    "adamw_sketch_": adamw_sketch_,
+    "adamw_project": adamw_project,
+    "adamw_rebuild_": adamw_rebuild_,
+    "sgd_sketch_": sgd_sketch_,
+    "sgd_project": sgd_project,
+    "sgd_rebuild_": sgd_rebuild_,
 }
 _LIBRARIES = {"cpu": library.cpu, "cuda": library.cuda}
 
@@ -59,9 +71,28 @@ def forced() -> str:
 
 def environment() -> dict[str, str]:
     """The variables that are set and change what runs or how fast, for a report."""
-    others = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    others = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRITON_INTERPRET")
     variables = sorted(os.environ.items())
     return {name: value for name, value in variables if name.startswith("LIP_FAST_") or name in others}
+
+
+def triton_problem(device: str) -> str | None:
+    """Why the Triton kernels do not serve a kind of device; None where they do."""
+    if problem := triton.problem():
+        return problem
+    if _interpreted():
+        # Thousands of times slower: for those who ask for it.
+        return None if forced() == "triton" else "Triton interprets its kernels (TRITON_INTERPRET)"
+    if device == "cpu":
+        return "Triton serves CPU tensors in its interpreter alone (TRITON_INTERPRET=1)"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if torch.version.hip is not None:
+        return "the Triton kernels have not been tried on ROCm"
+    # Triton compiles what starts a kernel, and looks for the compiler in these places.
+    if os.environ.get("CC") is None and shutil.which("gcc") is None and shutil.which("clang") is None:
+        return "Triton needs a C compiler, and there is none"
+    return None
 
 
 def register(namespace: str) -> None:
@@ -73,60 +104,108 @@ def register(namespace: str) -> None:
     choice = forced()
     if choice not in ("auto", *BACKENDS):
         raise RuntimeError(f"LIP_FAST_BACKEND must be one of {_known()}, got {choice!r}")
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = _devices()
     if choice == "native" and not all(_LIBRARIES[device]() for device in devices):
         raise RuntimeError(
             f"LIP_FAST_BACKEND is 'native', but the native kernels are not all there: {library.problems()}. "
             f"Install with LIP_FAST_EXT=require to see why they are not built, or choose one of {_known()}"
         )
+    # Of several kinds of device the last is the fastest: Triton need not serve the host beside it.
+    if choice == "triton" and (problem := triton_problem(devices[-1])):
+        raise RuntimeError(
+            f"LIP_FAST_BACKEND is 'triton', but {problem}. Install lip-fast[triton] on a machine with a CUDA "
+            f"device, or choose one of {_known()}"
+        )
     for op, kernel in _DEFAULT.items():
         # "default" is one kernel for every device that has none of its own.
         torch.library.register_kernel(f"{namespace}::{op}", "default", kernel)
-    if choice == "default":
-        return
-    for device, kernels in NATIVE.items():
-        if _LIBRARIES[device]() is None:
-            continue
-        for op, native in kernels.items():
-            takes = native.can if choice == "native" else native.pays
-            if takes is not None:
-                run = native.run
-                if device == "cuda":
-                    run, takes = on_its_device(run), _where_served(takes)
-                chosen = _either(run, takes, _DEFAULT[op])
+        for device in devices:
+            chosen = kernel
+            for candidate in reversed(_candidates(op, device)):
+                chosen = _either(candidate.run, candidate.takes, chosen)
+            if chosen is not kernel:
                 torch.library.register_kernel(f"{namespace}::{op}", device, chosen)
 
 
 def served() -> list[Served]:
     """Every op on every device that is there."""
-    choice, rows = forced(), []
-    for device, load in _LIBRARIES.items():
-        if device == "cuda" and not torch.cuda.is_available():
-            continue
-        there = load() is not None
+    rows = []
+    for device in _devices():
         for op in _DEFAULT:
-            kernel = NATIVE[device].get(op)
-            if choice == "default":
-                row = Served(op, device, "default", "LIP_FAST_BACKEND=default")
-            elif kernel is None:
-                row = Served(op, device, "default", "no native kernel")
-            elif not there:
-                row = Served(op, device, "default", "the native kernels are not there")
-            elif choice == "native":
-                row = Served(op, device, "native", "LIP_FAST_BACKEND=native")
+            candidates = _candidates(op, device)
+            if candidates:
+                rows.append(Served(op, device, candidates[0].backend, candidates[0].reason))
             else:
-                row = Served(op, device, "default" if kernel.pays is None else "native", kernel.reason)
-            rows.append(row)
+                rows.append(Served(op, device, "default", _why_default(op, device)))
     return rows
+
+
+class _Candidate(NamedTuple):
+    """A kernel that may serve an op on a device, where it takes the arguments."""
+
+    backend: str
+    run: Callable[..., Any]
+    takes: Callable[..., bool]
+    reason: str
+
+
+def _candidates(op: str, device: str) -> list[_Candidate]:
+    """Those that come before "default", best first.
+
+    A native kernel comes before a Triton one: its table lists it only where it is the better choice.
+    """
+    choice = forced()
+    found: list[_Candidate] = []
+    if choice == "default":
+        return found
+    offered: list[tuple[str, Kernel | None, Callable[..., bool]]] = []
+    if choice != "triton" and _LIBRARIES[device]() is not None:
+        offered.append(("native", NATIVE[device].get(op), library.serves))
+    if choice != "native" and triton_problem(device) is None:
+        offered.append(("triton", TRITON.get(op), triton.serves))
+    for backend, kernel, serves in offered:
+        if kernel is None:
+            continue
+        run, takes = kernel.run, kernel.can if choice == backend else kernel.pays
+        if takes is None:
+            continue
+        if device == "cuda" and not (backend == "triton" and _interpreted()):
+            run, takes = on_its_device(run), _where_served(takes, serves)
+        reason = f"LIP_FAST_BACKEND={choice}" if choice == backend else kernel.reason
+        found.append(_Candidate(backend, run, takes, reason))
+    return found
+
+
+def _why_default(op: str, device: str) -> str:
+    choice, native = forced(), NATIVE[device].get(op)
+    if choice == "default":
+        return "LIP_FAST_BACKEND=default"
+    if choice == "triton" or (device == "cuda" and native is None):
+        problem = triton_problem(device)
+        return "no kernel of its own" if op not in TRITON or problem is None else problem
+    if native is None:
+        return "no native kernel"
+    if _LIBRARIES[device]() is None:
+        return "the native kernels are not there"
+    return native.reason
+
+
+def _devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _interpreted() -> bool:
+    """Whether Triton will interpret kernels on the host instead of compiling them."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def _known() -> str:
     return ", ".join(["auto", *BACKENDS])
 
 
-def _where_served(takes: Callable[..., bool]) -> Callable[..., bool]:
-    """Only on devices that the CUDA module holds code for."""
-    return lambda first, *rest: library.serves(first.device.index) and takes(first, *rest)
+def _where_served(takes: Callable[..., bool], serves: Callable[[int], bool]) -> Callable[..., bool]:
+    """Only on devices that there is code for."""
+    return lambda first, *rest: serves(first.device.index) and takes(first, *rest)
 
 
 def _either(

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from lip_fast import backends
+from lip_fast.backends import triton
 from lip_fast.backends.native import library
 from lip_fast.backends.native.kernels import KERNELS, MAX_COLUMNS
+from lip_fast.backends.triton.kernels import KERNELS as TRITON
 
 ROOT = Path(__file__).parents[2]
+needs_triton = pytest.mark.skipif(triton.problem() is not None, reason=str(triton.problem()))
 needs_extension = pytest.mark.skipif(library.cpu() is None, reason=f"no CPU extension: {library.problems()}")
 
 
@@ -73,13 +76,159 @@ def test_what_is_forced_and_missing_is_an_error_that_lists_what_is_known() -> No
 
 def test_without_extensions_everything_runs() -> None:
     code = (
-        _WITHOUT + "import torch, lip_fast; from lip_fast import backends; "
+        _WITHOUT + "sys.modules['triton'] = None; import torch, lip_fast; from lip_fast import backends; "
         "assert {row.backend for row in backends.served()} == {'default'}; "
         "print(lip_fast.lip(torch.eye(5, 3), torch.eye(5), torch.tensor([0, 1, 2, 0, 1]), 1).shape)"
     )
     result = _run(code, LIP_FAST_BACKEND="auto")
     assert result.returncode == 0, result.stderr
     assert "torch.Size([5, 3])" in result.stdout
+
+
+# Triton's interpreter stands in for a device.
+_INTERPRETED = {"LIP_FAST_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+
+
+@needs_triton
+def test_triton_serves_all_it_can_when_forced() -> None:
+    rows = _served(**_INTERPRETED)
+    for op in TRITON:
+        assert rows[op, "cpu"] == ["triton", "LIP_FAST_BACKEND=triton"]
+    assert rows["warm_svd", "cpu"] == ["default", "no kernel of its own"]
+    assert "native" not in {backend for backend, _ in rows.values()}
+
+
+@needs_triton
+def test_triton_is_imported_by_its_first_kernel() -> None:
+    code = (
+        "import sys, torch, lip_fast; from lip_fast import ops; assert 'triton' not in sys.modules; "
+        "signs = ops.fresh_columns(torch.tensor(3), 5, 2, seed=1); assert 'triton' in sys.modules; "
+        "from lip_fast.backends.default.fresh_columns import fresh_columns; "
+        "assert torch.equal(signs, fresh_columns(torch.tensor(3), 5, 2, 1))"
+    )
+    result = _run(code, **_INTERPRETED)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_the_choice_on_cpu_is_the_same_with_triton(interpret: str) -> None:
+    without = _run("import sys; sys.modules['triton'] = None; " + _SERVED, LIP_FAST_BACKEND="auto")
+    there = _run(_SERVED, LIP_FAST_BACKEND="auto", TRITON_INTERPRET=interpret)
+    cpu = [[row for row in run.stdout.splitlines() if "|cpu|" in row] for run in (without, there)]
+    assert len(cpu[0]) >= len(KERNELS["cpu"])
+    assert cpu[0] == cpu[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        ("import sys; sys.modules['triton'] = None; ", "Triton is not installed"),
+        ("", "in its interpreter alone" if triton.problem() is None else "Triton is"),
+    ],
+    ids=["without", "no device"],
+)
+def test_triton_forced_and_missing(before: str, reason: str) -> None:
+    result = _run(before + "import lip_fast", LIP_FAST_BACKEND="triton", TRITON_INTERPRET="0")
+    assert result.returncode != 0
+    assert "LIP_FAST_BACKEND is 'triton'" in result.stderr
+    assert reason in result.stderr
+    assert "auto, default, native, triton" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [(None, "not installed"), ("3.4.1", "3.5 or newer"), ("2.9.0", "3.5 or newer"), ("odd", "3.5 or newer")],
+)
+def test_a_triton_that_is_missing_or_too_old(
+    version: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "version", lambda: version)
+    assert reason in str(triton.problem())
+    assert reason in str(backends.triton_problem("cuda"))
+
+
+@pytest.mark.parametrize("version", ["3.5.0", "3.6.0+git1", "3.10.0", "4.0"])
+def test_a_triton_that_will_do(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "version", lambda: version)
+    assert triton.problem() is None
+
+
+@pytest.fixture
+def cuda_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch saw a device, with Triton and a compiler beside it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(triton, "version", lambda: "3.6.0")
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("LIP_FAST_BACKEND", "auto")
+
+
+def _backends_on_cuda(op: str) -> list[str]:
+    return [candidate.backend for candidate in backends._candidates(op, "cuda")]
+
+
+@pytest.mark.usefixtures("cuda_with_triton")
+@pytest.mark.parametrize("module", [None, object()], ids=["without extension", "with extension"])
+def test_the_order_on_cuda(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._LIBRARIES, "cuda", lambda: module)
+    native = [] if module is None else ["native"]
+    assert _backends_on_cuda("rebuild_") == [*native, "triton"]
+    assert _backends_on_cuda("label_sums") == ["triton"]
+    assert _backends_on_cuda("warm_svd") == native
+    assert _backends_on_cuda("orthonormalize") == []
+    rows = {row.op: row.backend for row in backends.served() if row.device == "cuda"}
+    assert rows["label_sums"] == "triton"
+    assert rows["refit"] == ("default" if module is None else "native")
+    monkeypatch.setenv("LIP_FAST_BACKEND", "native")
+    assert _backends_on_cuda("label_sums") == []
+    monkeypatch.setenv("LIP_FAST_BACKEND", "triton")
+    assert _backends_on_cuda("rebuild_") == ["triton"]
+    assert _backends_on_cuda("warm_svd") == []
+
+
+@pytest.mark.usefixtures("cuda_with_triton")
+def test_what_triton_needs_beside_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backends.triton_problem("cuda") is None
+    assert backends.triton_problem("cpu") is not None
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert "C compiler" in str(backends.triton_problem("cuda"))
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    # For those who ask for it, as it is thousands of times slower.
+    assert "TRITON_INTERPRET" in str(backends.triton_problem("cuda"))
+    monkeypatch.setenv("LIP_FAST_BACKEND", "triton")
+    assert backends.triton_problem("cuda") is None
+
+
+@pytest.mark.usefixtures("cuda_with_triton")
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_devices_too_old_for_triton_fall_back(
+    capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(triton, "serves", triton.serves.__wrapped__)  # asked anew
+    monkeypatch.setitem(backends._LIBRARIES, "cuda", lambda: None)
+    (candidate,) = backends._candidates("fresh_columns", "cuda")
+    step = torch.empty((), dtype=torch.int64, device="meta")
+    assert candidate.takes(step, 4, 2, 0) is runs
+
+
+def test_every_triton_kernel_has_a_default_to_fall_back_on() -> None:
+    assert TRITON.keys() <= backends._DEFAULT.keys()
+
+
+def test_what_triton_kernels_take() -> None:
+    M, A = torch.empty(5, 4), torch.empty(5, 2)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert TRITON["rebuild_"].can(M.to(dtype), A)
+        assert TRITON["label_sums"].can(M.to(dtype), None, A, A, None)
+        assert TRITON["label_sums_csr"].can(M.to(dtype), None, None, None, A, A, None)
+    assert not TRITON["rebuild_"].can(M.double(), A)
+    assert not TRITON["rebuild_"].can(M, A.double())
+    assert not TRITON["label_sums"].can(M.double(), None, A, A, None)
+    assert not TRITON["label_sums"].can(M, None, A.double(), A.double(), None)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

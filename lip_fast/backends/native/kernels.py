@@ -1,11 +1,11 @@
 """Which native kernels there are, what they can take, and where they are the better choice."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lip_fast.backends.kernel import Kernel
 from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.label_sums import label_sums
 from lip_fast.backends.native.rebuild_ import rebuild_
@@ -15,7 +15,7 @@ from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.backends.native.tail_svd import tail_svd
 from lip_fast.backends.native.warm_svd import warm_svd
 
-__all__ = ["KERNELS", "MAX_COLUMNS", "Kernel"]
+__all__ = ["KERNELS", "MAX_COLUMNS"]
 
 # Widest small problem of the solver: kMaxColumns in csrc/core/small_svd.h.
 MAX_COLUMNS = 128
@@ -29,15 +29,6 @@ _SMALL_SQUARE = 16
 # middle of ten small operations: 128 rows of 512 features and 5 directions in a fifth of the time, 16 times
 # that about even.
 _SMALL_PRODUCT = 1 << 22
-
-
-class Kernel(NamedTuple):
-    """One kernel: what it runs, which arguments it can take, which it should take (None: none)."""
-
-    run: Callable[..., Any]
-    can: Callable[..., bool]
-    pays: Callable[..., bool] | None
-    reason: str
 
 
 def _always(*arguments: Any) -> bool:

@@ -1,0 +1,312 @@
+"""An optimizer's update within the step: against torch and float64, written at once, later, or not at all."""
+
+from typing import Any
+
+import pytest
+import torch
+from update_rules import (
+    CASES,
+    EPS,
+    ROUNDINGS,
+    RULES,
+    SHAPES,
+    STEPS,
+    Exact,
+    Fused,
+    case_name,
+    close,
+    gradients,
+    head,
+    of_torch,
+    sketched,
+)
+
+from lip_fast import ops
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(("rule", "options"), CASES, ids=case_name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_steps_are_those_of_float64(
+    shape: tuple[int, int, int], rule: str, options: dict[str, Any], write: bool, arithmetic: str
+) -> None:
+    M, _, V, *factors = head(*shape)
+    exact, fused = Exact(rule, options, M), Fused(rule, options, M)
+    for grad in gradients(M):
+        before = grad.clone()
+        exact.update(grad)
+        sketched(fused.sketch(grad, V, write=write), exact.M, V)
+        if not write:
+            assert not fused.rebuild(grad, tuple(factors), ok=False)
+        assert torch.equal(grad, before)
+    for name, X in fused.tensors().items():
+        close(X, exact.tensors()[name])
+
+
+@pytest.mark.parametrize("kind", [{"fused": True}, {"foreach": True}], ids=str)
+@pytest.mark.parametrize(("rule", "options"), CASES, ids=case_name)
+def test_steps_are_those_of_torch(rule: str, options: dict[str, Any], kind: dict[str, bool]) -> None:
+    M, _, V, *_ = head(7, 129, 9)
+    parameter, optimizer = of_torch(rule, options, M, **kind)
+    fused = Fused(rule, options, M)
+    for grad in gradients(M):
+        parameter.grad = grad.clone()
+        optimizer.step()
+        fused.sketch(grad, V, write=True)
+    for name, X in fused.tensors().items():
+        expected = parameter.detach() if name == "M" else optimizer.state[parameter][name]
+        # Twice: theirs are rounded too.
+        close(X, expected.double(), 2 * STEPS * ROUNDINGS)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_float64_stays_float64(rule: str) -> None:
+    options = {"momentum": 0.9, "weight_decay": 0.1} if rule == "sgd" else {"amsgrad": True}
+    M, _, V, *_ = head(7, 31, 5, dtype=torch.float64)
+    exact, fused = Exact(rule, options, M, lr=0.5), Fused(rule, options, M, lr=0.5)
+    for grad in gradients(M):
+        exact.update(grad)
+        sketched(fused.sketch(grad, V.double(), write=True), exact.M, V, 2.0**-53)
+    for name, X in fused.tensors().items():
+        close(X, exact.tensors()[name], eps=2.0**-53)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rule", "options"), CASES, ids=case_name)
+def test_what_is_not_rebuilt_is_what_the_update_writes(
+    rule: str, options: dict[str, Any], dtype: torch.dtype, arithmetic: str
+) -> None:
+    M, _, V, *factors = head(7, 129, 9, dtype=dtype)
+    now, later = Fused(rule, options, M.clone()), Fused(rule, options, M.clone())
+    for grad in gradients(M):
+        Y = now.sketch(grad, V, write=True)
+        before = later.M.clone()
+        Y_later = later.sketch(grad, V, write=False)
+        assert torch.equal(later.M, before)
+        Z = later.project(grad, Y_later)
+        later.rebuild(grad, tuple(factors), ok=False)
+        for name, X in now.tensors().items():
+            assert torch.equal(X, later.tensors()[name]), name
+        if dtype == torch.float32:
+            assert torch.equal(Y, Y_later)
+        # Z belongs to M', of which the stored weight is the rounding.
+        unit = EPS if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+        bound = (M.shape[0] * EPS + unit) * (later.M.double().abs().mT @ Y_later.double().abs())
+        assert ((Z.double() - later.M.double().mT @ Y_later.double()).abs() <= 1.01 * bound).all()
+        assert Z.mT.is_contiguous()
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 7, 0)], ids=str)
+def test_what_is_rebuilt(shape: tuple[int, int, int], rule: str, accumulate: bool, arithmetic: str) -> None:
+    M, grad, V, A, s, B = head(*shape)
+    exact, fused = Exact(rule, {}, M), Fused(rule, {}, M)
+    exact.update(grad)
+    fused.sketch(grad, V, write=False)
+    assert fused.rebuild(grad, (A, s, B), accumulate=accumulate)
+    product = A.double() * s.double() @ B.double().mT
+    bound = (A.double().abs() * s.double().abs()) @ B.double().abs().mT * (shape[2] + 2)
+    if accumulate:
+        product, bound = product + exact.M, bound + (ROUNDINGS + 1) * M.double().abs() + 1
+    assert ((fused.M.double() - product).abs() <= EPS * bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_an_update_below_the_rounding_of_the_weight_is_not_lost_in_the_mean(
+    rule: str, dtype: torch.dtype
+) -> None:
+    share = 1 / 16  # of a unit in the last place at 1
+    lr = share * torch.finfo(dtype).eps
+    M = torch.ones(100, 200, dtype=dtype)
+    fused = Fused(rule, {"weight_decay": 0.0}, M, lr=lr)
+    grad = torch.full_like(M, -1)
+    fused.sketch(grad, torch.ones(200, 1), write=False)
+    nothing = (torch.zeros(100, 1), torch.zeros(1), torch.zeros(200, 1))
+    assert fused.rebuild(grad, nothing, accumulate=True)
+    assert set(M.float().unique().tolist()) == {1.0, 1 + torch.finfo(dtype).eps}
+    # Six standard deviations of the mean of 20000 roundings.
+    spread = torch.finfo(dtype).eps * (share * (1 - share) / 20000) ** 0.5
+    assert abs(float(M.double().mean()) - 1 - lr) < 6 * spread
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_stored_is_what_issketched(rule: str, write: bool) -> None:
+    M, grad, V, *_ = head(7, 33, 4, dtype=torch.bfloat16)
+    fused, exact = Fused(rule, {}, M, state_dtype=torch.float32), Exact(rule, {}, M)
+    exact.update(grad)
+    Y = fused.sketch(grad, V, write=write)
+    sketched(Y, M.double() if write else exact.M, V)
+    assert torch.equal(M.double(), exact.M) is False
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(("rule", "options"), CASES, ids=case_name)
+def test_found_inf_leaves_every_bit(rule: str, options: dict[str, Any], write: bool, arithmetic: str) -> None:
+    M, grad, V, *factors = head(7, 29, 3)
+    fused = Fused(rule, options, M)
+    grad[2, 3] = torch.inf
+    before, grad_before = fused.copies(), grad.clone()
+    found = torch.ones(())
+    Y = fused.sketch(grad, V, write=write, scaling=ops.Scaling(torch.tensor(4.0), found))
+    Z = fused.project(grad, Y, found_inf=found)
+    for ok in (True, False):
+        for accumulate in (True, False):
+            flags = {"ok": ok, "accumulate": accumulate, "found_inf": found}
+            assert not fused.rebuild(grad, tuple(factors), **flags)
+    assert torch.equal(grad, grad_before)
+    for name, X in fused.tensors().items():
+        assert torch.equal(X.view(torch.int32), before[name].view(torch.int32)), name
+    sketched(Y, M.double(), V)
+    close(Z, M.double().mT @ Y.double(), 64)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_gradient_is_unscaled_in_place(rule: str, arithmetic: str) -> None:
+    options = {"momentum": 0.9} if rule == "sgd" else {}
+    M, grad, V, *_ = head(7, 29, 3)
+    plain, scaled = Fused(rule, options, M.clone()), Fused(rule, options, M.clone())
+    times_eight = grad * 8
+    Y = plain.sketch(grad, V, write=True)
+    scaling = ops.Scaling(torch.tensor(8.0), torch.zeros(()))
+    assert torch.equal(scaled.sketch(times_eight, V, write=True, scaling=scaling), Y)
+    assert torch.equal(times_eight, grad)
+    for name, X in plain.tensors().items():
+        assert torch.equal(X, scaled.tensors()[name]), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_strided_tensors(rule: str) -> None:
+    options = {"momentum": 0.9} if rule == "sgd" else {}
+    M, grad, V, *factors = head(13, 29, 5)
+    storage = torch.stack([M, M], 2)
+    plain = Fused(rule, options, M.clone())
+    Y = plain.sketch(grad, V, write=False)
+    plain.rebuild(grad, tuple(factors), accumulate=True)
+    for view in (M.mT.contiguous().mT, storage[:, :, 0]):
+        strided = Fused(rule, options, view)
+        transposed = grad.mT.contiguous().mT
+        Y_strided = strided.sketch(transposed, V.contiguous(), write=False)
+        close(Y_strided, Y.double(), ROUNDINGS + V.shape[0])
+        A, s, B = factors
+        assert strided.rebuild(transposed, (A.mT.contiguous().mT, s, B.mT.contiguous().mT), accumulate=True)
+        close(view, plain.M.double())
+    assert torch.equal(storage[:, :, 1], M)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)], ids=str)
+@pytest.mark.parametrize("rule", RULES)
+def test_empty_weights(rule: str, shape: tuple[int, int]) -> None:
+    l, q = shape
+    fused = Fused(rule, {}, torch.empty(l, q))
+    Y = fused.sketch(torch.empty(l, q), torch.ones(q, 3), write=False)
+    Z = fused.project(torch.empty(l, q), Y)
+    assert torch.equal(Y, torch.zeros(l, 3))
+    assert torch.equal(Z, torch.zeros(q, 3))
+    fused.rebuild(torch.empty(l, q), (torch.ones(l, 3), torch.ones(3), torch.ones(q, 3)))
+
+
+def test_the_buffer_of_a_first_step_is_not_read() -> None:
+    M, grad, V, *_ = head(3, 5, 2)
+    fused = Fused("sgd", {"momentum": 0.9, "dampening": 0.5}, M)
+    assert torch.isnan(fused.buffer).all()
+    fused.sketch(grad, V, write=True)
+    assert torch.equal(fused.buffer, grad)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_float16_overflow_is_not_rebuilt(rule: str, arithmetic: str) -> None:
+    M, grad, V, *_ = head(3, 4, 1, dtype=torch.float16)
+    now, later = Fused(rule, {}, M.clone()), Fused(rule, {}, M.clone())
+    now.sketch(grad, V, write=True)
+    later.sketch(grad, V, write=False)
+    large = (torch.ones(3, 1), torch.full((1,), 1e6), torch.ones(4, 1))
+    assert not later.rebuild(grad, large)
+    assert torch.equal(later.M, now.M)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_versions_say_what_was_written(rule: str) -> None:
+    options = {"momentum": 0.9} if rule == "sgd" else {"amsgrad": True}
+    M, grad, V, *factors = head(3, 5, 2)
+    fused = Fused(rule, options, M)
+    state = {name: X for name, X in fused.tensors().items() if name != "M"}
+
+    def written(call) -> set[str]:
+        named = {"M": M, "grad": grad, "V": V, **state}
+        versions = {name: X._version for name, X in named.items()}
+        call()
+        return {name for name, X in named.items() if X._version > versions[name]}
+
+    scaling = ops.Scaling(torch.tensor(2.0))
+    assert written(lambda: fused.sketch(grad, V, write=False)) == set(state)
+    assert written(lambda: fused.sketch(grad, V, write=True)) == {"M", *state}
+    assert written(lambda: fused.sketch(grad, V, write=False, scaling=scaling)) == {"grad", *state}
+    assert written(lambda: fused.project(grad, torch.ones(3, 2))) == set()
+    assert written(lambda: fused.rebuild(grad, tuple(factors))) == {"M"}
+
+
+def test_bad_arguments_are_refused_before_anything_is_written() -> None:
+    M, grad, V, *_ = head(3, 5, 2)
+    adamw, sgd = Fused("adamw", {}, M), Fused("sgd", {"momentum": 0.9}, M)
+    before = M.clone()
+    with pytest.raises(ValueError, match=r"expected grad of shape \(3, 5\), got \(5, 3\)"):
+        adamw.sketch(grad.mT, V, write=True)
+    with pytest.raises(ValueError, match=r"expected V with 5 rows \(the columns of M\), got \(3, 2\)"):
+        adamw.sketch(grad, V[:3], write=True)
+    with pytest.raises(ValueError, match=r"expected lr of shape \(\), got \(1,\)"):
+        ops.adamw_sketch_(M, grad, adamw.state, V, adamw.rule._replace(lr=torch.ones(1)), write=True)
+    rule = adamw.rule._replace(update_count=torch.tensor(1))
+    with pytest.raises(TypeError, match="expected update_count in a floating-point dtype"):
+        ops.adamw_sketch_(M, grad, adamw.state, V, rule, write=True)
+    with pytest.raises(ValueError, match=r"expected beta2 in \[0, 1\), got 1\.0"):
+        ops.adamw_project(M, adamw.state, torch.ones(3, 2), adamw.rule._replace(beta2=1.0))
+    with pytest.raises(ValueError, match=r"expected Y with 3 rows \(the rows of M\), got \(5, 2\)"):
+        adamw.project(grad, torch.ones(5, 2))
+    with pytest.raises(ValueError, match=r"expected M of shape \(3, 6\), got \(3, 5\)"):
+        adamw.rebuild(grad, (torch.ones(3, 2), torch.ones(2), torch.ones(6, 2)))
+    with pytest.raises(ValueError, match=r"expected a momentum_buffer with momentum 0\.9, got none"):
+        ops.sgd_sketch_(M, grad, None, V, sgd.rule, first=True, write=True)
+    with pytest.raises(ValueError, match=r"expected no momentum_buffer with momentum 0\.0, got one"):
+        ops.sgd_project(M, grad, sgd.buffer, torch.ones(3, 2), ops.SGDRule(sgd.lr))
+    rule = sgd.rule._replace(nesterov=True, dampening=0.1)
+    with pytest.raises(ValueError, match="expected momentum and no dampening with nesterov"):
+        ops.sgd_sketch_(M, grad, sgd.buffer, V, rule, first=True, write=True)
+    assert torch.equal(M, before)
+
+
+def test_opcheck() -> None:
+    M, grad, V, A, s, B = head(5, 6, 2)
+    zeros, one = lambda: torch.zeros(5, 6), torch.ones(())
+    lr, ok, step, Y = torch.tensor(0.1), torch.tensor(True), torch.tensor(4), M @ V
+    state, betas = (zeros(), zeros(), zeros()), (0.9, 0.999, 1e-8, 0.1)
+    torch.library.opcheck(
+        torch.ops.lip_fast.adamw_sketch_.default,
+        (M, grad, *state, V, lr, one, one, 0 * one, *betas, True, True),
+    )
+    torch.library.opcheck(
+        torch.ops.lip_fast.adamw_sketch_.default,
+        (M, grad, *state[:2], None, V, lr, one, None, None, *betas, False, False),
+    )
+    torch.library.opcheck(torch.ops.lip_fast.adamw_project.default, (M, *state, Y, lr, one, 0 * one, *betas))
+    torch.library.opcheck(
+        torch.ops.lip_fast.adamw_rebuild_.default,
+        (M, *state, A, s, B, ok, lr, one, step, None, *betas, True, 0),
+    )
+    torch.library.opcheck(
+        torch.ops.lip_fast.sgd_sketch_.default,
+        (M, grad, zeros(), V, lr, one, 0 * one, 0.9, 0.0, 0.1, True, False, True, True),
+    )
+    torch.library.opcheck(
+        torch.ops.lip_fast.sgd_sketch_.default,
+        (M, grad, None, V, lr, None, None, 0.0, 0.0, 0.1, False, False, False, False),
+    )
+    torch.library.opcheck(
+        torch.ops.lip_fast.sgd_project.default, (M, grad, zeros(), Y, lr, None, 0.9, 0.1, True, False)
+    )
+    torch.library.opcheck(
+        torch.ops.lip_fast.sgd_rebuild_.default,
+        (M, grad, zeros(), A, s, B, ok, lr, step, 0 * one, 0.9, 0.1, False, True, False, 0),
+    )

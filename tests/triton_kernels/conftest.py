@@ -1,0 +1,39 @@
+"""Tests of the Triton kernels: on a CUDA device where there is one, in Triton's interpreter everywhere.
+
+The interpreter is chosen when a kernel is first imported, for all of a process: ``test_interpreted.py`` runs
+the other files of this folder once more, each in a process of its own with ``TRITON_INTERPRET=1``. Without a
+device they are skipped outside of it.
+"""
+
+import os
+
+import pytest
+import torch
+
+from lip_fast.backends import triton
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# These start processes of their own, which need no device.
+_WITHOUT_DEVICE = {"test_interpreted.py", "test_compiles.py"}
+
+
+def _missing(file: str) -> str | None:
+    if problem := triton.problem():
+        return problem
+    if file in _WITHOUT_DEVICE:
+        return "started from the process that is interpreted" if INTERPRETED else None
+    if not INTERPRETED and not torch.cuda.is_available():
+        return "torch sees no CUDA device: test_interpreted.py runs this file in the interpreter"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Here and not in a marker: it holds for every file of this folder, before any fixture is set up.
+    if reason := _missing(item.path.name):
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run: the host in the interpreter, else the CUDA device."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
