@@ -478,7 +478,7 @@ class LIP:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, for a LIP made with the same arguments.
+        """Restore ``state_dict``, which :meth:`state_dict` returned of a LIP made with the same arguments.
 
         Before or after :meth:`attach`; nothing is written to the weight.
 
