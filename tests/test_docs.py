@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +19,21 @@ from lip_fast import ops, reference, repair, statistics, status  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+with warnings.catch_warnings():
+    # Of what they import in turn.
+    warnings.simplefilter("ignore")
+    ADAPTERS = [
+        name for name in ("accelerate", "lightning", "transformers") if importlib.util.find_spec(name)
+    ]
+    for name in ADAPTERS:
+        importlib.import_module(f"lip_fast.integrations.{name}")
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 
 
 def _documented() -> Iterator[tuple[str, Any]]:
     """Functions, classes and methods that users may call, by their full name."""
-    for module in (lip_fast, ops, reference, status):
+    adapters = [importlib.import_module(f"lip_fast.integrations.{name}") for name in ADAPTERS]
+    for module in (lip_fast, ops, reference, status, *adapters):
         for name in module.__all__:
             value = getattr(module, name)
             if isinstance(value, ModuleType) or not callable(value):
@@ -32,6 +42,9 @@ def _documented() -> Iterator[tuple[str, Any]]:
             if not inspect.isclass(value) or issubclass(value, Exception):
                 continue
             for method, function in vars(value).items():
+                # What a library calls is explained there.
+                if any(hasattr(base, method) for base in value.__mro__[1:]):
+                    continue
                 if not method.startswith("_") and (
                     inspect.isfunction(function) or isinstance(function, property)
                 ):

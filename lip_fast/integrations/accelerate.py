@@ -46,7 +46,7 @@ def attach(lip: LIP, optimizer: Optimizer, accelerator: Accelerator) -> Removabl
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside of what ``Accelerator.prepare`` returned, which alone takes step hooks."""
+    """The one inside of the ``optimizer`` that ``prepare`` returned, which alone takes step hooks."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer

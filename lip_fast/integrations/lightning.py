@@ -29,7 +29,8 @@ class LIPCallback(Callback):
         Trainer(callbacks=[lip]).fit(Classifier(lip), loader)
 
     It attaches to the one of the trainer's optimizers that holds the head's weight. A second fit of the same
-    module goes on with the same LIP. Callbacks that average weights do so after LIP.
+    module goes on with the same LIP. What is observed in validation is ignored. Callbacks that average
+    weights do so after LIP.
 
     Args:
         head: name of the head inside of the module, such as "head" or "model.fc".
@@ -55,13 +56,18 @@ class LIPCallback(Callback):
         return self._generate_state_key(head=self._name)
 
     def observe(self, features: Tensor, targets: Tensor) -> None:
-        """As :meth:`lip_fast.LIP.observe`; ignored in trial runs of a tuner before fitting starts.
+        """As :meth:`lip_fast.LIP.observe`; ignored in validation and outside of fitting.
+
+        Args:
+            features: input of the head.
+            targets: labels of its rows.
 
         Raises:
             RuntimeError: the callback is not one of the trainer's.
         """
-        if self.lip is not None and self._handle is not None:
-            self.lip.observe(features, targets)
+        if self.lip is not None and self._head is not None and self._handle is not None:
+            if self._head.training:
+                self.lip.observe(features, targets)
         elif not self._known:
             raise RuntimeError("expected this callback among the trainer's: Trainer(callbacks=[...])")
 
@@ -100,11 +106,8 @@ class LIPCallback(Callback):
         return self._waiting if self.lip is None or self._waiting else self.lip.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take LIP's state from the trainer's checkpoint, now or when fitting starts."""
-        if self.lip is not None and self._handle is not None:
-            self.lip.load_state_dict(state_dict)
-        else:
-            self._waiting = state_dict
+        """Take ``state_dict`` from the trainer's checkpoint, for when fitting starts."""
+        self._waiting = state_dict
 
 
 def _parameters(optimizer: Any) -> list[Tensor]:

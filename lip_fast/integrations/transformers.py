@@ -52,14 +52,19 @@ class LIPCallback(TrainerCallback):
         self._head: nn.Module | None = None
         self._handles: list[RemovableHandle] = []
         self._optimizer: Optimizer | None = None
+        self._model: nn.Module | None = None
 
     def observe(self, features: Tensor, targets: Tensor) -> None:
         """As :meth:`lip_fast.LIP.observe`; ignored in evaluation, where the Trainer takes the loss too.
 
+        Args:
+            features: input of the head.
+            targets: labels of its rows.
+
         Raises:
             RuntimeError: not attached: the callback is not one of the Trainer's.
         """
-        if self.lip is not None and self._head is not None and not self._head.training:
+        if self._model is not None and not self._model.get_submodule(self._name).training:
             return
         if self.lip is None or not self._handles:
             raise RuntimeError("expected this callback among the Trainer's: Trainer(callbacks=[...])")
@@ -77,6 +82,12 @@ class LIPCallback(TrainerCallback):
             return made
 
         return make
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Know the model that the Trainer has, which may evaluate it before it trains."""
+        self._model = kwargs["model"]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -78,6 +78,16 @@ class Module(lightning.LightningModule):
         return OPTIMIZERS[self.name](self.parameters())
 
 
+class Validated(Module):
+    """The same, with a step of validation that observes as the step of training does."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        logits, features = self.net(x)
+        self.lip.observe(features, y)
+        return self.loss_of(logits, y)
+
+
 class Resumable(torch.utils.data.DataLoader):
     """A loader that goes on in the middle of an epoch."""
 
@@ -128,6 +138,25 @@ def test_it_is_the_plain_loop(name: str, manual: bool) -> None:
     assert same(module.net, plain)
     assert lip.lip.stats() == other.stats()
     assert other.stats()["applied"] == 8
+
+
+def test_validation_is_not_observed() -> None:
+    lip = callback()
+    module = Validated(lip)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        max_epochs=1,
+        val_check_interval=2,
+        callbacks=[lip],
+    )
+    trainer.fit(module, Resumable(8), torch.utils.data.DataLoader(Rows(70), batch_size=ROWS))
+    assert trainer.callback_metrics is not None
+    assert same(module.net, trained("adamw fused", batches(8))[0])
+    assert lip.lip.stats()["applied"] == 8
 
 
 @pytest.mark.parametrize("clip", [None, 0.1], ids=["", "clipped"])
@@ -279,9 +308,26 @@ def test_it_is_detached_when_fitting_ends_or_fails() -> None:
     module = Module(lip, loss_of=failing)
     with pytest.raises(ZeroDivisionError):
         fit(module, lip)
-    # And can be attached again.
+    # And can be attached again, to the same module too.
+    module.loss_of = cross_entropy
+    fit(module, lip)
+    assert lip.lip.stats()["applied"] == 8
     fit(Module(lip), lip)
     assert lip.lip.stats()["applied"] == 8
+
+
+def test_a_training_that_failed_calls_it_no_more() -> None:
+    lip = callback()
+    optimizers: list[torch.optim.Optimizer] = []
+
+    class Failing(Module):
+        def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+            optimizers.append(getattr(optimizer, "optimizer", optimizer))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(Failing(lip), lip)
+    assert not optimizers[0]._optimizer_step_post_hooks
 
 
 def test_a_second_fit_goes_on() -> None:

@@ -181,6 +181,7 @@ def test_warm_up_and_decay(tmp_path: Path) -> None:
 def test_evaluation_is_not_observed(tmp_path: Path) -> None:
     lip = callback()
     run = trainer(lip, tmp_path, name="sgd", eval_strategy="steps", eval_steps=2)
+    run.evaluate()  # before anything was trained, for comparison
     run.train()
     run.evaluate()
     assert same(run.model, trained("sgd", batches(8))[0])
