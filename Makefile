@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The extension modules are built by the editable install: a changed source asks for another.
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench docs reliability clean
 
 demo: $(VENV)/.harness
 	$(BIN)/lip-fast train
@@ -33,6 +33,21 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --write README.md
 
+# What README says of reliability, counted by running it: minutes.
+reliability: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.reliability --write README.md
+
+# In an environment of its own, with nothing but what the pages need.
+DOCS := .venv-docs
+docs: $(DOCS)/.docs
+	$(DOCS)/bin/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
+$(DOCS)/.docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	LIP_FAST_EXT=off $(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -45,4 +60,4 @@ $(VENV)/.dev: $(VENV)/bin/python $(BUILD)
 	touch $@ $(VENV)/.harness
 
 clean:
-	rm -rf $(VENV) build dist lip_fast/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) build dist lip_fast/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

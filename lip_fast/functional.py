@@ -105,6 +105,9 @@ class LIPPath:
             holdout: features (n, q) and labels in any form :func:`lip` takes, noisy as they are.
             bias: (l,) bias of the classifier.
 
+        Returns:
+            The share of the rows, 0..1, by k.
+
         Raises:
             TypeError, ValueError: features or labels do not fit.
         """

@@ -1,14 +1,15 @@
 """What the head saw since the last step, and the buffers from which replays of a captured step read it."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.targets import CSR, Targets
-from lip_fast.validation import describe
+from lip_fast.targets import CSR, Targets, indices_in_range
+from lip_fast.validation import FLOATS, describe
 
 __all__ = ["Observation", "Observations"]
 
@@ -50,6 +51,9 @@ class Observations:
         self._buffers: list[Observation] = []
         # The buffer that comes next, and whether any was written since a step that the host has seen.
         self._next, self._fresh = 0, False
+
+    def __len__(self) -> int:
+        return len(self._current()) + len(self._captured)
 
     def __bool__(self) -> bool:
         return bool(self._pending or self._captured or self._fresh)
@@ -128,10 +132,10 @@ class Observations:
             for c in copies
         )
 
-    def check_state_dict(self, state: Sequence[dict[str, Any]], *, columns: int) -> None:
-        """ValueError where these are no observations of so many features, or do not fit the buffers."""
+    def check_state_dict(self, state: Sequence[dict[str, Any]], *, shape: tuple[int, int]) -> None:
+        """ValueError where these are no observations of a weight of this shape, or do not fit the buffers."""
         for saved in state:
-            _check_saved(saved, columns)
+            _check_saved(saved, *shape)
         if self._buffers:
             if len(state) > len(self._buffers):
                 raise ValueError(
@@ -151,25 +155,35 @@ class Observations:
                 self._pending.append(Observation.of([t.to(device, copy=True) for t in observation.tensors]))
 
 
-def _check_saved(saved: object, columns: int) -> None:
+def _check_saved(saved: object, l: int, q: int) -> None:
     if not isinstance(saved, Mapping) or saved.keys() != {"features", "targets"}:
         raise ValueError(f"expected a pending observation with features and targets, got {describe(saved)}")
     features, targets = saved["features"], saved["targets"]
-    if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != columns:
-        raise ValueError(f"expected pending features of {columns} columns, got {describe(features)}")
-    if not _are_targets(targets, len(features)):
-        raise ValueError(f"expected pending targets of {len(features)} rows, got {describe(targets)}")
+    if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != q:
+        raise ValueError(f"expected pending features of {q} columns, got {describe(features)}")
+    if features.dtype not in FLOATS:
+        raise ValueError(f"expected pending features in one of {FLOATS}, got {describe(features)}")
+    if not _are_targets(targets, len(features), l):
+        raise ValueError(
+            f"expected pending targets of {len(features)} rows and {l} classes, got {describe(targets)}"
+        )
 
 
-def _are_targets(saved: object, rows: int) -> bool:
+def _are_targets(saved: object, rows: int, classes: int) -> bool:
     if isinstance(saved, Tensor):
-        return saved.dim() > 0 and len(saved) == rows
+        if saved.dim() == 2:
+            return tuple(saved.shape) == (rows, classes) and not saved.is_complex()
+        return saved.dtype == torch.int64 and tuple(saved.shape) == (rows,)
     if not isinstance(saved, list | tuple) or len(saved) != 3:
         return False
     if not all(isinstance(part, Tensor) and part.dim() == 1 for part in saved):
         return False
     crow, col, values = saved
-    return len(crow) == rows + 1 and len(col) == len(values)
+    if len(crow) != rows + 1 or len(col) != len(values) or {crow.dtype, col.dtype} != {torch.int64}:
+        return False
+    offsets = crow.tolist()  # copies on the host
+    rising = all(a <= b for a, b in pairwise(offsets))
+    return rising and (offsets[0], offsets[-1]) == (0, len(col)) and indices_in_range(col, classes)
 
 
 def _restored(saved: dict[str, Any]) -> Observation:

@@ -277,8 +277,8 @@ def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int) -
 
     Returns:
         A (l, t), S (t,) descending and B (q, t), its columns contiguous, in the dtype of ``basis``; status
-        () int64, not 0 where M is not finite, the small decomposition failed, or max |B^T B - I| > 1e-4: the
-        factors are then not to be used.
+        () int64, not 0 where M is not finite, the small decomposition failed, or ``max |B^T B - I|`` > 1e-4:
+        the factors are then not to be used.
     """
     _check_warm_svd(M, basis, step, fresh, seed)
     return SVD(*_warm_svd(M, basis, step, fresh, seed))

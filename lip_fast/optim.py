@@ -404,7 +404,7 @@ class _WithLIP(Optimizer):
         """LIP on each weight that saw a batch; on all of them before an error of one is raised."""
         errors: list[LIPError] = []
         for group, p, lip in self._heads():
-            pending = lip._due(p, group["lr"])
+            pending = lip._due(p, group["lr"], self)
             if pending:
                 ok = lip._admissible(p, group["lr"], found_inf)
                 try:

@@ -20,8 +20,10 @@ from lip_fast.validation import FLOATS, check_int, check_like, describe, full_pr
 
 __all__ = ["LIP", "LIPError"]
 
-# Observations without a step in between, after which the optimizer in use is surely not the attached one.
+# Observations without a step in between, after which the optimizer in use is surely not the attached one: as
+# long as the weight has no gradient, and whatever it has.
 _MAX_OBSERVATIONS = 64
+_MAX_MICRO_BATCHES = 4096
 # The share of ||M||_F^2 that rank="auto" keeps.
 _AUTO_ENERGY = 0.95
 _STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
@@ -68,8 +70,8 @@ class LIP:
       checkpointing runs twice (``torch.utils.checkpoint``, reentrant or not).
     - ``torch.amp.GradScaler``: ``scale``, ``unscale_``, clip, ``step``, ``update``, as ever. Of a step that
       it skips the weight is left alone. A fused optimizer is called all the same, and what was observed is
-      discarded; another is not, and what was observed counts with the batch of the next step, as it does
-      where the learning rate is 0.
+      discarded; another is not: call :meth:`discard` there, or what was observed counts with the batch of
+      the next step, as it does where the learning rate of every group is 0.
     - Averages of weights (``torch.optim.swa_utils.AveragedModel``): updated after the step, they average
       repaired weights. Of hooks on the same optimizer, those registered after :meth:`attach` come after LIP.
     - Schedulers of the learning rate: after the step, made before or after :meth:`attach`.
@@ -163,10 +165,12 @@ class LIP:
         self._subspace: Subspace | None = None
         self._observations = Observations()
         self._captured = False
-        self._calls_since_step = 0
+        self._calls_since_step = self._steps_without_gradient = 0
         self._steps = 0
         self._counters = Counters(weight.device)
         self._handle: RemovableHandle | None = None
+        # The weight that is known to have no other LIP.
+        self._alone: weakref.ref[Tensor] | None = None
         # Of a LIP that is a part of an optimizer.
         self._owner: weakref.ref[_Owner] | None = None
 
@@ -205,17 +209,20 @@ class LIP:
                 "it: make the optimizer of the parameters that the model has now, or the LIP of the head "
                 "that this optimizer trains"
             )
+        self._alone = None
         self._check_alone(weight)
         if self._handle is not None or self._calls_since_step >= _MAX_OBSERVATIONS:
             # Of steps that were not seen: they say nothing of the next one.
-            self._observations.clear()
-            self._calls_since_step = 0
+            self.discard()
         self._counters.move(weight.device)
         self._handle = optimizer.register_step_post_hook(self._after_step)
         _ATTACHED.add(self)
         return self._handle
 
     def _check_alone(self, weight: Tensor) -> None:
+        """ValueError where another LIP acts on this weight; looked up again for another weight than last."""
+        if self._alone is not None and self._alone() is weight:
+            return
         for lip in _ATTACHED:
             if lip is self or getattr(lip._head, "weight", None) is not weight:
                 continue
@@ -227,9 +234,11 @@ class LIP:
                 )
             # Not to be taken up again by an optimizer that has stopped calling it.
             lip._owner = None
+        self._alone = weakref.ref(weight)
 
     def _belong_to(self, optimizer: _Owner) -> None:
         """Be a part of an optimizer that calls this LIP in its steps."""
+        self._alone = None
         self._check_alone(self._weight())
         self._owner = weakref.ref(optimizer)
         _ATTACHED.add(self)
@@ -254,6 +263,7 @@ class LIP:
     @torch._disable_dynamo
     def _after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         weight = self._weight()
+        self._check_alone(weight)
         group = _group_of(optimizer, weight)
         if group is None:
             raise RuntimeError(
@@ -261,21 +271,24 @@ class LIP:
                 "remove() of the handle that attach() returned, and attach to an optimizer made for the new "
                 "weight"
             )
-        pending = self._due(weight, group["lr"])
+        pending = self._due(weight, group["lr"], optimizer)
         if pending:
             ok = self._admissible(weight, group["lr"], getattr(optimizer, "found_inf", None))
             self._apply(weight, pending, ok, step=True)
 
-    def _due(self, weight: Tensor, lr: float | Tensor) -> list[Observation]:
+    def _due(self, weight: Tensor, lr: float | Tensor, optimizer: torch.optim.Optimizer) -> list[Observation]:
         """Count a step of the optimizer; what LIP is to act on in it, nothing where it is not to act."""
-        self._calls_since_step = 0
         if weight.grad is None:
-            # A head that is frozen now: what it saw is not what its next gradient will be of.
-            self._observations.clear()
+            # What it saw is not what its next gradient will be of.
+            self._steps_without_gradient += bool(self._observations) and weight.requires_grad
+            self.discard()
             return []
-        # Not steps of training: those with zero learning rate that checkpoints take to create optimizer
-        # state. Observations wait for the real step.
+        self._calls_since_step = self._steps_without_gradient = 0
         if _on_host(lr) and float(lr) == 0:
+            # Checkpoints take such steps to create optimizer state; observations wait for the real step. No
+            # checkpoint does so in one group alone, nor again and again.
+            if len(self._observations) >= _MAX_OBSERVATIONS or _takes_a_step(optimizer):
+                self.discard()
             return []
         step, capturing = self._steps, host.capturing(weight.device)
         if capturing:
@@ -318,9 +331,12 @@ class LIP:
             TypeError, ValueError: features or targets do not fit the head or each other, or the buffers of a
                 captured step; on CPU also a class index out of range (on other devices it is masked and
                 counted; raised with ``strict``).
-            RuntimeError: 64 calls without a step of an attached optimizer.
+            RuntimeError: 64 calls without a gradient or a step of an attached optimizer, 4096 without a step,
+                or 64 steps without a gradient on a weight that requires one.
         """
         weight = self._weight()
+        if self._attached:
+            self._check_alone(weight)
         l, q = weight.shape
         if not isinstance(features, Tensor) or features.dtype not in FLOATS:
             raise TypeError(
@@ -353,15 +369,32 @@ class LIP:
             check_indices(labels, l)
         # Replays take what is in the buffers without a step that could be seen.
         unseen = capturing or self._observations.buffered
-        if not unseen and self._calls_since_step >= _MAX_OBSERVATIONS:
+        if self._steps_without_gradient >= _MAX_OBSERVATIONS:
             raise RuntimeError(
-                f"observe() was called {_MAX_OBSERVATIONS} times without a step of an attached optimizer. "
-                "A copy of an optimizer loses its hooks: make a LIP for the copied head and call "
-                "attach(copy). Where the handle was removed, attach() again. With more micro-batches a step "
-                "than that, observe several at once"
+                f"expected a gradient on the head's weight, got none in {_MAX_OBSERVATIONS} steps that were "
+                "observed. Where the head was replaced in the model, make a LIP of the new one; where it is "
+                "frozen, call requires_grad_(False) on its weight, or do not observe"
+            )
+        # Of several micro-batches all but the first find a gradient.
+        most = _MAX_OBSERVATIONS if weight.grad is None else _MAX_MICRO_BATCHES
+        if not unseen and self._calls_since_step >= most:
+            raise RuntimeError(
+                f"observe() was called {self._calls_since_step} times without a step of an attached "
+                "optimizer. A copy of an optimizer loses its hooks: make a LIP for the copied head and call "
+                "attach(copy). Where the handle was removed, attach() again. Where steps are left out (a "
+                "gradient scaler does so after overflows), call discard() after each"
             )
         self._observations.add(Observation(rows, _detached(labels)), capturing=capturing)
         self._calls_since_step += not unseen
+
+    def discard(self) -> None:
+        """Forget what was observed since the last step: for a step that was left out.
+
+        A gradient scaler leaves a step out after an overflow, without a word to an optimizer that is not
+        fused; what was observed would else count with the batch of the next step.
+        """
+        self._observations.clear()
+        self._calls_since_step = 0
 
     def release_buffers(self) -> None:
         """Forget the buffers of captured steps, and what is in them: batches may have any form again.
@@ -479,7 +512,7 @@ class LIP:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is attached to nothing: the hook is the original's.
-        return self.__dict__ | {"_handle": None, "_owner": None}
+        return self.__dict__ | {"_handle": None, "_owner": None, "_alone": None}
 
     def stats(self) -> dict[str, int | None]:
         """Counts since the start; waits for the device.
@@ -519,13 +552,15 @@ class LIP:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, for a LIP made with the same arguments.
+        """Restore ``state_dict``, which :meth:`state_dict` returned of a LIP made with the same arguments.
 
-        Before or after :meth:`attach`; nothing is written to the weight.
+        Before or after :meth:`attach`; nothing is written to the weight. Arguments that no state depends on
+        (tail, rest, every, start, clip, seed, strict) are not part of it: with others, training goes on by
+        them.
 
         Raises:
-            ValueError: not the state of a LIP, that of another head, rank, tail_rank or decay, or one that a
-                captured step cannot go on from; nothing has been changed then.
+            ValueError: not the state of a LIP, that of another head, rank, tail_rank or decay, one that is
+                not finite, or one that a captured step cannot go on from; nothing has been changed then.
         """
         weight = self._weight()
         missing = [key for key in _STATE_KEYS if key not in state_dict]
@@ -562,7 +597,7 @@ class LIP:
                 "got another"
             )
         self._counters.check_state_dict(state_dict["counters"])
-        self._observations.check_state_dict(state_dict["pending"], columns=self._shape[1])
+        self._observations.check_state_dict(state_dict["pending"], shape=self._shape)
         if self._statistics is not None:
             self._statistics.load_state_dict(state_dict["statistics"])
         if subspace is not None:
@@ -642,6 +677,11 @@ def _group_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Any
         if any(p is weight for p in group["params"]):
             return group
     return None
+
+
+def _takes_a_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether some group has a learning rate that is not known to be 0."""
+    return any(not _on_host(lr) or float(lr) != 0 for lr in (g["lr"] for g in optimizer.param_groups))
 
 
 def _on_host(lr: float | Tensor) -> bool:

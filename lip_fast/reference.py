@@ -12,7 +12,16 @@ __all__ = ["lip", "lip_step", "one_hot"]
 
 
 def one_hot(y: Tensor, l: int, dtype: torch.dtype) -> Tensor:
-    """The label matrix Y (n, l) of class indices ``y`` (n,) int64, as ``dtype``."""
+    """The label matrix of class indices.
+
+    Args:
+        y: (n,) int64 in 0..l - 1.
+        l: number of classes.
+        dtype: of the matrix.
+
+    Returns:
+        Y (n, l) of zeros and ones.
+    """
     return torch.nn.functional.one_hot(y, l).to(dtype)
 
 

@@ -186,7 +186,7 @@ class LabelStatistics:
         return ok
 
     def merge(self, other: "LabelStatistics") -> "LabelStatistics":
-        """Add the statistics of other rows, for instance of another process; returns itself.
+        """Add the statistics of ``other`` rows, for instance of another process; returns itself.
 
         Raises:
             TypeError: not statistics.
@@ -214,6 +214,9 @@ class LabelStatistics:
             A: (l, r) class-side directions.
             B: (q, r) feature-side directions.
             bias: (l,) bias of the classifier, or None.
+
+        Returns:
+            numerator (r,), denominator (r,) and energy () in float64, masked () 0: only valid rows are added.
         """
         A, B = A.to(self.C.dtype), B.to(self.C.dtype)
         C, G = self.C[:-1], self.G[:-1, :-1]
@@ -250,6 +253,9 @@ class LabelStatistics:
             alphas: penalties, >= 0; with 0, directions that no feature has get no weight.
             intercept: fit the intercept b, or leave it at 0.
 
+        Returns:
+            The linear head of each alpha, without forming any of them.
+
         Raises:
             ValueError: no rows, no alphas, or a negative or non-finite one.
         """
@@ -270,6 +276,9 @@ class LabelStatistics:
         Args:
             components: numbers of components, 0..q.
             intercept: centre the features and fit the intercept, or neither.
+
+        Returns:
+            The linear head of each number, without forming any of them.
 
         Raises:
             ValueError: no rows, or a number out of range.
@@ -322,7 +331,7 @@ class LabelStatistics:
         return {"C": self.C.clone(), "G": self.G.clone(), "rounding": self.rounding}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore C and G in place; ValueError where they are of another head."""
+        """Restore C and G of ``state_dict`` in place; ValueError where they are of another head."""
         for name in ("C", "G"):
             have, got = getattr(self, name), state_dict[name]
             if have.shape != got.shape:

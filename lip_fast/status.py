@@ -51,6 +51,9 @@ def lost(status: Tensor, before: Tensor, after: Tensor, reason: int) -> Tensor:
         before: () bool.
         after: () bool, implies ``before``.
         reason: one of the bits.
+
+    Returns:
+        () int64, the word.
     """
     if host.reads_are_free(status.device):
         return status | reason if bool(before) and not bool(after) else status

@@ -225,11 +225,13 @@ class Subspace:
         }
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """ValueError where the basis is of another weight."""
+        """ValueError where the basis is of another weight, or not finite: no step would recover from it."""
         expected = (self._limits[1], self.rank + self.tail_rank)
         for basis in state_dict["basis"]:
             if not isinstance(basis, Tensor) or tuple(basis.shape) != expected:
                 raise ValueError(f"expected a basis of shape {expected}, got {describe(basis)}")
+            if basis.dtype not in (torch.float32, torch.float64) or not bool(torch.isfinite(basis).all()):
+                raise ValueError(f"expected a finite basis in float32 or float64, got {describe(basis)}")
 
     def starts_from(self, state_dict: dict[str, Any]) -> bool:
         """Whether a step that was captured can go on from what :meth:`state_dict` returned."""

@@ -136,8 +136,9 @@ def test_a_step_with_zero_learning_rate_keeps_the_observations() -> None:
     assert lip.stats()["applied"] == 1
 
 
-def test_a_head_without_gradient_is_left_alone_however_long() -> None:
+def test_a_frozen_head_is_left_alone_however_long() -> None:
     run = Run("sgd")
+    run.head.weight.requires_grad_(False)
     lip = LIP(run.head, 3)
     lip.attach(run.optimizer)
     before = run.weight

@@ -205,6 +205,32 @@ def test_a_head_that_was_replaced_in_the_model(weights: ChangedBytes) -> None:
     weights.check(run.weights, before)
 
 
+def test_a_head_that_was_replaced_in_the_model_is_told_by_its_missing_gradient(weights: ChangedBytes) -> None:
+    run = _run()
+    old, run.model.head = run.model.head, linear(Q, L, seed=5, bias=True)
+    before = old.weight.detach().clone()
+    for i in range(64):
+        run.step(i % 4)
+    with _refused(RuntimeError, "a gradient on the head's weight", "got none in 64 steps", "LIP of the new"):
+        run.observe(0)
+    weights.check({"old": old.weight}, {"old": before})
+
+
+def test_a_head_that_is_frozen_may_be_observed(weights: ChangedBytes) -> None:
+    run, expected = _run(), _run()
+    for frozen in (True, False):
+        for r in (run, expected):
+            r.model.head.weight.requires_grad_(not frozen)
+        for i in range(70 if frozen else 0):
+            run.step(i % 4)
+            base, expected.plugin = expected.plugin, None
+            expected.step(i % 4)
+            expected.plugin = base
+    # What was seen in between says nothing of the next step.
+    weights.check(run.steps(2, 4).weights, expected.steps(2, 4).weights)
+    assert run.plugin.stats() == expected.plugin.stats()
+
+
 @pytest.mark.parametrize("bias", [nn.Parameter(torch.zeros(L + 1)), nn.Parameter(torch.zeros(1, L))])
 def test_a_bias_that_was_replaced_by_one_of_another_shape(bias: nn.Parameter, weights: ChangedBytes) -> None:
     run = _run()
@@ -258,6 +284,16 @@ def test_the_next_lip_is_attached_once_the_first_is_not(weights: ChangedBytes) -
         run.plugin.attach(run.optimizer)
     run.plugin = first
     weights.check(run.steps(2, 4).weights, _run(steps=4).weights)
+
+
+def test_weights_that_are_tied_after_attach_are_told(weights: ChangedBytes) -> None:
+    run, other = _run(), _run()
+    other.model.head.weight = run.model.head.weight
+    before = run.weights
+    for act in (lambda: other.observe(0), other.optimizer.step):
+        with _refused(ValueError, "no other LIP acts on", "got one with a LIP", "remove()"):
+            act()
+    weights.check(run.weights, before)
 
 
 def test_an_optimizer_that_is_gone_hinders_no_other_lip() -> None:
@@ -488,6 +524,10 @@ def _pending_run() -> Run:
     return run
 
 
+def _rows_of_labels(crow: list[int], col: list[int]) -> tuple[torch.Tensor, ...]:
+    return torch.tensor(crow), torch.tensor(col), torch.ones(len(col))
+
+
 def _changed(state: dict[str, Any], path: tuple, change: Callable[[dict, Any], None]) -> dict[str, Any]:
     state = copy.deepcopy(state)
     inner = state
@@ -528,6 +568,13 @@ def test_a_damaged_state_is_refused_and_changes_nothing(
         ({"features": torch.ones(4, Q), "targets": (torch.zeros(5, dtype=INDICES),)},),
         ({"features": torch.ones(4, Q), "targets": (torch.zeros(4), torch.zeros(1), torch.zeros(1))},),
         ({"features": "none", "targets": torch.zeros(4, dtype=INDICES)},),
+        ({"features": torch.ones(4, Q, dtype=INDICES), "targets": torch.zeros(4, dtype=INDICES)},),
+        ({"features": torch.ones(4, Q), "targets": torch.zeros(4, dtype=torch.int32)},),
+        ({"features": torch.ones(4, Q), "targets": torch.zeros(4, L + 1)},),
+        ({"features": torch.ones(4, Q), "targets": torch.zeros(4, L, dtype=torch.complex64)},),
+        ({"features": torch.ones(2, Q), "targets": _rows_of_labels([0, 1, 3], [0, 1])},),
+        ({"features": torch.ones(2, Q), "targets": _rows_of_labels([0, 2, 1], [0])},),
+        ({"features": torch.ones(2, Q), "targets": _rows_of_labels([0, 1, 2], [0, L])},),
         (torch.ones(4, Q),),
     ],
 )
@@ -563,3 +610,59 @@ def test_the_state_of_another_lip_is_refused(
         run.plugin.load_state_dict(lip.state_dict())
     assert same(run.plugin.state_dict(), state)
     weights.check(run.weights, before)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_basis_that_is_not_finite_is_refused(bad: float, weights: ChangedBytes) -> None:
+    run = _pending_run()
+    before, state = run.weights, run.plugin.state_dict()
+    damaged = copy.deepcopy(state)
+    damaged["subspace"]["basis"][0][3, 2] = bad
+    with _refused(ValueError, "a finite basis", "got a tensor"):
+        run.plugin.load_state_dict(damaged)
+    assert same(run.plugin.state_dict(), state)
+    weights.check(run.weights, before)
+
+
+# Steps that are left out, and many micro-batches --------------------------------------------------------
+
+
+def test_more_micro_batches_than_calls_without_a_gradient_are_let_through() -> None:
+    run = _run()
+    for i in range(100):
+        run.observe(i % 4)
+        run.backward(i % 4)
+    run.update()
+    assert run.plugin.stats()["applied"] == 3
+
+
+def test_steps_that_are_left_out_are_told_of_and_discarded(weights: ChangedBytes) -> None:
+    run, expected = _run(), _run()
+    for i in range(64):
+        run.observe(i % 4)
+    with _refused(RuntimeError, "64 times without a step", "a gradient scaler", "discard()"):
+        run.observe(0)
+    run.plugin.discard()
+    weights.check(run.steps(2, 4).weights, expected.steps(2, 4).weights)
+
+
+def test_a_head_with_a_learning_rate_of_zero_keeps_no_observations() -> None:
+    run = Run("sgd fused")
+    run.optimizer = torch.optim.SGD(
+        [
+            {"params": [*run.model.body.parameters(), run.model.head.bias]},
+            {"params": [run.model.head.weight], "lr": 0.0},
+        ],
+        lr=0.1,
+    )
+    run.plugin = LIP(run.model.head, **TRACKED)
+    run.plugin.attach(run.optimizer)
+    run.steps(0, 3)
+    assert run.plugin.state_dict()["pending"] == ()
+
+
+def test_while_no_group_learns_a_bounded_number_of_observations_is_kept() -> None:
+    run = Run("sgd fused", lambda head: LIP(head, **TRACKED), lr=0.0)
+    for i in range(200):
+        run.step(i % 4)
+        assert len(run.plugin.state_dict()["pending"]) <= 64

@@ -1,5 +1,6 @@
 """A run that is saved and goes on elsewhere ends with the bits of one that was never interrupted."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,35 @@ def test_lip_is_loaded_before_it_is_attached(
     resumed.plugin.attach(resumed.optimizer)
     assert same(resumed.state, run.state)
     weights.check(resumed.go(END).weights, run.go(END).weights)
+
+
+def test_a_loaded_state_is_a_copy(weights: ChangedBytes) -> None:
+    run = TrainingRun("adamw fused", lip=TRACKED).go(POSITIONS[2])
+    resumed = TrainingRun("adamw fused", lip=TRACKED, seed=7)
+    state = copy.deepcopy(run.plugin.state_dict())
+    resumed.plugin.load_state_dict(state)
+    assert state["pending"]
+    state["pending"][0]["features"].zero_()
+    state["subspace"]["basis"][0].zero_()
+    state["statistics"]["C"].zero_()
+    assert same(resumed.plugin.state_dict(), run.plugin.state_dict())
+
+
+def test_a_basis_of_another_precision_keeps_its_digits() -> None:
+    lips = []
+    for dtype in (torch.float32, torch.float64):
+        run = TrainingRun("adamw fused", lip=TRACKED).go(POSITIONS[1])
+        if dtype == torch.float64:
+            run.model.double()
+            basis = run.plugin._subspace.basis
+            run.plugin._subspace.basis = basis.double() + 1e-12
+        lips.append(run.plugin)
+    single, double = lips
+    expected = double.state_dict()["subspace"]["basis"][0]
+    state = single.state_dict()
+    state["subspace"]["basis"] = (expected,)
+    single.load_state_dict(state)
+    assert torch.equal(single.state_dict()["subspace"]["basis"][0], expected)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -453,6 +453,15 @@ def test_other_software_is_told(interrupted: Path, capsys) -> None:
     assert "the kernel of small_svd was magic, is " in error
 
 
+def test_other_software_is_told_again_by_the_next(interrupted: Path, monkeypatch, capsys) -> None:
+    edited(interrupted, software={"torch": "1.0"})
+    for saves in (1, 1000):
+        with monkeypatch.context() as patch:
+            stop_after(patch, saves)
+            main(["train", "--resume", str(interrupted)])
+        assert f"torch was 1.0, is {torch.__version__}" in capsys.readouterr().err
+
+
 def test_damaged_checkpoints_are_refused_or_are_what_was_saved(interrupted: Path, record_property) -> None:
     folder = RunFolder(interrupted)
     path = interrupted / "checkpoint.pt"
@@ -534,6 +543,7 @@ def test_killed_again_and_again_at_random_moments(
         assert results(folder / "runs" / "a") == expected
         if kills >= 24:
             break
+    assert kills >= 24
     # Some are too early for that, or too late.
     assert with_checkpoint >= 12
     record_property("kills_survived", kills)
@@ -585,4 +595,5 @@ def test_killed_processes_of_the_command(tmp_path: Path, record_property) -> Non
     output = straight.communicate(timeout=120)[0]
     assert straight.returncode == 0, output
     assert results(folder / "runs" / "a") == results(tmp_path / "straight" / "runs" / "a")
+    assert kills >= 1
     record_property("kills_survived", kills)
