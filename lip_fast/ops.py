@@ -22,6 +22,7 @@ __all__ = [
     "adamw_project",
     "adamw_rebuild_",
     "adamw_sketch_",
+    "finish_svd",
     "fresh_columns",
     "label_sums",
     "orthonormalize",
@@ -32,6 +33,7 @@ __all__ = [
     "sgd_sketch_",
     "sketch",
     "small_svd",
+    "start_basis",
     "tail_svd",
     "warm_svd",
 ]
@@ -319,6 +321,84 @@ def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     _check_sketch(M, V)
     products: tuple[Tensor, Tensor] = _sketch(M, V)
     return products
+
+
+# the parts of warm_svd ----------------------------------------------------------------------------------
+#
+# For a step whose products are taken by something else, such as the update of the weight.
+
+
+def _check_start_basis(basis: Tensor, step: Tensor, fresh: int, seed: int) -> None:
+    _check_step(step, seed)
+    _check_matrix("basis", basis, _COMPUTE_DTYPES)
+    q, t = basis.shape
+    _expect(
+        fresh >= 1 and t + fresh <= q,
+        f"at least one fresh column and at most {q} columns in all",
+        f"{t} columns of the basis and {fresh} fresh ones",
+    )
+
+
+def _fake_start_basis(basis: Tensor, step: Tensor, fresh: int, seed: int) -> Tensor:
+    _check_start_basis(basis, step, fresh, seed)
+    q, t = basis.shape
+    return basis.new_empty(t + fresh, q).mT
+
+
+_define("start_basis", "(Tensor basis, Tensor step, int fresh, int seed) -> Tensor", _fake_start_basis)
+
+
+def start_basis(basis: Tensor, step: Tensor, *, fresh: int, seed: int) -> Tensor:
+    """The columns V that a warm-started power step multiplies M by: the last basis, and fresh columns.
+
+    Args:
+        basis: (q, t) float32 or float64: B of the last step.
+        step: () int64, counter of the fresh columns.
+        fresh: number of fresh columns, at least 1; t + fresh <= q.
+        seed: key of the fresh columns.
+
+    Returns:
+        V (q, t + fresh), its columns contiguous, in the dtype of ``basis``.
+    """
+    _check_start_basis(basis, step, fresh, seed)
+    V: Tensor = _start_basis(basis, step, fresh, seed)
+    return V
+
+
+def _check_finish_svd(Y: Tensor, Z: Tensor, rank: int) -> None:
+    _check_matrix("Y", Y, _COMPUTE_DTYPES)
+    _check_matrix("Z", Z, (Y.dtype,))
+    _expect(Z.device == Y.device, f"Z on {Y.device}, where Y is", f"{Z.device}")
+    m = Y.shape[1]
+    _expect(Z.shape[1] == m, f"Z with {m} columns, as many as Y", _shape(Z))
+    _expect(m <= min(len(Y), len(Z)), f"at most {min(len(Y), len(Z))} columns", f"{m}")
+    _expect(0 <= rank <= m, f"rank in 0..{m}", f"{rank}")
+
+
+def _fake_finish_svd(Y: Tensor, Z: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_finish_svd(Y, Z, rank)
+    status = Y.new_empty((), dtype=torch.int64)
+    return Y.new_empty(len(Y), rank), Y.new_empty(rank), Y.new_empty(rank, len(Z)).mT, status
+
+
+_define("finish_svd", "(Tensor Y, Tensor Z, int rank) -> (Tensor, Tensor, Tensor, Tensor)", _fake_finish_svd)
+
+
+def finish_svd(Y: Tensor, Z: Tensor, *, rank: int) -> SVD:
+    """Top singular triplets of M from Y = M V and Z = M^T Y: Rayleigh-Ritz on the span of Y.
+
+    With Y = Q R: M^T Q = Z R^-1 = P T, T = U S V_T^T, A = Q V_T, B = P U; M itself is not needed.
+
+    Args:
+        Y: (l, m) float32 or float64, m <= min(l, q).
+        Z: (q, m) in the dtype of ``Y``.
+        rank: number of triplets, 0..m.
+
+    Returns:
+        As :func:`warm_svd`: A (l, rank), S (rank,) descending, B (q, rank) and status ().
+    """
+    _check_finish_svd(Y, Z, rank)
+    return SVD(*_finish_svd(Y, Z, rank))
 
 
 # small_svd ----------------------------------------------------------------------------------------------
@@ -1152,6 +1232,8 @@ _label_sums_csr = torch.ops.lip_fast.label_sums_csr.default
 _refit = torch.ops.lip_fast.refit.default
 _sketch = torch.ops.lip_fast.sketch.default
 _small_svd = torch.ops.lip_fast.small_svd.default
+_start_basis = torch.ops.lip_fast.start_basis.default
+_finish_svd = torch.ops.lip_fast.finish_svd.default
 _rebuild_ = torch.ops.lip_fast.rebuild_.default
 _adamw_sketch_ = torch.ops.lip_fast.adamw_sketch_.default
 _adamw_project = torch.ops.lip_fast.adamw_project.default

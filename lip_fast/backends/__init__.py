@@ -14,6 +14,7 @@ import torch
 
 from lip_fast.backends import triton
 from lip_fast.backends.default.adamw import adamw_project, adamw_rebuild_, adamw_sketch_
+from lip_fast.backends.default.finish_svd import finish_svd
 from lip_fast.backends.default.fresh_columns import fresh_columns
 from lip_fast.backends.default.label_sums import label_sums, label_sums_csr
 from lip_fast.backends.default.orthonormalize import orthonormalize
@@ -22,6 +23,7 @@ from lip_fast.backends.default.refit import refit
 from lip_fast.backends.default.sgd import sgd_project, sgd_rebuild_, sgd_sketch_
 from lip_fast.backends.default.sketch import sketch
 from lip_fast.backends.default.small_svd import small_svd
+from lip_fast.backends.default.start_basis import start_basis
 from lip_fast.backends.default.tail_svd import tail_svd
 from lip_fast.backends.default.warm_svd import warm_svd
 from lip_fast.backends.kernel import Kernel
@@ -40,6 +42,8 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "sketch": sketch,
     "small_svd": small_svd,
     "warm_svd": warm_svd,
+    "start_basis": start_basis,
+    "finish_svd": finish_svd,
     "tail_svd": tail_svd,
     "label_sums": label_sums,
     "label_sums_csr": label_sums_csr,

@@ -737,22 +737,23 @@ def test_what_is_checked_of_sparse_and_other_gradients(foreach: bool) -> None:
         foreach=foreach,
     )
     parameters = [weight, empty, half, head.weight, head.bias]
-    for i, value in enumerate([1.0, torch.nan, torch.inf, 2.0]):
+    for i, value in enumerate([1.0, torch.nan, torch.inf, 3e38, 2.0]):
         before = [p.detach().clone() for p in parameters]
         for p in parameters:
             p.grad = torch.ones_like(p)
-        # Of six rows one has two entries, which are added up, and four have none; the last time all of them.
+        # Of six rows one has two entries, which are added up (3e38 twice is infinite), four have none; the
+        # last time all of them.
         indices, values = torch.tensor([[0, 2, 2]]), torch.full((3, 4), value)
-        if i == 3:
+        if i == 4:
             indices, values = indices[:, :0], values[:0]
         weight.grad = torch.sparse_coo_tensor(indices, values, (6, 4), check_invariants=True)
         made.observe(head, *_batch(i))
         made.step()
         moved = [not torch.equal(p, b) for p, b in zip(parameters, before, strict=True)]
         finite = value in (1.0, 2.0)
-        assert moved == [finite and i != 3, False, finite, finite, finite]
+        assert moved == [finite and i != 4, False, finite, finite, finite]
     stats = made.lip.stats()["4"]
-    assert (stats["applied"], stats["skipped"]) == (2, 2)
+    assert (stats["applied"], stats["skipped"]) == (2, 3)
 
 
 @hostile
@@ -814,3 +815,19 @@ def test_a_fused_optimizer_elsewhere_is_told_on_the_device(arithmetic: str) -> N
             assert same(before, side.values)
             assert side.optimizer.lip.stats()["0"]["skipped"] == 1
             assert {int(s["step"]) for s in side.optimizer.state.values()} == {2}
+
+
+@ours
+def test_an_overflow_that_a_scaler_found_counts_beside_the_gradients(
+    optimizer: type, arithmetic: str
+) -> None:
+    # The gradients are finite here.
+    side = Side(optimizer, {"fused": True, "skip_nonfinite": True}, LIPS["exact"]).steps(0, 2)
+    before, state = side.values, copy.deepcopy(side.optimizer.state_dict()["state"])
+    given = side.optimizer.found_inf = torch.ones(())
+    side.step(5)
+    assert side.optimizer.found_inf is given
+    assert given == 1
+    assert same(before, side.values)
+    assert same(state, side.optimizer.state_dict()["state"])
+    assert side.optimizer.lip.stats()["0"]["skipped"] == 1

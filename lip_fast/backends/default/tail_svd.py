@@ -22,7 +22,7 @@ def tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             return _by_svd(M.to(_compute_dtype(M)), rank)
         return _by_gram(M, rank)
     except torch.linalg.LinAlgError:  # no convergence
-        A, S, B, status = failed_svd(M.to(_compute_dtype(M)), min(M.shape))
+        A, S, B, status = failed_svd(M.to(_compute_dtype(M)), (len(M), M.shape[1]), min(M.shape))
         return A[:, rank:].contiguous(), S, B[:, rank:].contiguous(), status
 
 

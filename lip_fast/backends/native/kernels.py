@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from lip_fast.backends.kernel import Kernel
+from lip_fast.backends.native.finish_svd import finish_svd
 from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.label_sums import label_sums
 from lip_fast.backends.native.rebuild_ import rebuild_
 from lip_fast.backends.native.refit import refit
 from lip_fast.backends.native.sketch import sketch
 from lip_fast.backends.native.small_svd import small_svd
+from lip_fast.backends.native.start_basis import start_basis
 from lip_fast.backends.native.tail_svd import tail_svd
 from lip_fast.backends.native.warm_svd import warm_svd
 
@@ -73,6 +75,14 @@ def _can_warm_svd(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int)
     return basis.dtype == torch.float32 and M.dtype != torch.float64 and 1 <= t <= MAX_COLUMNS - fresh
 
 
+def _can_start_basis(basis: Tensor, step: Tensor, fresh: int, seed: int) -> bool:
+    return basis.dtype == torch.float32 and 1 <= basis.shape[1] <= MAX_COLUMNS - fresh
+
+
+def _can_finish_svd(Y: Tensor, Z: Tensor, rank: int) -> bool:
+    return Y.dtype == torch.float32 and rank >= 1 and Y.shape[1] <= MAX_COLUMNS
+
+
 def _can_sketch(M: Tensor, V: Tensor) -> bool:
     return V.dtype == torch.float32
 
@@ -89,6 +99,8 @@ KERNELS: dict[str, dict[str, Kernel]] = {
             tail_svd, _can_tail_svd, _can_tail_svd, f"faster than LAPACK up to a side of {_SMALL_SIDE}"
         ),
         "warm_svd": Kernel(warm_svd, _can_warm_svd, None, "BLAS and LAPACK are faster"),
+        "start_basis": Kernel(start_basis, _can_start_basis, None, "the step on CPU is one of the library"),
+        "finish_svd": Kernel(finish_svd, _can_finish_svd, None, "BLAS and LAPACK are faster"),
         "label_sums": Kernel(
             label_sums, _can_label_sums, _pays_label_sums, "one call for small batches of class indices"
         ),
@@ -103,6 +115,10 @@ KERNELS: dict[str, dict[str, Kernel]] = {
         ),
         "warm_svd": Kernel(
             warm_svd, _can_warm_svd, _can_warm_svd, f"{_NO_WAIT}, up to {MAX_COLUMNS} columns"
+        ),
+        "start_basis": Kernel(start_basis, _can_start_basis, _can_start_basis, _NO_WAIT),
+        "finish_svd": Kernel(
+            finish_svd, _can_finish_svd, _can_finish_svd, f"{_NO_WAIT}, up to {MAX_COLUMNS} columns"
         ),
         "refit": Kernel(refit, _can_refit, _can_refit, _NO_WAIT),
         "rebuild_": Kernel(rebuild_, _can_rebuild, _can_rebuild, f"{_NO_WAIT} to round"),

@@ -17,6 +17,7 @@ from lip_fast.backends.triton.configuration import Configuration
 from lip_fast.backends.triton.update import (
     POINTERS,
     PRECISION,
+    REGISTERS,
     is_unset,
     many,
     offsets,
@@ -79,7 +80,8 @@ def _form(
             "BLOCK_M": columns,
             "PRECISION": PRECISION,
         },
-        num_warps=8 if rows_are_many and columns > 64 else 4,
+        num_warps=8 if rows_are_many else 4,
+        registers=REGISTERS,
     )
 
 

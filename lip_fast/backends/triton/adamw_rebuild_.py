@@ -16,6 +16,7 @@ from lip_fast.backends.triton.configuration import Configuration
 from lip_fast.backends.triton.update import (
     DROPPED_BITS,
     POINTERS,
+    REGISTERS,
     TILE,
     TILE_WARPS,
     finish_tile,
@@ -83,6 +84,7 @@ def _form(
             **TILE,
         },
         num_warps=TILE_WARPS,
+        registers=REGISTERS,
     )
 
 

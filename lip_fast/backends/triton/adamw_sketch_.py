@@ -17,6 +17,7 @@ from lip_fast.backends.triton.configuration import Configuration
 from lip_fast.backends.triton.update import (
     POINTERS,
     PRECISION,
+    REGISTERS,
     is_unset,
     many,
     offsets,
@@ -123,12 +124,13 @@ def _form(
             **absent,
             **dict.fromkeys(("M_s1", "grad_s1", "V_s0"), 1),
             "WRITE": write,
-            "BLOCK_L": 64 if rows_are_many else 16,
+            "BLOCK_L": 32 if rows_are_many else 16,
             "BLOCK_Q": 32,
             "BLOCK_M": columns,
             "PRECISION": PRECISION,
         },
         num_warps=8 if rows_are_many else 4,
+        registers=REGISTERS,
     )
 
 

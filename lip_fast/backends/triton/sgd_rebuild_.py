@@ -16,6 +16,7 @@ from lip_fast.backends.triton.sgd_update import sgd_recompute
 from lip_fast.backends.triton.update import (
     DROPPED_BITS,
     POINTERS,
+    REGISTERS,
     TILE,
     TILE_WARPS,
     finish_tile,
@@ -95,6 +96,7 @@ def _form(
             **TILE,
         },
         num_warps=TILE_WARPS,
+        registers=REGISTERS,
     )
 
 

@@ -17,6 +17,7 @@ from lip_fast.backends.triton.sgd_update import sgd_direction, sgd_weight
 from lip_fast.backends.triton.update import (
     POINTERS,
     PRECISION,
+    REGISTERS,
     is_unset,
     many,
     offsets,
@@ -117,12 +118,13 @@ def _form(
             "NESTEROV": nesterov,
             "FIRST": first,
             "WRITE": write,
-            "BLOCK_L": 64 if rows_are_many else 16,
+            "BLOCK_L": 32 if rows_are_many else 16,
             "BLOCK_Q": 32,
             "BLOCK_M": columns,
             "PRECISION": PRECISION,
         },
         num_warps=8 if rows_are_many else 4,
+        registers=REGISTERS,
     )
 
 

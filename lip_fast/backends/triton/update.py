@@ -17,8 +17,8 @@ from lip_fast.backends.triton.configuration import Configuration
 from lip_fast.backends.triton.philox import round_stochastically, rounding_noise
 
 PRECISION = "tf32x3"
-# Rows from which tiles of 64 rows alone give every multiprocessor of an H100 (132) two programs.
-_MANY_ROWS = 2 * 132 * 64
+# Rows from which tiles of 32 rows alone give every multiprocessor of an H100 (132) two programs.
+_MANY_ROWS = 2 * 132 * 32
 # Programs that smaller weights are split into, over the other dimension: two for each multiprocessor.
 _PROGRAMS = 2 * 132
 # Most parts of a sum: beyond, adding them up costs more than a longer loop.
@@ -29,6 +29,8 @@ DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 # leave registers for two programs on a multiprocessor.
 TILE = {"BLOCK_L": 32, "BLOCK_Q": 64, "BLOCK_T": 16, "PRECISION": PRECISION}
 TILE_WARPS = 8
+# All there are: left to itself, ptxas spills a few for the sake of one more program on a multiprocessor.
+REGISTERS = 255
 # Of a dtype, as Triton spells a pointer to it.
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
