@@ -26,6 +26,7 @@ __all__ = [
     "fresh_columns",
     "label_sums",
     "orthonormalize",
+    "project",
     "rebuild_",
     "refit",
     "sgd_project",
@@ -363,6 +364,31 @@ def start_basis(basis: Tensor, step: Tensor, *, fresh: int, seed: int) -> Tensor
     _check_start_basis(basis, step, fresh, seed)
     V: Tensor = _start_basis(basis, step, fresh, seed)
     return V
+
+
+def _fake_project(M: Tensor, Y: Tensor) -> Tensor:
+    _check_matrix("M", M)
+    _check_projected(M, Y)
+    return _columns(Y, M.shape[1])
+
+
+_define("project", "(Tensor M, Tensor Y) -> Tensor", _fake_project)
+
+
+def project(M: Tensor, Y: Tensor) -> Tensor:
+    """The second product of a power step, Z = M^T Y.
+
+    Args:
+        M: (l, q) floating point.
+        Y: (l, m) float32 or float64, its columns contiguous for speed.
+
+    Returns:
+        Z (q, m), its columns contiguous, in the dtype of ``Y``.
+    """
+    _check_matrix("M", M)
+    _check_projected(M, Y)
+    Z: Tensor = _project(M, Y)
+    return Z
 
 
 def _check_finish_svd(Y: Tensor, Z: Tensor, rank: int) -> None:
@@ -872,7 +898,8 @@ def _fake_adamw_project(
 _define(
     "adamw_project",
     "(Tensor M, Tensor exp_avg, Tensor exp_avg_sq, Tensor? max_exp_avg_sq, Tensor Y, Tensor lr,"
-    " Tensor update_count, Tensor? found_inf, float beta1, float beta2, float eps, float weight_decay) -> Tensor",
+    " Tensor update_count, Tensor? found_inf, float beta1, float beta2, float eps, float weight_decay)"
+    " -> Tensor",
     _fake_adamw_project,
 )
 
@@ -1233,6 +1260,7 @@ _refit = torch.ops.lip_fast.refit.default
 _sketch = torch.ops.lip_fast.sketch.default
 _small_svd = torch.ops.lip_fast.small_svd.default
 _start_basis = torch.ops.lip_fast.start_basis.default
+_project = torch.ops.lip_fast.project.default
 _finish_svd = torch.ops.lip_fast.finish_svd.default
 _rebuild_ = torch.ops.lip_fast.rebuild_.default
 _adamw_sketch_ = torch.ops.lip_fast.adamw_sketch_.default

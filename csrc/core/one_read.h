@@ -25,12 +25,25 @@
 // Products are of numbers rounded to tf32, to nearest, ties away; sums are float32. The sums of Y are rounded before
 // they are used and written: Z is the product with the very Y that the caller sees. Every sum has a fixed order.
 //
+// With an update (core/weight_update.h), a tile is first brought up to date by the rule of an optimizer, and the
+// products are those of the new weight. The other arrays of a tile have two places: one in use, one on its way. Every
+// thread of the block updates what it has fetched itself, the accumulators two tiles ahead:
+//
+//   projectors, step t                             accumulators, step t
+//   update their half of tile t, fetch of t + 2    update their half of tile t + 2, fetch of t + 4
+//   wait for the accumulators' half of t           tell the projectors
+//   ... as above, and nothing else is fetched      ... as above, then wait for each other
+//
+// Here five tiles of M are on chip: a tile is fetched to where tile t - 3 was, as seen from the one just updated, and
+// the accumulators are done with that one.
+//
 // The source is a template over the block, so that it runs on a GPU and in an emulator. A block offers
 //
 //   thread(), cluster_rank(), cluster_size()     (cluster_size is a power of two)
 //   cluster(), clusters()                        which cluster of how many
 //   shared()                                     this block's shared memory
-//   load4(p), load2(p), load(p), store2(p, v)    reads and writes of shared memory, aligned to their size
+//   load4(p), load2(p), load(p), store4(p, v), store2(p, v), store(p, v)   reads and writes of shared memory, aligned to their size
+//   put4(p, v)                                   writes 16 bytes of memory that will not be read soon
 //   copy_async(to, from, bytes), copy_commit(), copy_wait<N>()     as cp.async of 16 bytes: what is not read is zero
 //   sync_part<Threads>(id), arrive_part<Threads>(id)               as bar.sync and bar.arrive
 //   sync_cluster()                               a barrier for all threads of the cluster
@@ -47,6 +60,7 @@
 #include <cstring>
 
 #include "core/config.h"
+#include "core/weight_update.h"
 
 #if defined(__CUDA_ARCH__)
 #define LIP_FAST_PRAGMA(text) _Pragma(#text)
@@ -124,13 +138,17 @@ constexpr int kDepth = kSlice / kParts / 16;
 constexpr int kStep = 16;
 constexpr int kMaxCluster = 16;
 constexpr int kMaxDirections = 128;
+/// Room for the scalars of an update.
+constexpr int kMaxScalars = 8;
 
 using Signal = std::uint64_t;
 
-/// Directions, rows of a tile, and tiles of M on chip: three in use, and more to hide the latency of memory.
-template <int Width, int Rows, int Stages>
+/// Directions, rows of a tile, and tiles of M on chip: three in use, and more to hide the latency of memory. Held are
+/// the arrays beside M that an update needs, of which two tiles are on chip.
+template <int Width, int Rows, int Stages, int Held = 0>
 struct OneReadShape {
   static_assert(Width % kMaxCluster == 0 && Rows % kStep == 0 && Rows % kMaxCluster == 0 && Stages >= 4);
+  static_assert(Held == 0 || (Rows == kStep && Stages == 5), "the order of an update's tiles is written for these");
   static constexpr int kWidth = Width, kRows = Rows, kStages = Stages;
   /// Rows of Y in shared memory: with this padding, reads and writes of fragments meet 32 distinct banks.
   static constexpr int kPitch = Width + 8;
@@ -145,7 +163,9 @@ struct OneReadShape {
   static constexpr int kSumsAt = kReceivedAt + 2 * kReceived;
   /// Four signals, in the padding of a row: a few bytes more would keep 64 directions off devices with 99 kB.
   static constexpr int kSignalsAt = kBufferAt + Width;
-  static constexpr std::size_t kBytes = sizeof(float) * (kSumsAt + 2 * kSums);
+  static constexpr int kHeldAt = kSumsAt + 2 * kSums;
+  static constexpr int kScalarsAt = kHeldAt + 2 * Held * kTile;
+  static constexpr std::size_t kBytes = sizeof(float) * (kScalarsAt + (Held > 0 ? kMaxScalars : 0));
   /// What comes with a signal.
   static constexpr int kSent = static_cast<int>(sizeof(float)) * kReceived;
 
@@ -166,6 +186,15 @@ struct OneReadShape {
   static LIP_FAST_FN float* sums(Block& block, int index) {
     return block.shared() + kSumsAt + (index & 1) * kSums;
   }
+  /// Array ``k`` of a tile: what a thread has fetched, in its own order.
+  template <class Block>
+  static LIP_FAST_FN float* held(Block& block, int index, int k) {
+    return block.shared() + kHeldAt + ((index & 1) * Held + k) * kTile;
+  }
+  template <class Block>
+  static LIP_FAST_FN float* scalars(Block& block) {
+    return block.shared() + kScalarsAt;
+  }
   template <class Block>
   static LIP_FAST_FN Signal* parts_signal(Block& block, int index) {
     return reinterpret_cast<Signal*>(block.shared() + kSignalsAt) + (index & 1);
@@ -179,6 +208,8 @@ struct OneReadShape {
 /// Where column ``column`` of a row is kept in the tile. A projecting warp reads 8 rows x 4 x 16 bytes at
 /// once, and an accumulating one 4 rows x 8 x 16 bytes: both ways, each quarter of a warp meets all banks once.
 LIP_FAST_FN int swizzled(int row, int column) { return column ^ (((row & 1) << 4) | ((row & 2) << 2)); }
+
+LIP_FAST_FN int least(int a, int b) { return a < b ? a : b; }
 
 LIP_FAST_FN int log2_of(int power) {
 #if defined(__CUDA_ARCH__)
@@ -255,8 +286,6 @@ LIP_FAST_FN void multiply(Block& block, const float* rows, float* buffer, const 
   }
 }
 
-LIP_FAST_FN int least(int a, int b) { return a < b ? a : b; }
-
 LIP_FAST_FN Quad sum(const Quad& a, const Quad& b) { return Quad{a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 
 /// Sends the rows in the buffer, summed over the warps, to the blocks that own them: row i is owned by i % cluster.
@@ -311,17 +340,118 @@ LIP_FAST_FN void exchange(Block& block, int index) {
   block.expect(Shape::sums_signal(block, index), Shape::kSent);
 }
 
-/// Barriers of a block: among the projectors, and where the accumulators tell them that a tile is done with.
-constexpr int kProjectorsBarrier = 1, kDoneBarrier = 2;
+/// Barriers of a block: among the projectors, among the accumulators, and where the accumulators tell the projectors
+/// that a tile is done with (two in turn), or is up to date (three in turn: they are two tiles ahead).
+constexpr int kProjectorsBarrier = 1, kDoneBarrier = 2, kAccumulatorsBarrier = 4, kUpdatedBarrier = 5;
+
+/// Threads across a row of a tile where each of the block's has a share of it, and the rows between two of its quads.
+constexpr int kShareChunks = kSlice / 4, kShareRows = kOneReadThreads / kShareChunks;
+static_assert(kShareRows % 4 == 0, "the swizzle of a thread's column is the same in all its rows");
+
+/// A thread's share of a tile of M and of what an update needs beside it. Only the thread itself waits for its copies.
+struct Share {
+  int top, chunk, left;  // left: columns of its quads that there are, 0 .. 4
+  int rows;              // of the tile
+  std::int64_t offset;   // of its first quad, in memory
+};
+
+template <class Shape, class Block>
+LIP_FAST_FN Share share_of(Block& block, const OneRead& a, int index) {
+  const int thread = block.thread(), top = thread / kShareChunks, chunk = thread % kShareChunks;
+  const int column = block.cluster_rank() * kSlice + 4 * chunk, left = a.columns - column;
+  const std::int64_t first = first_row<Shape>(block, index);
+  const int rows = a.rows - first < Shape::kRows ? static_cast<int>(a.rows - first) : Shape::kRows;
+  return Share{top, chunk, left < 0 ? 0 : least(left, 4), rows, (first + top) * a.stride + column};
+}
+
+template <class Shape, class Block, class Update>
+LIP_FAST_FN void fetch_share(Block& block, const OneRead& a, const Update& update, int index) {
+  if (has_tile(block, a, index)) {
+    const Share share = share_of<Shape>(block, a, index);
+    const int column = swizzled(share.top, 4 * share.chunk);
+    std::int64_t offset = share.offset;
+    LIP_FAST_UNROLL_BY(1)
+    for (int row = share.top; row < Shape::kRows; row += kShareRows) {
+      const int bytes = row < share.rows ? 4 * share.left : 0;
+      const std::int64_t from = bytes > 0 ? offset : 0;
+      block.copy_async(Shape::tile(block, index) + row * kSlice + column, a.M + from, bytes);
+      LIP_FAST_UNROLL
+      for (int k = 0; k < Update::kHeld; ++k) {
+        float* const to = Shape::held(block, index, k) + row * kSlice + 4 * share.chunk;
+        block.copy_async(to, update.held[k] + from, update.reads(k) ? bytes : 0);
+      }
+      offset += kShareRows * a.stride;
+    }
+  }
+  block.copy_commit();
+}
+
+/// Writes ``left`` of the four values.
+template <class Block>
+LIP_FAST_FN void put(Block& block, float* to, const float (&v)[4], int left) {
+  if (left == 4) {
+    block.put4(to, Quad{v[0], v[1], v[2], v[3]});
+    return;
+  }
+  LIP_FAST_UNROLL
+  for (int e = 0; e < 3; ++e) {
+    if (e < left) to[e] = v[e];
+  }
+}
+
+/// Brings this thread's share of a tile up to date, on chip and in memory, and starts to read the one after the next.
+template <class Shape, class Block, class Update>
+LIP_FAST_FN void refresh(Block& block, const OneRead& a, const Update& update, int index) {
+  block.template copy_wait<1>();
+  float s[Update::kScalars];
+  LIP_FAST_UNROLL
+  for (int i = 0; i < Update::kScalars; ++i) s[i] = block.load(Shape::scalars(block) + i);
+  const bool applied = s[kApplied] != 0.0f;
+  const Share share = share_of<Shape>(block, a, index);
+  std::int64_t offset = share.offset;
+  LIP_FAST_UNROLL_BY(1)
+  for (int row = share.top; row < share.rows && share.left > 0 && applied; row += kShareRows) {
+    float* const tile = Shape::tile(block, index) + row * kSlice + swizzled(share.top, 4 * share.chunk);
+    const Quad old = block.load4(tile);
+    float w[4] = {old.x, old.y, old.z, old.w}, x[Update::kHeld][4];
+    LIP_FAST_UNROLL
+    for (int k = 0; k < Update::kHeld; ++k) {
+      const Quad v = block.load4(Shape::held(block, index, k) + row * kSlice + 4 * share.chunk);
+      x[k][0] = v.x, x[k][1] = v.y, x[k][2] = v.z, x[k][3] = v.w;
+    }
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      float entry[Update::kHeld];
+      LIP_FAST_UNROLL
+      for (int k = 0; k < Update::kHeld; ++k) entry[k] = x[k][e];
+      w[e] = update.updated(w[e], entry, s);
+      LIP_FAST_UNROLL
+      for (int k = 0; k < Update::kHeld; ++k) x[k][e] = entry[k];
+      // A column beyond the last is to be 0, and may have become 0 / 0.
+      if (e >= share.left) w[e] = 0.0f;
+    }
+    block.store4(tile, Quad{w[0], w[1], w[2], w[3]});
+    LIP_FAST_UNROLL
+    for (int k = 0; k < Update::kHeld; ++k) {
+      if (update.stores(k)) put(block, update.held[k] + offset, x[k], share.left);
+    }
+    if (update.write) put(block, update.M + offset, w, share.left);
+    offset += kShareRows * a.stride;
+  }
+  fetch_share<Shape>(block, a, update, index + 2);
+}
 
 /// Y = M V, tile by tile.
-template <class Shape, class Block>
-LIP_FAST_FN void project(Block& block, const OneRead& a) {
+template <class Shape, class Block, class Update>
+LIP_FAST_FN void project(Block& block, const OneRead& a, const Update& update) {
   constexpr int kPanels = Shape::kWidth / 16;  // of 8 directions, in one half
-  LIP_FAST_UNROLL_BY(1)
-  for (int i = 0; i < Shape::kStages; ++i) {
-    if (has_tile(block, a, i)) fetch<Shape>(block, a, i);
-    block.copy_commit();
+  constexpr bool kUpdates = Update::kHeld > 0;
+  if constexpr (!kUpdates) {
+    LIP_FAST_UNROLL_BY(1)
+    for (int i = 0; i < Shape::kStages; ++i) {
+      if (has_tile(block, a, i)) fetch<Shape>(block, a, i);
+      block.copy_commit();
+    }
   }
   float v[kPanels][kDepth][4];
   {
@@ -350,16 +480,23 @@ LIP_FAST_FN void project(Block& block, const OneRead& a) {
     const int index = step / kSteps, first = step % kSteps * kStep;
     // The tiles fetched so far are 0 .. kStages - 1 and, from tile 2 on, one more a tile: all but the kStages - 3
     // behind this one must be here, fewer at first.
-    if (first == 0) block.template copy_wait<Shape::kStages - 3>();
-    // Every thread's copies are here, and what was in the buffer has been sent.
-    block.template sync_part<kRoleThreads>(kProjectorsBarrier);
+    if constexpr (kUpdates) {
+      refresh<Shape>(block, a, update, index);
+      block.template sync_part<kOneReadThreads>(kUpdatedBarrier + index % 3);
+    } else {
+      if (first == 0) block.template copy_wait<Shape::kStages - 3>();
+      // Every thread's copies are here, and what was in the buffer has been sent.
+      block.template sync_part<kRoleThreads>(kProjectorsBarrier);
+    }
     multiply<Shape>(block, Shape::tile(block, index) + first * kSlice, Shape::buffer(block), v);
     if (first == 0) {
       if (index >= 1) exchange<Shape>(block, index - 1);
       if (index >= 2) {
         block.template sync_part<kOneReadThreads>(kDoneBarrier + (index & 1));
-        if (has_tile(block, a, index - 2 + Shape::kStages)) fetch<Shape>(block, a, index - 2 + Shape::kStages);
-        block.copy_commit();
+        if constexpr (!kUpdates) {
+          if (has_tile(block, a, index - 2 + Shape::kStages)) fetch<Shape>(block, a, index - 2 + Shape::kStages);
+          block.copy_commit();
+        }
       }
     }
     block.template sync_part<kRoleThreads>(kProjectorsBarrier);
@@ -390,8 +527,8 @@ LIP_FAST_FN void write_sums(Block& block, const OneRead& a, int index) {
 ///
 /// Labels are free here as well: of 32 columns of M, a thread holds 4 g .. 4 g + 3, which are column g of four
 /// products, and of 16 directions 2 g and 2 g + 1, which are rows g and g + 8.
-template <class Shape, class Block>
-LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
+template <class Shape, class Block, class Update>
+LIP_FAST_FN void accumulate(Block& block, const OneRead& a, const Update& update) {
   constexpr int kPanels = Shape::kWidth / 16;
   float c[kPanels][4][4];
   LIP_FAST_UNROLL
@@ -399,8 +536,17 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
     LIP_FAST_UNROLL
     for (int i = 0; i < 4; ++i) c[n][i][0] = c[n][i][1] = c[n][i][2] = c[n][i][3] = 0.0f;
   }
+  // The updates of tiles 0 and 1 come before the first step.
+  constexpr int kAhead = Update::kHeld > 0 ? 2 : 0;
   LIP_FAST_UNROLL_BY(1)
-  for (int step = 0; has_tile(block, a, step); ++step) {
+  for (int step = -kAhead; step < 0 || has_tile(block, a, step); ++step) {
+    if constexpr (kAhead > 0) {
+      if (has_tile(block, a, step + kAhead)) {
+        refresh<Shape>(block, a, update, step + kAhead);
+        block.template arrive_part<kOneReadThreads>(kUpdatedBarrier + (step + kAhead) % 3);
+      }
+      if (step < 0) continue;
+    }
     block.await(Shape::sums_signal(block, step), step >> 1 & 1);
     write_sums<Shape>(block, a, step);
     const int thread = block.thread() % kRoleThreads, warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
@@ -408,7 +554,7 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
     const float* const sums = Shape::sums(block, step) + t * Shape::kPitch + 2 * g;
     LIP_FAST_UNROLL_BY(Shape::kUnroll)
     for (int k = 0; k < Shape::kRows; k += 8) {
-        const float* const from = tile + k * kSlice;
+      const float* const from = tile + k * kSlice;
       const Quad b = to_tf32(block.load4(from)), d = to_tf32(block.load4(from + 4 * kSlice));
       LIP_FAST_UNROLL
       for (int n = 0; n < kPanels; ++n) {
@@ -422,6 +568,8 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
     }
     // Step + 2 of the projectors waits for it, where there is one.
     if (has_tile(block, a, step + 2)) block.template arrive_part<kOneReadThreads>(kDoneBarrier + (step & 1));
+    // The next update fetches to where this tile is.
+    if constexpr (kAhead > 0) block.template sync_part<kRoleThreads>(kAccumulatorsBarrier);
   }
   // Columns 2 t and 2 t + 1 of product i are columns 8 t + i and 8 t + 4 + i of the 32.
   const int thread = block.thread() % kRoleThreads, warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
@@ -441,19 +589,27 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a) {
 
 /// The kernel: what a thread of kOneReadThreads does, with Shape::kBytes of shared memory, in every cluster. There are
 /// no more clusters than tiles.
-template <class Shape, class Block>
-LIP_FAST_FN void one_read_thread(Block& block, const OneRead& a) {
+template <class Shape, class Block, class Update>
+LIP_FAST_FN void one_read_thread(Block& block, const OneRead& a, const Update& update) {
   if (block.thread() == 0) {
     for (int i = 0; i < 2; ++i) {
       block.init_signal(Shape::parts_signal(block, i));
       block.init_signal(Shape::sums_signal(block, i));
     }
   }
+  if constexpr (Update::kHeld > 0) {
+    static_assert(Update::kScalars <= kMaxScalars);
+    if (block.thread() < Update::kScalars) {
+      block.store(Shape::scalars(block) + block.thread(), update.scalars[block.thread()]);
+    }
+    fetch_share<Shape>(block, a, update, 0);
+    fetch_share<Shape>(block, a, update, 1);
+  }
   block.sync_cluster();  // from here on blocks can send to each other
   if (block.thread() < kRoleThreads) {
-    project<Shape>(block, a);
+    project<Shape>(block, a, update);
   } else {
-    accumulate<Shape>(block, a);
+    accumulate<Shape>(block, a, update);
   }
   block.sync_cluster();  // none may be gone while another could send to it
 }

@@ -18,6 +18,7 @@ from lip_fast.backends.default.finish_svd import finish_svd
 from lip_fast.backends.default.fresh_columns import fresh_columns
 from lip_fast.backends.default.label_sums import label_sums, label_sums_csr
 from lip_fast.backends.default.orthonormalize import orthonormalize
+from lip_fast.backends.default.project import project
 from lip_fast.backends.default.rebuild_ import rebuild_
 from lip_fast.backends.default.refit import refit
 from lip_fast.backends.default.sgd import sgd_project, sgd_rebuild_, sgd_sketch_
@@ -43,6 +44,7 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "small_svd": small_svd,
     "warm_svd": warm_svd,
     "start_basis": start_basis,
+    "project": project,
     "finish_svd": finish_svd,
     "tail_svd": tail_svd,
     "label_sums": label_sums,

@@ -19,7 +19,7 @@ FILES = sorted(
     if path.name not in ("test_interpreted.py", "test_compiles.py")
 )
 # Served by the kernels there, as LIP_FAST_BACKEND says so.
-FILES += [f"tests/ops/test_{op}.py" for op in ("label_sums", "rebuild_")]
+FILES += [f"tests/ops/test_{op}.py" for op in ("label_sums", "project", "rebuild_")]
 
 
 def _numbers(version: str | None) -> tuple[int, ...]:

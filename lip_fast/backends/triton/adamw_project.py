@@ -76,7 +76,7 @@ def _form(
             **absent,
             **dict.fromkeys(("M_s1", "Y_s0"), 1),
             "BLOCK_L": 32,
-            "BLOCK_Q": 64 if rows_are_many else 32,
+            "BLOCK_Q": 64 if rows_are_many and columns <= 64 else 32,
             "BLOCK_M": columns,
             "PRECISION": PRECISION,
         },

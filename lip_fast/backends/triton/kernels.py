@@ -22,6 +22,7 @@ FILES = (
     "adamw_sketch_",
     "fresh_columns",
     "label_sums",
+    "project",
     "rebuild_",
     "sgd_project",
     "sgd_rebuild_",
@@ -54,6 +55,10 @@ def _always(*arguments: Any) -> bool:
 
 def _can_rebuild(M: Tensor, A: Tensor, *rest: Any) -> bool:
     return M.dtype in _STORED and A.dtype == torch.float32
+
+
+def _can_project(M: Tensor, Y: Tensor) -> bool:
+    return M.dtype in _STORED and Y.dtype == torch.float32 and Y.shape[1] <= _MAX_COLUMNS
 
 
 def _can_label_sums(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
@@ -117,6 +122,9 @@ KERNELS: dict[str, Kernel] = {
         _can_label_sums_csr,
         _can_label_sums_csr,
         "reads the features once",
+    ),
+    "project": Kernel(
+        _of("project"), _can_project, _can_project, "in float32 on the tensor cores, the same bits each time"
     ),
     "rebuild_": Kernel(_of("rebuild_"), _can_rebuild, _can_rebuild, "writes the weight in one pass"),
     **{
