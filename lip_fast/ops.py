@@ -727,6 +727,11 @@ def rebuild_(
 _NO_SCALING = Scaling()
 
 
+def fuses_updates(device: torch.device) -> bool:
+    """Whether kernels of ours take the updates below; elsewhere torch's step comes before that of LIP."""
+    return backends.backend_of("adamw_sketch_", device.type) != "default"
+
+
 def _check_update(
     M: Tensor, like_weight: dict[str, Tensor | None], scalars: dict[str, Tensor | None]
 ) -> None:

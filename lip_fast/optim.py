@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lip_fast import host
+from lip_fast.fused import AdamWUpdate, SGDUpdate, can_fuse
+from lip_fast.observations import Observation
+from lip_fast.ops import Scaling
 from lip_fast.plugin import LIP, LIPError, _bias_of
+from lip_fast.subspace import Update
 from lip_fast.validation import check_int, describe
 
 __all__ = ["LIPSGD", "LIPAdamW", "LIPState"]
@@ -134,6 +138,17 @@ class LIPState:
         for name, group, p in self._optimizer._named():
             if group["lip_rank"] is not None:
                 yield name, self._optimizer._lip_of(group, p)
+
+
+class _Fused(NamedTuple):
+    """A weight in a step whose update LIP takes upon itself."""
+
+    weight: Tensor
+    grad: Tensor | None
+    lip: LIP
+    pending: list[Observation]
+    ok: Tensor
+    update: Update
 
 
 class _WithLIP(Optimizer):
@@ -342,11 +357,25 @@ class _WithLIP(Optimizer):
             self._heads()
         if self._skip_nonfinite:
             self._step_where_finite()
+        elif self._lips:
+            self._step_with_lip(getattr(self, "found_inf", None))
         else:
             self._base_step()
-            if self._lips:
-                self._repair(getattr(self, "found_inf", None))
         return loss
+
+    def _step_with_lip(self, found_inf: Tensor | None, *, base: bool = True) -> None:
+        """A step of torch, where ``base``, then LIP; or both at once, for weights whose update is fused."""
+        fused = self._begin(found_inf)
+        try:
+            # To torch a parameter without a gradient is none.
+            for head in fused:
+                head.weight.grad = None
+            if base:
+                self._base_step()
+        finally:
+            for head in fused:
+                head.weight.grad = head.grad
+        self._repair(found_inf, fused)
 
     def _base_step(self) -> None:
         """The step of torch, without the hooks of the optimizer: those belong to the whole step."""
@@ -367,17 +396,15 @@ class _WithLIP(Optimizer):
         if getattr(self, "_step_supports_amp_scaling", False) and not host.reads_are_free(bad.device):
             self.found_inf = found_inf
             try:
-                self._base_step()
+                self._step_with_lip(found_inf)
             finally:
                 if given is None:
                     del self.found_inf
                 else:
                     self.found_inf = given
+            return
         # Waits for the device: torch's kernels that are not fused refuse to be told.
-        elif not bool(bad):
-            self._base_step()
-        if self._lips:
-            self._repair(found_inf)
+        self._step_with_lip(found_inf, base=not bool(bad))
 
     @torch.no_grad()
     def _non_finite_gradient(self) -> Tensor:
@@ -400,17 +427,51 @@ class _WithLIP(Optimizer):
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
-    def _repair(self, found_inf: Tensor | None) -> None:
+    def _begin(self, found_inf: Tensor | None) -> list["_Fused"]:
+        """The weights whose update LIP takes upon itself in this step: those that kernels can fuse it for."""
+        fused: list[_Fused] = []
+        for group, p, lip in self._heads():
+            if not lip._tracks or group["differentiable"]:
+                continue
+            assert lip._subspace is not None
+            if p.dim() != 2 or not can_fuse(p, lip._subspace.columns) or not self._has_state(group, p):
+                continue
+            if not lip._acts_next(group["lr"]):
+                continue
+            pending = lip._due(p, group["lr"], self)
+            scaling = Scaling(getattr(self, "grad_scale", None), found_inf)
+            update = self._update_of(group, p, scaling)
+            ok = lip._admissible(p, group["lr"], found_inf)
+            fused.append(_Fused(p, p.grad, lip, pending, ok, update))
+        return fused
+
+    def _has_state(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Whether the optimizer has the state that the update of this weight goes on from."""
+        raise NotImplementedError
+
+    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> Update:
+        """The update of a weight as a part of LIP's step."""
+        raise NotImplementedError
+
+    # Not traced by torch.compile: see LIP.
+    @torch._disable_dynamo
+    def _repair(self, found_inf: Tensor | None, fused: list["_Fused"]) -> None:
         """LIP on each weight that saw a batch; on all of them before an error of one is raised."""
         errors: list[LIPError] = []
+        begun = {head.lip: head for head in fused}
         for group, p, lip in self._heads():
-            pending = lip._due(p, group["lr"], self)
-            if pending:
-                ok = lip._admissible(p, group["lr"], found_inf)
-                try:
-                    lip._apply(p, pending, ok, step=True)
-                except LIPError as error:
-                    errors.append(error)
+            head = begun.get(lip)
+            if head is None:
+                pending, update = lip._due(p, group["lr"], self), None
+                ok = lip._admissible(p, group["lr"], found_inf) if pending else None
+            else:
+                pending, ok, update = head.pending, head.ok, head.update
+            if ok is None:
+                continue
+            try:
+                lip._apply(p, pending, ok, step=True, update=update)
+            except LIPError as error:
+                errors.append(error)
         if errors:
             raise errors[0]
 
@@ -497,6 +558,12 @@ class LIPSGD(_WithLIP, torch.optim.SGD):
         )
         self.defaults |= self._lip_defaults
 
+    def _has_state(self, group: dict[str, Any], p: Tensor) -> bool:
+        return not group["momentum"] or self.state[p].get("momentum_buffer") is not None
+
+    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> Update:
+        return SGDUpdate(p, group, self.state[p], scaling)
+
 
 class LIPAdamW(_WithLIP, torch.optim.AdamW):
     """:class:`torch.optim.AdamW` with LIP (arXiv:2505.16159) inside of the step.
@@ -580,6 +647,12 @@ class LIPAdamW(_WithLIP, torch.optim.AdamW):
             fused=fused,
         )
         self.defaults |= self._lip_defaults
+
+    def _has_state(self, group: dict[str, Any], p: Tensor) -> bool:
+        return bool(self.state[p])
+
+    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> Update:
+        return AdamWUpdate(p, group, self.state[p], scaling)
 
 
 def _lasting(group: Mapping[str, Any]) -> list[Any]:

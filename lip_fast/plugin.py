@@ -14,7 +14,7 @@ from lip_fast.counters import Counters
 from lip_fast.functional import select_rank
 from lip_fast.observations import Observation, Observations
 from lip_fast.statistics import LabelStatistics
-from lip_fast.subspace import StepReport, Subspace
+from lip_fast.subspace import StepReport, Subspace, Update
 from lip_fast.targets import CSR, Targets, as_targets, check_indices
 from lip_fast.validation import FLOATS, check_int, check_like, describe, full_precision
 
@@ -230,7 +230,7 @@ class LIP:
                 raise ValueError(
                     "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
                     "optimizer, or part of one: call remove() of the handle that its attach() returned "
-                    "first, or take the weight out of the group with a lip_rank"
+                    "first, or take the weight out of the group with a lip_rank, or delete that optimizer"
                 )
             # Not to be taken up again by an optimizer that has stopped calling it.
             lip._owner = None
@@ -300,6 +300,11 @@ class LIP:
             self._steps += 1
         pending = self._take_pending(capturing=capturing)
         return [] if step < self._start or (step - self._start) % self._every else pending
+
+    def _acts_next(self, lr: float | Tensor) -> bool:
+        """Whether the next step, with a gradient, is one that LIP acts on."""
+        scheduled = self._steps >= self._start and (self._steps - self._start) % self._every == 0
+        return bool(self._observations) and scheduled and not (_on_host(lr) and float(lr) == 0)
 
     @staticmethod
     def _admissible(weight: Tensor, lr: float | Tensor, found_inf: Tensor | None) -> Tensor:
@@ -442,8 +447,19 @@ class LIP:
 
     @full_precision
     @torch.no_grad()
-    def _apply(self, weight: Tensor, pending: list[Observation], ok: Tensor, *, step: bool) -> None:
-        """Take the step where ``ok``; where not, there is nothing to repair, and no reason is counted."""
+    def _apply(
+        self,
+        weight: Tensor,
+        pending: list[Observation],
+        ok: Tensor,
+        *,
+        step: bool,
+        update: Update | None = None,
+    ) -> None:
+        """Take the step where ``ok``; where not, there is nothing to repair, and no reason is counted.
+
+        With an ``update`` the step begins with it, whatever becomes of the rest: see :meth:`_tracks`.
+        """
         bias = _bias_of(self._head, self._shape[0])
         statistics = self._statistics
         entered = ok
@@ -469,7 +485,7 @@ class LIP:
             none = torch.zeros((), dtype=torch.int64, device=weight.device)
             report = StepReport(torch.zeros_like(ok), ok * broken, none, none)
         else:
-            report = self._subspace.step_(weight.detach(), sums_of, ok)
+            report = self._subspace.step_(weight.detach(), sums_of, ok, update)
         if ok is not entered:
             # Features or labels that were found unsound before the step.
             report = report._replace(status=status.lost(report.status, entered, ok, status.NOT_FINITE))
@@ -483,6 +499,12 @@ class LIP:
                 f"LIP was skipped: {', '.join(reasons)} (features, labels, weight or a decomposition of it); "
                 "the weight is the base optimizer's"
             )
+
+    @property
+    def _tracks(self) -> bool:
+        """Whether the next step is warm-started: one that can begin with the update of the weight."""
+        subspace = self._subspace
+        return subspace is not None and not subspace.exact and subspace.basis is not None
 
     def _make_subspace(self, weight: Tensor, rank: int) -> Subspace:
         l, q = weight.shape

@@ -1,8 +1,9 @@
 """The step on a weight: which directions it keeps, refits and drops, and the basis it carries along."""
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from lip_fast.functional import randomized_svd
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 
-__all__ = ["FRESH", "StepReport", "Subspace"]
+__all__ = ["FRESH", "StepReport", "Subspace", "Update"]
 
 # Fresh random columns of each truncated step: without them a warm start never sees a new direction.
 FRESH = 8
@@ -36,6 +37,21 @@ class StepReport(NamedTuple):
     status: Tensor
     clipped: Tensor
     masked: Tensor
+
+
+class Update(Protocol):
+    """The base optimizer's update of a weight as a part of the step: M' below is the updated weight.
+
+    M' need not be stored until :meth:`rebuild_`, which is called once after :meth:`products`.
+    """
+
+    def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the weight, and return Y = M' V (l, m) and Z = M'^T Y (q, m) for V (q, m)."""
+
+    def rebuild_(
+        self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
+    ) -> Tensor:
+        """As :func:`lip_fast.ops.rebuild_` of M', and M' itself where not ``ok``."""
 
 
 class Subspace:
@@ -82,11 +98,17 @@ class Subspace:
         self._limits = (l, q)
         self._warned = False
 
+    @property
+    def columns(self) -> int:
+        """Columns of the products of a warm-started step."""
+        return self.rank + self.tail_rank + FRESH
+
     def step_(
         self,
         M: Tensor,
         sums_of: Callable[[Tensor, Tensor], ops.Sums],
         ok: Tensor,
+        update: Update | None = None,
     ) -> StepReport:
         """Apply LIP to ``M`` in place, where ``ok`` and everything it computes is sound.
 
@@ -94,6 +116,7 @@ class Subspace:
             M: (l, q) float32, float64, bfloat16 or float16.
             sums_of: the sums of the labels along directions A (l, r) and B (q, r).
             ok: () bool on the device of ``M``; where False, ``M`` and the basis stay as they are.
+            update: of M, to be taken first and in any case, where there is a basis; None where it was.
 
         Raises:
             RuntimeError: a CUDA graph is being captured, and there is no basis to start from.
@@ -104,7 +127,7 @@ class Subspace:
                 "expected a step that LIP acts on before one is captured, to start from, got none: "
                 "take a step first"
             )
-        svd = self._decompose(M)
+        svd = self._decompose(M, update)
         k, r = self.rank, self.tail_rank
         # The exact path has the vectors below the kept ones only, the truncated path all k + r.
         first = 0 if self.exact else k
@@ -129,7 +152,8 @@ class Subspace:
             s, accumulate = s - svd.S[k : k + r], True
             if self.rest == "drop":
                 A, s, B = svd.A, torch.cat([s, -svd.S[k + r :]]), svd.B
-        ok = ops.rebuild_(M, A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=self.seed)
+        write = functools.partial(ops.rebuild_, M) if update is None else update.rebuild_
+        ok = write(A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=self.seed)
         # What the decomposition did not stop was stopped by sums, values or a weight out of range.
         status = lost(status, sound, ok, NOT_FINITE)
         if not self.exact:
@@ -138,9 +162,13 @@ class Subspace:
         self.step += 1
         return StepReport(ok, status, clipped, masked)
 
-    def _decompose(self, M: Tensor) -> ops.SVD:
+    def _decompose(self, M: Tensor, update: Update | None) -> ops.SVD:
         if self.exact:
             return ops.tail_svd(M, rank=self.rank)
+        if update is not None:
+            assert self.basis is not None
+            V = ops.start_basis(self.basis.float(), self.step, fresh=FRESH, seed=self.seed)
+            return ops.finish_svd(*update.products(V), rank=self.rank + self.tail_rank)
         dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
         basis = self._cold_basis(M.to(dtype)) if self.basis is None else self.basis.to(dtype)
         if isinstance(basis, int):

@@ -42,7 +42,8 @@
 //   thread(), cluster_rank(), cluster_size()     (cluster_size is a power of two)
 //   cluster(), clusters()                        which cluster of how many
 //   shared()                                     this block's shared memory
-//   load4(p), load2(p), load(p), store4(p, v), store2(p, v), store(p, v)   reads and writes of shared memory, aligned to their size
+//   load4(p), load2(p), load(p)                  reads of shared memory, aligned to their size
+//   store4(p, v), store2(p, v), store(p, v)      and writes
 //   put4(p, v)                                   writes 16 bytes of memory that will not be read soon
 //   copy_async(to, from, bytes), copy_commit(), copy_wait<N>()     as cp.async of 16 bytes: what is not read is zero
 //   sync_part<Threads>(id), arrive_part<Threads>(id)               as bar.sync and bar.arrive
@@ -60,16 +61,8 @@
 #include <cstring>
 
 #include "core/config.h"
+#include "core/unroll.h"
 #include "core/weight_update.h"
-
-#if defined(__CUDA_ARCH__)
-#define LIP_FAST_PRAGMA(text) _Pragma(#text)
-#define LIP_FAST_UNROLL LIP_FAST_PRAGMA(unroll)
-#define LIP_FAST_UNROLL_BY(n) LIP_FAST_PRAGMA(unroll n)
-#else
-#define LIP_FAST_UNROLL
-#define LIP_FAST_UNROLL_BY(n)
-#endif
 
 namespace lip_fast {
 
@@ -386,57 +379,63 @@ LIP_FAST_FN void fetch_share(Block& block, const OneRead& a, const Update& updat
   block.copy_commit();
 }
 
-/// Writes ``left`` of the four values.
-template <class Block>
-LIP_FAST_FN void put(Block& block, float* to, const float (&v)[4], int left) {
-  if (left == 4) {
-    block.put4(to, Quad{v[0], v[1], v[2], v[3]});
-    return;
-  }
-  LIP_FAST_UNROLL
-  for (int e = 0; e < 3; ++e) {
-    if (e < left) to[e] = v[e];
-  }
+/// What each thread fetches before its first update.
+template <class Shape, class Block, class Update>
+LIP_FAST_FN void fetch_first(Block& block, const OneRead& a, const Update& update) {
+  LIP_FAST_UNROLL_BY(1)
+  for (int i = 0; i < 2; ++i) fetch_share<Shape>(block, a, update, i);
 }
+
+/// Four entries of a row as an update sees them. Array by array, they are taken when they are needed and put when they
+/// are done: there are not the registers for all at once.
+template <class Shape, class Block>
+struct Entries {
+  Block& block;
+  int index;
+  int at;      // place in the tiles of the arrays
+  int left;    // how many of the four there are
+  std::int64_t offset;
+
+  LIP_FAST_FN void take(const float* from, float (&v)[4]) const {
+    const Quad quad = block.load4(from);
+    v[0] = quad.x, v[1] = quad.y, v[2] = quad.z, v[3] = quad.w;
+  }
+  LIP_FAST_FN void take(int k, float (&v)[4]) const { take(Shape::held(block, index, k) + at, v); }
+  LIP_FAST_FN void put(float* array, const float (&v)[4]) const {
+    float* const to = array + offset;
+    if (left == 4) {
+      block.put4(to, Quad{v[0], v[1], v[2], v[3]});
+      return;
+    }
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 3; ++e) {
+      if (e < left) to[e] = v[e];
+    }
+  }
+  LIP_FAST_FN float scalar(int i) const { return block.load(Shape::scalars(block) + i); }
+};
 
 /// Brings this thread's share of a tile up to date, on chip and in memory, and starts to read the one after the next.
 template <class Shape, class Block, class Update>
 LIP_FAST_FN void refresh(Block& block, const OneRead& a, const Update& update, int index) {
   block.template copy_wait<1>();
-  float s[Update::kScalars];
-  LIP_FAST_UNROLL
-  for (int i = 0; i < Update::kScalars; ++i) s[i] = block.load(Shape::scalars(block) + i);
-  const bool applied = s[kApplied] != 0.0f;
-  const Share share = share_of<Shape>(block, a, index);
-  std::int64_t offset = share.offset;
   LIP_FAST_UNROLL_BY(1)
-  for (int row = share.top; row < share.rows && share.left > 0 && applied; row += kShareRows) {
+  for (int more = 0; more < Shape::kRows; more += kShareRows) {
+    const Share share = share_of<Shape>(block, a, index);
+    const int row = share.top + more;
+    const Entries<Shape, Block> entries{block, index, row * kSlice + 4 * share.chunk, share.left,
+                                        share.offset + more * a.stride};
+    if (row >= share.rows || share.left == 0 || entries.scalar(kApplied) == 0.0f) break;
     float* const tile = Shape::tile(block, index) + row * kSlice + swizzled(share.top, 4 * share.chunk);
-    const Quad old = block.load4(tile);
-    float w[4] = {old.x, old.y, old.z, old.w}, x[Update::kHeld][4];
+    float w[4];
+    update.update(entries, [&](float (&v)[4]) { entries.take(tile, v); }, w);
+    // A column beyond the last is to be 0, and may have become 0 / 0.
     LIP_FAST_UNROLL
-    for (int k = 0; k < Update::kHeld; ++k) {
-      const Quad v = block.load4(Shape::held(block, index, k) + row * kSlice + 4 * share.chunk);
-      x[k][0] = v.x, x[k][1] = v.y, x[k][2] = v.z, x[k][3] = v.w;
-    }
-    LIP_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) {
-      float entry[Update::kHeld];
-      LIP_FAST_UNROLL
-      for (int k = 0; k < Update::kHeld; ++k) entry[k] = x[k][e];
-      w[e] = update.updated(w[e], entry, s);
-      LIP_FAST_UNROLL
-      for (int k = 0; k < Update::kHeld; ++k) x[k][e] = entry[k];
-      // A column beyond the last is to be 0, and may have become 0 / 0.
+    for (int e = 1; e < 4; ++e) {
       if (e >= share.left) w[e] = 0.0f;
     }
     block.store4(tile, Quad{w[0], w[1], w[2], w[3]});
-    LIP_FAST_UNROLL
-    for (int k = 0; k < Update::kHeld; ++k) {
-      if (update.stores(k)) put(block, update.held[k] + offset, x[k], share.left);
-    }
-    if (update.write) put(block, update.M + offset, w, share.left);
-    offset += kShareRows * a.stride;
+    if (update.write) entries.put(update.M, w);
   }
   fetch_share<Shape>(block, a, update, index + 2);
 }
@@ -446,7 +445,9 @@ template <class Shape, class Block, class Update>
 LIP_FAST_FN void project(Block& block, const OneRead& a, const Update& update) {
   constexpr int kPanels = Shape::kWidth / 16;  // of 8 directions, in one half
   constexpr bool kUpdates = Update::kHeld > 0;
-  if constexpr (!kUpdates) {
+  if constexpr (kUpdates) {
+    fetch_first<Shape>(block, a, update);
+  } else {
     LIP_FAST_UNROLL_BY(1)
     for (int i = 0; i < Shape::kStages; ++i) {
       if (has_tile(block, a, i)) fetch<Shape>(block, a, i);
@@ -538,8 +539,9 @@ LIP_FAST_FN void accumulate(Block& block, const OneRead& a, const Update& update
   }
   // The updates of tiles 0 and 1 come before the first step.
   constexpr int kAhead = Update::kHeld > 0 ? 2 : 0;
+  if constexpr (kAhead > 0) fetch_first<Shape>(block, a, update);
   LIP_FAST_UNROLL_BY(1)
-  for (int step = -kAhead; step < 0 || has_tile(block, a, step); ++step) {
+  for (int step = -kAhead; (kAhead > 0 && step < 0) || has_tile(block, a, step); ++step) {
     if constexpr (kAhead > 0) {
       if (has_tile(block, a, step + kAhead)) {
         refresh<Shape>(block, a, update, step + kAhead);
@@ -602,8 +604,6 @@ LIP_FAST_FN void one_read_thread(Block& block, const OneRead& a, const Update& u
     if (block.thread() < Update::kScalars) {
       block.store(Shape::scalars(block) + block.thread(), update.scalars[block.thread()]);
     }
-    fetch_share<Shape>(block, a, update, 0);
-    fetch_share<Shape>(block, a, update, 1);
   }
   block.sync_cluster();  // from here on blocks can send to each other
   if (block.thread() < kRoleThreads) {
@@ -646,13 +646,48 @@ bool with_one_read_shape(int width, int rows, int stages, Use&& use) {
   return false;
 }
 
+/// Widths with an update, whose arrays leave room for one depth: the usual 48 and 80 directions.
+constexpr int kUpdateWidths[] = {48, 80};
+
+/// The shape of an update with ``width`` directions; false where there is none.
+template <class Update, class Use>
+bool with_update_shape(int width, Use&& use) {
+  if (width == 48) return use(OneReadShape<48, kStep, 5, Update::kHeld>()), true;
+  if (width == 80) return use(OneReadShape<80, kStep, 5, Update::kHeld>()), true;
+  return false;
+}
+
+/// Blocks of a cluster that hold so many columns; 0 where there are not as many.
+inline int cluster_for(std::int64_t columns, int max_cluster) {
+  int cluster = 1;
+  while (cluster < kMaxCluster && static_cast<std::int64_t>(cluster) * kSlice < columns) cluster *= 2;
+  return cluster > max_cluster || static_cast<std::int64_t>(cluster) * kSlice < columns ? 0 : cluster;
+}
+
+/// The plan for an update and m directions, in one pass: false for more than 80, which would take a second one.
+template <class Update>
+bool plan_update(std::int64_t columns, int m, std::size_t shared, int max_cluster, OneReadPlan* plan) {
+  if (columns < 1 || m < 1) return false;
+  const int cluster = cluster_for(columns, max_cluster);
+  for (const int width : kUpdateWidths) {
+    if (cluster == 0 || width < m) continue;
+    bool fits = false;
+    with_update_shape<Update>(width, [&](auto shape) {
+      using Shape = decltype(shape);
+      fits = Shape::kBytes <= shared;
+      if (fits) *plan = OneReadPlan{cluster, 1, m, width, Shape::kRows, Shape::kStages};
+    });
+    return fits;
+  }
+  return false;
+}
+
 /// The plan for m directions where a block can have ``shared`` bytes and a cluster ``max_cluster`` blocks; false where
 /// there is none. More than 80 directions need the accumulators of two passes, each of which reads M.
 inline bool plan_one_read(std::int64_t columns, int m, std::size_t shared, int max_cluster, OneReadPlan* plan) {
   if (columns < 1 || m < 1 || m > kMaxDirections) return false;
-  int cluster = 1;
-  while (cluster < kMaxCluster && static_cast<std::int64_t>(cluster) * kSlice < columns) cluster *= 2;
-  if (cluster > max_cluster || static_cast<std::int64_t>(cluster) * kSlice < columns) return false;
+  const int cluster = cluster_for(columns, max_cluster);
+  if (cluster == 0) return false;
   for (int passes = 1; passes <= m; ++passes) {
     const int directions = (m + passes - 1) / passes;
     for (const int width : kOneReadWidths) {

@@ -5,14 +5,16 @@
 //
 //   kHeld, kScalars         arrays that are read beside the weight, the gradient first; values that its scalars are
 //   M, held[k], scalars     addresses: matrices laid out as the weight is, and what its prepare() left
-//   write                   whether M' is stored
-//   reads(k), stores(k)     whether array k is read and written
-//   updated(old, x, s)      M', with x, an entry of each array, brought up to date; s are the scalars
+//   write                   whether M' is to be stored, by the caller
+//   reads(k)                whether array k is read
+//   update(x, take_old, w)  four entries w of M', where take_old(v) gives those of the weight, x.take(k, v) those of
+//                           array k, x.put(address, v) stores, and x.scalar(i) is scalar i
 #pragma once
 
 #include <cmath>
 
 #include "core/config.h"
+#include "core/unroll.h"
 
 namespace lip_fast {
 
@@ -56,6 +58,16 @@ LIP_FAST_FN void prepare_update(const float* grad_scale, const float* found_inf,
   scalars[kGradScale] = grad_scale == nullptr ? 1.0f : *grad_scale;
 }
 
+/// Four entries of the gradient, without its scale, which they lose in memory too.
+template <class Entries, class Update>
+LIP_FAST_FN void take_gradient(const Entries& x, const Update& update, float (&g)[4]) {
+  x.take(0, g);
+  if (!update.scaled) return;
+  LIP_FAST_UNROLL
+  for (int e = 0; e < 4; ++e) g[e] = rounded_div(g[e], x.scalar(kGradScale));
+  x.put(update.held[0], g);
+}
+
 /// AdamW (Loshchilov and Hutter, arXiv:1711.05101) in the order of torch.optim.AdamW, without amsgrad.
 struct AdamWUpdate {
   static constexpr int kHeld = 3;
@@ -80,19 +92,38 @@ struct AdamWUpdate {
   }
 
   LIP_FAST_FN bool reads(int) const { return true; }
-  LIP_FAST_FN bool stores(int k) const { return k > 0 || scaled; }
 
-  LIP_FAST_FN float updated(float old, float (&x)[kHeld], const float (&s)[kScalars]) const {
-    if (scaled) x[0] = rounded_div(x[0], s[kGradScale]);
-    const float g = rounded_mul(x[0], sign);
+  template <class Entries, class TakeOld>
+  LIP_FAST_FN void update(const Entries& x, TakeOld&& take_old, float (&w)[4]) const {
+    float g[4], mean[4], square[4];
+    take_gradient(x, *this, g);
+    x.take(1, mean);
     // By what is left of 1, and not by beta: its rounding to float would change the limit by 1e-5.
-    x[1] = rounded_add(x[1], rounded_mul(share1, rounded_sub(g, x[1])));
-    // An infinite one stays so, and is no NaN: its entry is never updated again.
-    const float kept = x[2] < INFINITY ? rounded_sub(x[2], rounded_mul(share2, x[2])) : x[2];
-    x[2] = rounded_add(kept, rounded_mul(rounded_mul(share2, g), g));
-    const float denominator = rounded_add(rounded_div(rounded_sqrt(x[2]), s[kCorrection]), eps);
-    const float decayed = rounded_sub(old, rounded_mul(s[kDecay], old));
-    return rounded_sub(decayed, rounded_div(rounded_mul(s[kStepSize], x[1]), denominator));
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      g[e] = rounded_mul(g[e], sign);
+      mean[e] = rounded_add(mean[e], rounded_mul(share1, rounded_sub(g[e], mean[e])));
+    }
+    x.put(held[1], mean);
+    x.take(2, square);
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      // An infinite one stays so, and is no NaN: its entry is never updated again.
+      const float old = square[e];
+      const float kept = old < INFINITY ? rounded_sub(old, rounded_mul(share2, old)) : old;
+      square[e] = rounded_add(kept, rounded_mul(rounded_mul(share2, g[e]), g[e]));
+    }
+    x.put(held[2], square);
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      square[e] = rounded_add(rounded_div(rounded_sqrt(square[e]), x.scalar(kCorrection)), eps);
+      mean[e] = rounded_div(rounded_mul(x.scalar(kStepSize), mean[e]), square[e]);
+    }
+    take_old(w);
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      w[e] = rounded_sub(rounded_sub(w[e], rounded_mul(x.scalar(kDecay), w[e])), mean[e]);
+    }
   }
 };
 
@@ -116,17 +147,29 @@ struct SGDUpdate {
   static LIP_FAST_FN void prepare(float rate, float* scalars) { scalars[kRate] = rate; }
 
   LIP_FAST_FN bool reads(int k) const { return k == 0 || !first; }
-  LIP_FAST_FN bool stores(int k) const { return k > 0 || scaled; }
 
-  LIP_FAST_FN float updated(float old, float (&x)[kHeld], const float (&s)[kScalars]) const {
-    if (scaled) x[0] = rounded_div(x[0], s[kGradScale]);
-    float direction = rounded_add(rounded_mul(x[0], sign), rounded_mul(weight_decay, old));
-    if constexpr (Buffered) {
-      float& buffer = x[1];
-      buffer = first ? direction : rounded_add(rounded_mul(momentum, buffer), rounded_mul(share, direction));
-      direction = nesterov ? rounded_add(direction, rounded_mul(momentum, buffer)) : buffer;
+  template <class Entries, class TakeOld>
+  LIP_FAST_FN void update(const Entries& x, TakeOld&& take_old, float (&w)[4]) const {
+    float direction[4];
+    take_gradient(x, *this, direction);
+    take_old(w);
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      direction[e] = rounded_add(rounded_mul(direction[e], sign), rounded_mul(weight_decay, w[e]));
     }
-    return rounded_sub(old, rounded_mul(s[kRate], direction));
+    if constexpr (Buffered) {
+      float buffer[4];
+      x.take(1, buffer);
+      LIP_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const float d = direction[e];
+        buffer[e] = first ? d : rounded_add(rounded_mul(momentum, buffer[e]), rounded_mul(share, d));
+        direction[e] = nesterov ? rounded_add(d, rounded_mul(momentum, buffer[e])) : buffer[e];
+      }
+      x.put(held[1], buffer);
+    }
+    LIP_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) w[e] = rounded_sub(w[e], rounded_mul(x.scalar(kRate), direction[e]));
   }
 };
 

@@ -5,6 +5,7 @@ unset or ``auto`` takes, op by op and device by device, the one that is there an
 the one that alone does not wait for the device.
 """
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -33,7 +34,16 @@ from lip_fast.backends.native.front_door import on_its_device
 from lip_fast.backends.native.kernels import KERNELS as NATIVE
 from lip_fast.backends.triton.kernels import KERNELS as TRITON
 
-__all__ = ["BACKENDS", "Served", "environment", "forced", "register", "served", "triton_problem"]
+__all__ = [
+    "BACKENDS",
+    "Served",
+    "backend_of",
+    "environment",
+    "forced",
+    "register",
+    "served",
+    "triton_problem",
+]
 
 BACKENDS = ("default", "native", "triton")
 
@@ -144,6 +154,12 @@ def served() -> list[Served]:
             else:
                 rows.append(Served(op, device, "default", _why_default(op, device)))
     return rows
+
+
+@functools.cache
+def backend_of(op: str, device: str) -> str:
+    """The backend that serves an op on a kind of device, where it takes the arguments."""
+    return next((candidate.backend for candidate in _candidates(op, device)), "default")
 
 
 class _Candidate(NamedTuple):

@@ -20,6 +20,7 @@ FILES = sorted(
 )
 # Served by the kernels there, as LIP_FAST_BACKEND says so.
 FILES += [f"tests/ops/test_{op}.py" for op in ("label_sums", "project", "rebuild_")]
+FILES += ["tests/optim/test_fused.py"]
 
 
 def _numbers(version: str | None) -> tuple[int, ...]:

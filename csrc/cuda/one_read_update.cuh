@@ -1,0 +1,62 @@
+// An optimizer's update on the one-read kernel: what AdamW and SGD share on a GPU.
+#pragma once
+
+#include "cuda/one_read.cuh"
+#include "cuda/one_read_update.h"
+
+namespace lip_fast::cuda {
+namespace {
+
+template <class Shape, class Update>
+__global__ void __launch_bounds__(kOneReadThreads, 1) one_read_update_kernel(OneRead arguments, Update update) {
+  extern __shared__ __align__(16) unsigned char one_read_bytes[];
+  ClusterBlock block(reinterpret_cast<float*>(one_read_bytes));
+  one_read_thread<Shape>(block, arguments, update);
+}
+
+template <class Update>
+Plan update_plan(std::int64_t columns, int m) {
+  return plan_for(columns, m, [=](std::size_t shared) {
+    Plan plan;
+    const int cluster = max_cluster(one_read_update_kernel<OneReadShape<48, kStep, 5, Update::kHeld>, Update>);
+    if (!plan_update<Update>(columns, m, shared, cluster, &plan)) return Plan();
+    with_update_shape<Update>(plan.width, [&](auto shape) {
+      configure<decltype(shape)>(one_read_update_kernel<decltype(shape), Update>, &plan);
+    });
+    return plan;
+  });
+}
+
+/// Floats: the scalars first, then the parts of Z.
+template <class Update>
+std::int64_t update_workspace(std::int64_t rows, std::int64_t columns, int m) {
+  const std::int64_t partials = update_plan<Update>(columns, m).workspace(rows, columns);
+  return partials < 0 ? -1 : kMaxScalars + partials;
+}
+
+/// Launches an update whose scalars ``prepare(scalars)`` leaves, on the stream.
+template <class Update, class Prepare>
+void run_update(Update update, const UpdateProducts& a, Prepare&& prepare) {
+  const Plan plan = update_plan<Update>(a.columns, a.m);
+  expect_runnable(plan, a.columns, a.m);
+  expect_layout("M", update.M, a.columns, a.stride);
+  for (const float* const X : update.held) expect_layout("the gradient and the state", X, a.columns, a.stride);
+  expect_workspace(a.workspace_size, kMaxScalars + plan.workspace(a.rows, a.columns));
+  float* const partials = a.workspace + kMaxScalars;
+  prepare(a.workspace);
+  check(cudaGetLastError(), "one_read: scalars");
+  update.scalars = a.workspace;
+  const int groups = plan.groups(a.rows);
+  if (groups > 0) {
+    const OneRead arguments{update.M, a.rows,   a.stride, static_cast<int>(a.columns), a.V, a.m,
+                            a.Y,      partials, plan.tiles(a.rows)};
+    with_update_shape<Update>(plan.width, [&](auto shape) {
+      launch_pass<decltype(shape)>(one_read_update_kernel<decltype(shape), Update>, plan, groups, a.stream, arguments,
+                                   update);
+    });
+  }
+  sum_groups(partials, groups, a.m * a.columns, a.Z, a.stream);
+}
+
+}  // namespace
+}  // namespace lip_fast::cuda

@@ -1,0 +1,160 @@
+"""The update of a weight by SGD or AdamW as a part of LIP's step: :class:`lip_fast.subspace.Update`.
+
+Both go by what the kernels cost. A float32 weight is stored updated by the first pass, for the second to read
+it and not the state again. Into a narrow format only what LIP makes of it is written, from the updated weight
+in float32: rounded once, stochastically, where writing it in between would round updates away.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lip_fast import ops
+
+__all__ = ["AdamWUpdate", "SGDUpdate", "can_fuse"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Widest products of the kernels.
+_MAX_COLUMNS = 128
+
+
+def can_fuse(weight: Tensor, columns: int) -> bool:
+    """Whether kernels take the update of this weight together with products by so many columns."""
+    grad = weight.grad
+    return (
+        ops.fuses_updates(weight.device)
+        and columns <= _MAX_COLUMNS
+        and weight.dtype in _DTYPES
+        and grad is not None
+        and grad.layout == torch.strided
+        and grad.dtype in _DTYPES
+    )
+
+
+class AdamWUpdate:
+    """One update of :class:`torch.optim.AdamW`.
+
+    Args:
+        weight: (l, q), with its gradient.
+        group: its group.
+        state: its state in the optimizer, which an earlier step has made.
+        scaling: of the gradient.
+    """
+
+    def __init__(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any], scaling: ops.Scaling
+    ) -> None:
+        self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
+        self._state = ops.AdamWState(state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq"))
+        self._count = state["step"]
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        self._group, self._betas = group, (beta1, beta2)
+
+    def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
+        M, group, found_inf = self._M, self._group, self._scaling.found_inf
+        self._count += 1
+        if found_inf is not None:
+            self._count -= found_inf.to(self._count.device)
+        self._rule = ops.AdamWRule(
+            _scalar(group["lr"], M),
+            _scalar(self._count, M),
+            *self._betas,
+            group["eps"],
+            float(group["weight_decay"]),
+            group["maximize"],
+        )
+        stored = M.dtype == torch.float32
+        assert self._grad is not None
+        Y = ops.adamw_sketch_(M, self._grad, self._state, V, self._rule, write=stored, scaling=self._scaling)
+        if stored:
+            return Y, ops.project(M, Y)
+        return Y, ops.adamw_project(M, self._state, Y, self._rule, found_inf=found_inf)
+
+    def rebuild_(
+        self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
+    ) -> Tensor:
+        """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
+        M = self._M
+        if M.dtype == torch.float32:
+            return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
+        return ops.adamw_rebuild_(
+            M,
+            self._state,
+            A,
+            s,
+            B,
+            self._rule,
+            ok=ok,
+            step=step,
+            accumulate=accumulate,
+            seed=seed,
+            found_inf=self._scaling.found_inf,
+        )
+
+
+class SGDUpdate:
+    """One update of :class:`torch.optim.SGD`.
+
+    Args:
+        weight: (l, q), with its gradient.
+        group: its group.
+        state: its state in the optimizer, which an earlier step has made where there is momentum.
+        scaling: of the gradient.
+    """
+
+    def __init__(
+        self, weight: Tensor, group: dict[str, Any], state: dict[str, Any], scaling: ops.Scaling
+    ) -> None:
+        assert weight.grad is not None
+        self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
+        self._buffer = state["momentum_buffer"] if group["momentum"] else None
+        self._rule = ops.SGDRule(
+            _scalar(group["lr"], weight),
+            group["momentum"],
+            group["dampening"],
+            float(group["weight_decay"]),
+            group["nesterov"],
+            group["maximize"],
+        )
+
+    def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
+        M, found_inf = self._M, self._scaling.found_inf
+        stored = M.dtype == torch.float32
+        Y = ops.sgd_sketch_(
+            M, self._grad, self._buffer, V, self._rule, first=False, write=stored, scaling=self._scaling
+        )
+        if stored:
+            return Y, ops.project(M, Y)
+        return Y, ops.sgd_project(M, self._grad, self._buffer, Y, self._rule, found_inf=found_inf)
+
+    def rebuild_(
+        self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
+    ) -> Tensor:
+        """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
+        M = self._M
+        if M.dtype == torch.float32:
+            return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
+        return ops.sgd_rebuild_(
+            M,
+            self._grad,
+            self._buffer,
+            A,
+            s,
+            B,
+            self._rule,
+            ok=ok,
+            step=step,
+            accumulate=accumulate,
+            seed=seed,
+            found_inf=self._scaling.found_inf,
+        )
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """() float32 on the device of ``like``, without waiting for it."""
+    if isinstance(value, Tensor) and value.device == like.device:
+        return value.detach().reshape(()).float()
+    return torch.full((), float(value), dtype=torch.float32, device=like.device)

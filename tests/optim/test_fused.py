@@ -1,0 +1,255 @@
+"""Updates that are a part of LIP's step: the steps of torch's optimizer followed by LIP, up to rounding.
+
+Runs with the kernels in torch, and once more in Triton's interpreter (tests/triton_kernels).
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from problems import gapped_matrix, linear, relative_error
+from torch import Tensor, nn
+
+from lip_fast import ops
+from lip_fast.optim import LIPSGD, LIPAdamW
+
+Q, L, N, INPUTS = 60, 40, 24, 16
+RULES: dict[str, tuple[type, dict[str, Any]]] = {
+    "sgd": (LIPSGD, {"lr": 0.05}),
+    "momentum": (LIPSGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.01}),
+    "nesterov": (LIPSGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "maximize": True}),
+    "adamw": (LIPAdamW, {"lr": 0.01}),
+    "amsgrad": (LIPAdamW, {"lr": 0.01, "amsgrad": True, "maximize": True, "betas": (0.8, 0.95)}),
+}
+LIPS = {
+    "keep": {"lip_rank": 6, "lip_tail_rank": 5},
+    "drop": {"lip_rank": 12, "lip_tail_rank": 10, "lip_rest": "drop"},
+    "zero": {"lip_rank": 6, "lip_tail_rank": 5, "lip_tail": "zero"},
+    "decay": {"lip_rank": 6, "lip_tail_rank": 5, "lip_decay": 0.9, "lip_every": 2},
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:rest=.drop. removes"),
+    # numpy, of casts in the interpreter.
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
+
+
+class Run:
+    """A backbone and a head in training."""
+
+    def __init__(
+        self, rule: str, lip: dict[str, Any], *, dtype: torch.dtype = torch.float32, **options: Any
+    ) -> None:
+        self.body = linear(INPUTS, Q, seed=0, bias=True, dtype=dtype)
+        self.head = linear(Q, L, seed=1, bias=True, dtype=dtype)
+        with torch.no_grad():
+            # Singular values that stand apart: where they do not, rounding turns the directions.
+            self.head.weight.copy_(gapped_matrix(L, Q))
+        kind, defaults = RULES[rule]
+        self.optimizer = kind(
+            [
+                {"params": [*self.body.parameters(), self.head.bias]},
+                {"params": [self.head.weight], **lip},
+            ],
+            **(defaults | options),
+        )
+        g = torch.Generator().manual_seed(2)
+        self.x = torch.randn(30, N, INPUTS, generator=g).to(dtype)
+        self.y = torch.randint(0, L, (30, N), generator=g)
+
+    def backward(self, i: int, scale: float = 1.0) -> None:
+        features = torch.tanh(self.body(self.x[i]))
+        loss = nn.functional.cross_entropy(self.head(features).float(), self.y[i])
+        (scale * loss).backward()
+        self.optimizer.observe(self.head, features, self.y[i])
+
+    def step(self, i: int) -> None:
+        self.backward(i)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def steps(self, first: int, last: int) -> "Run":
+        for i in range(first, last):
+            self.step(i)
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        return self.head.weight.detach().clone()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        state = self.optimizer.state[self.head.weight]
+        return {name: value.detach().clone() for name, value in state.items() if value is not None}
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From here on updates are fused; the names of the ops that were called."""
+    called: list[str] = []
+    monkeypatch.setattr(ops, "fuses_updates", lambda device: True)
+
+    def spied(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+        def spy(*arguments: Any, **options: Any) -> Any:
+            called.append(name)
+            return op(*arguments, **options)
+
+        return spy
+
+    for name in ("adamw_sketch_", "sgd_sketch_", "adamw_rebuild_", "sgd_rebuild_", "project"):
+        monkeypatch.setattr(ops, name, spied(name, getattr(ops, name)))
+    return called
+
+
+def _composed(rule: str, lip: dict[str, Any], last: int, **options: Any) -> Run:
+    """The same with torch's step first, then LIP."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "fuses_updates", lambda device: False)
+        return Run(rule, lip, **options).steps(0, last)
+
+
+@pytest.mark.parametrize("lip", LIPS)
+@pytest.mark.parametrize("rule", RULES)
+def test_each_of_twenty_steps_is_that_of_the_plain_loop(rule: str, lip: str, fused: list[str]) -> None:
+    """From the same state each time: where refitted values come close, rounding turns their directions."""
+    plain = Run(rule, LIPS[lip])
+    sketch = "adamw_sketch_" if RULES[rule][0] is LIPAdamW else "sgd_sketch_"
+    acts = 0
+    for i in range(20):
+        run = copy.deepcopy(plain)
+        before, called = run.weight, len(fused)
+        run.step(i)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "fuses_updates", lambda device: False)
+            plain.step(i)
+        moved = torch.linalg.vector_norm(plain.weight - before)
+        # Rounding (1e-6) over the gaps between the refitted values, which come as close as 1e-3 or so.
+        assert torch.linalg.vector_norm(run.weight - plain.weight) < 1e-2 * moved, i
+        for name, value in plain.state.items():
+            assert relative_error(run.state[name], value) < 1e-6, name
+        for a, b in zip(run.body.parameters(), plain.body.parameters(), strict=True):
+            assert torch.equal(a, b)
+        assert run.optimizer.lip.stats() == plain.optimizer.lip.stats()
+        acts += fused[called:] == [sketch, "project"]
+    # All but the first step on which LIP acts, which has no basis yet.
+    assert acts == (9 if lip == "decay" else 19)
+    assert plain.optimizer.lip.stats()["3"]["skipped"] == 0
+
+
+@pytest.mark.parametrize("lip", ["keep", "zero"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_trajectory_of_twenty_steps(rule: str, lip: str, fused: list[str]) -> None:
+    settings = LIPS[lip] | {"lip_every": 4, "lip_decay": 0.9}
+    run, plain = Run(rule, settings).steps(0, 20), _composed(rule, settings, 20)
+    moved = torch.linalg.vector_norm(plain.weight - gapped_matrix(L, Q))
+    assert torch.linalg.vector_norm(run.weight - plain.weight) < 2e-3 * moved
+    assert run.optimizer.lip.stats() == plain.optimizer.lip.stats()
+    assert fused.count("project") == 4
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_where_lip_is_skipped_the_step_is_the_update_alone(rule: str, fused: list[str]) -> None:
+    run, plain = Run(rule, LIPS["keep"]).steps(0, 3), Run(rule, LIPS["keep"]).steps(0, 3)
+    for r in (run, plain):
+        r.backward(3)
+    # Features that are not finite, seen by LIP alone.
+    run.optimizer.observe(run.head, torch.full((2, Q), torch.nan), torch.zeros(2, dtype=torch.int64))
+    basis = run.optimizer.lip.state_dict()["3"]["subspace"]["basis"][0]
+    run.optimizer.step()
+    # The update alone, as torch takes it.
+    kind = torch.optim.AdamW if RULES[rule][0] is LIPAdamW else torch.optim.SGD
+    weight = plain.head.weight
+    base = kind([weight], **RULES[rule][1])
+    base.state[weight] = copy.deepcopy(plain.optimizer.state[weight])
+    base.step()
+    assert relative_error(run.weight, plain.weight) < 2e-7
+    assert run.optimizer.lip.stats()["3"]["not_finite"] == 1
+    assert torch.equal(run.optimizer.lip.state_dict()["3"]["subspace"]["basis"][0], basis)
+
+
+@pytest.mark.parametrize("rule", ["nesterov", "adamw"])
+def test_an_overflow_leaves_every_bit(rule: str, fused: list[str]) -> None:
+    run = Run(rule, LIPS["keep"], fused=True, **({"maximize": False} if rule == "nesterov" else {}))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for i in range(6):
+        features = torch.tanh(run.body(run.x[i]))
+        scaler.scale(nn.functional.cross_entropy(run.head(features), run.y[i])).backward()
+        run.optimizer.observe(run.head, features, run.y[i])
+        overflow = i == 4
+        if overflow:
+            run.body.weight.grad[0, 0] = torch.inf
+        before, state = run.weight, run.state
+        scaler.step(run.optimizer)
+        scaler.update()
+        run.optimizer.zero_grad()
+        if overflow:
+            assert torch.equal(run.weight, before)
+            assert all(torch.equal(run.state[name], value) for name, value in state.items())
+    assert run.optimizer.lip.stats()["3"]["skipped"] == 1
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adamw"])
+def test_narrow_weights_are_written_once(rule: str, fused: list[str]) -> None:
+    plain = Run(rule, LIPS["keep"], dtype=torch.bfloat16)
+    rebuild = "adamw_rebuild_" if rule == "adamw" else "sgd_rebuild_"
+    for i in range(10):
+        run = copy.deepcopy(plain)
+        called = len(fused)
+        run.step(i)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "fuses_updates", lambda device: False)
+            plain.step(i)
+        if i:
+            assert fused[called:][1:] == [rebuild]
+        # Drawn from the two neighbours of nearly the same number; torch's was rounded once more before.
+        assert run.weight.dtype == torch.bfloat16
+        assert relative_error(run.weight, plain.weight) < 2 * torch.finfo(torch.bfloat16).eps
+
+
+def test_gradients_are_as_they_were(fused: list[str]) -> None:
+    run = Run("adamw", LIPS["keep"]).steps(0, 2)
+    run.backward(2)
+    grads = {name: p.grad for name, p in run.head.named_parameters()}
+    values = {name: grad.clone() for name, grad in grads.items()}
+    run.optimizer.step()
+    for name, p in run.head.named_parameters():
+        assert p.grad is grads[name]
+        assert torch.equal(p.grad, values[name])
+
+
+def test_a_learning_rate_in_a_tensor(fused: list[str]) -> None:
+    runs = [Run("adamw", LIPS["keep"], lr=lr, foreach=False) for lr in (0.01, torch.tensor(0.01))]
+    first, second = (run.steps(0, 2).weight for run in runs)
+    assert relative_error(first, second) < 1e-5
+    assert fused
+
+
+@pytest.mark.parametrize(
+    ("options", "lip"),
+    [({"differentiable": True}, {}), ({}, {"lip_tail_rank": None}), ({}, {"lip_rank": 40})],
+    ids=["differentiable", "exact path", "full rank"],
+)
+def test_what_is_not_fused_goes_the_plain_way(
+    options: dict[str, Any], lip: dict[str, Any], fused: list[str]
+) -> None:
+    run = Run("adamw", LIPS["keep"] | lip)
+    run.optimizer.param_groups[1].update(options)
+    run.steps(0, 3)
+    assert not fused
+    assert run.optimizer.lip.stats()["3"]["applied"] == 3
+
+
+def test_steps_without_observations_are_torchs_own(fused: list[str]) -> None:
+    run, plain = Run("adamw", LIPS["keep"]).steps(0, 2), Run("adamw", LIPS["keep"]).steps(0, 2)
+    before = len(fused)
+    weight = plain.head.weight
+    base = torch.optim.AdamW([weight], lr=0.01)
+    base.state[weight] = copy.deepcopy(plain.optimizer.state[weight])
+    for r in (run, plain):
+        r.head.weight.grad = torch.ones(L, Q)
+    run.optimizer.step()
+    base.step()
+    assert torch.equal(run.weight, plain.weight)
+    assert len(fused) == before
