@@ -14,11 +14,21 @@ demo: $(VENV)/.harness
 # the default one.
 KERNEL_TESTS := tests/ops tests/test_subspace.py tests/test_plugin.py tests/test_capture.py
 
-test: lint
-	$(BIN)/python -m pytest
-	LIP_FAST_BACKEND=default $(BIN)/python -m pytest -q $(KERNEL_TESTS)
-	LIP_FAST_BACKEND=native $(BIN)/python -m pytest -q $(KERNEL_TESTS)
+# A process for each core, one thread in each: the tests are many and small. A file stays in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+# What a CUDA machine with torch 2.11 has: there the kernels are to compile too.
+OLD_TRITON := 3.6.0
+
+test: lint $(VENV)/triton-$(OLD_TRITON)
+	$(PYTEST)
+	LIP_FAST_BACKEND=default $(PYTEST) -q $(KERNEL_TESTS)
+	LIP_FAST_BACKEND=native $(PYTEST) -q $(KERNEL_TESTS)
+	PYTHONPATH=$(VENV)/triton-$(OLD_TRITON) $(BIN)/python -m pytest -q tests/triton_kernels/test_compiles.py
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
+
+$(VENV)/triton-$(OLD_TRITON): $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$(OLD_TRITON)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from lip_fast import reference
 
 _import_error: RuntimeError | None = None
 try:
+    from lip_fast import optim
     from lip_fast.functional import LIPPath, lip, lip_path, randomized_svd, select_rank
     from lip_fast.plugin import LIP, LIPError
     from lip_fast.repair import RepairReport, repair
@@ -25,6 +26,7 @@ __all__ = [
     "RepairReport",
     "lip",
     "lip_path",
+    "optim",
     "randomized_svd",
     "reference",
     "repair",

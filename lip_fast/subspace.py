@@ -162,7 +162,7 @@ class Subspace:
         self.step += 1
         return StepReport(ok, status, clipped, masked)
 
-    def _decompose(self, M: Tensor, update: Update | None) -> ops.SVD:
+    def _decompose(self, M: Tensor, update: Update | None = None) -> ops.SVD:
         if self.exact:
             return ops.tail_svd(M, rank=self.rank)
         if update is not None:

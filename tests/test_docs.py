@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lip_fast
-from lip_fast import ops, reference, repair, statistics, status  # noqa: F401
+from lip_fast import ops, optim, reference, repair, statistics, status  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -33,7 +33,7 @@ SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 def _documented() -> Iterator[tuple[str, Any]]:
     """Functions, classes and methods that users may call, by their full name."""
     adapters = [importlib.import_module(f"lip_fast.integrations.{name}") for name in ADAPTERS]
-    for module in (lip_fast, ops, reference, status, *adapters):
+    for module in (lip_fast, optim, ops, reference, status, *adapters):
         for name in module.__all__:
             value = getattr(module, name)
             if isinstance(value, ModuleType) or not callable(value):
@@ -77,7 +77,8 @@ def test_docstrings_are_complete(name: str) -> None:
     parameters = _parameters(value)
     for parameter in parameters:
         text = sections.get("Args", "")
-        named = re.search(rf"^ +\**{re.escape(parameter.name)}: ", text, re.MULTILINE)
+        alike = rf"^ +(?:\w+, )*\**{re.escape(parameter.name)}(?:, \w+)*: "
+        named = re.search(alike, text, re.MULTILINE)
         # One that the summary speaks of needs no section.
         assert named or f"``{parameter.name}``" in sections[""], f"{parameter.name} is not explained"
     for named in re.findall(r"^ {4}\**(\w+): ", sections.get("Args", ""), re.MULTILINE):
@@ -90,8 +91,8 @@ def test_docstrings_are_complete(name: str) -> None:
 
 def test_the_pages_hold_every_public_name() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
-    for name in lip_fast.__all__:
-        if not isinstance(getattr(lip_fast, name), ModuleType) or name == "repair":
+    for name in [*lip_fast.__all__, *optim.__all__]:
+        if not isinstance(getattr(lip_fast, name, None), ModuleType) or name == "repair":
             assert re.search(rf"^\.\. auto(class|function|exception):: {name}$", text, re.MULTILINE), name
     for module in (ops, reference, status):
         assert f".. automodule:: {module.__name__}\n" in text

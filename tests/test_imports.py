@@ -66,9 +66,9 @@ LAYERS = [
     {"statistics"},
     {"functional"},
     {"subspace", "repair"},
-    {"counters", "observations"},
+    {"counters", "fused", "observations"},
     {"plugin"},
-    {"integrations"},
+    {"integrations", "optim"},
     {"harness", "cli", "__main__", "doctor"},
 ]
 WITHIN_LAYER = {

@@ -666,9 +666,9 @@ inline int cluster_for(std::int64_t columns, int max_cluster) {
 
 /// The plan for an update and m directions, in one pass: false for more than 80, which would take a second one.
 template <class Update>
-bool plan_update(std::int64_t columns, int m, std::size_t shared, int max_cluster, OneReadPlan* plan) {
+bool plan_update(std::int64_t columns, int m, std::size_t shared, OneReadPlan* plan) {
   if (columns < 1 || m < 1) return false;
-  const int cluster = cluster_for(columns, max_cluster);
+  const int cluster = cluster_for(columns, kMaxCluster);
   for (const int width : kUpdateWidths) {
     if (cluster == 0 || width < m) continue;
     bool fits = false;

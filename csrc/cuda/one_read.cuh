@@ -17,6 +17,13 @@
 
 namespace lip_fast::cuda {
 
+// Reads of a cluster's numbers: kept in registers, except where an update leaves too few of them.
+#if defined(LIP_FAST_FEW_REGISTERS) && __CUDA_ARCH__ >= 1000
+#define LIP_FAST_SPECIAL asm volatile
+#else
+#define LIP_FAST_SPECIAL asm
+#endif
+
 // Each source file has its own copies: a kernel is loaded with the file that launches it.
 namespace {
 
@@ -149,10 +156,10 @@ class ClusterBlock {
   template <int Which>
   static __device__ int special() {
     int value;
-    if constexpr (Which == 0) asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
-    if constexpr (Which == 1) asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
-    if constexpr (Which == 2) asm("mov.u32 %0, %%clusterid.x;" : "=r"(value));
-    if constexpr (Which == 3) asm("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
+    if constexpr (Which == 0) LIP_FAST_SPECIAL("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
+    if constexpr (Which == 1) LIP_FAST_SPECIAL("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
+    if constexpr (Which == 2) LIP_FAST_SPECIAL("mov.u32 %0, %%clusterid.x;" : "=r"(value));
+    if constexpr (Which == 3) LIP_FAST_SPECIAL("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
     __builtin_assume(value >= 0);
     return value;
   }

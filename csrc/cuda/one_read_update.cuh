@@ -1,25 +1,42 @@
 // An optimizer's update on the one-read kernel: what AdamW and SGD share on a GPU.
 #pragma once
 
+#define LIP_FAST_FEW_REGISTERS
 #include "cuda/one_read.cuh"
 #include "cuda/one_read_update.h"
+
+// Devices of compute capability 8 have no clusters, and those of 12 have 99 kB for a block: no plan is made for them,
+// and no code.
+#define LIP_FAST_UPDATES_RUN (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
 
 namespace lip_fast::cuda {
 namespace {
 
 template <class Shape, class Update>
 __global__ void __launch_bounds__(kOneReadThreads, 1) one_read_update_kernel(OneRead arguments, Update update) {
+#if LIP_FAST_UPDATES_RUN
   extern __shared__ __align__(16) unsigned char one_read_bytes[];
   ClusterBlock block(reinterpret_cast<float*>(one_read_bytes));
   one_read_thread<Shape>(block, arguments, update);
+#endif
+}
+
+/// Whether the code that runs here is that of a device with clusters and room for an update.
+template <class Kernel>
+bool compiled_for_updates(Kernel* kernel) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "one_read: kernel");
+  return attributes.ptxVersion >= 90 && attributes.ptxVersion < 120;
 }
 
 template <class Update>
 Plan update_plan(std::int64_t columns, int m) {
   return plan_for(columns, m, [=](std::size_t shared) {
     Plan plan;
-    const int cluster = max_cluster(one_read_update_kernel<OneReadShape<48, kStep, 5, Update::kHeld>, Update>);
-    if (!plan_update<Update>(columns, m, shared, cluster, &plan)) return Plan();
+    if (!compiled_for_updates(one_read_update_kernel<OneReadShape<48, kStep, 5, Update::kHeld>, Update>) ||
+        !plan_update<Update>(columns, m, shared, &plan)) {
+      return Plan();
+    }
     with_update_shape<Update>(plan.width, [&](auto shape) {
       configure<decltype(shape)>(one_read_update_kernel<decltype(shape), Update>, &plan);
     });
