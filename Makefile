@@ -20,8 +20,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 # What a CUDA machine with torch 2.11 has: there the kernels are to compile too.
 OLD_TRITON := 3.6.0
 
+# tests/triton_kernels/test_interpreted.py runs these for `pytest` alone, one file after the other.
+TRITON_TESTS := tests/triton_kernels tests/ops tests/optim/test_fused.py
+
 test: lint $(VENV)/triton-$(OLD_TRITON)
-	$(PYTEST)
+	$(PYTEST) --ignore tests/triton_kernels/test_interpreted.py
+	TRITON_INTERPRET=1 LIP_FAST_BACKEND=triton $(PYTEST) -q $(TRITON_TESTS)
 	LIP_FAST_BACKEND=default $(PYTEST) -q $(KERNEL_TESTS)
 	LIP_FAST_BACKEND=native $(PYTEST) -q $(KERNEL_TESTS)
 	PYTHONPATH=$(VENV)/triton-$(OLD_TRITON) $(BIN)/python -m pytest -q tests/triton_kernels/test_compiles.py

@@ -1,8 +1,9 @@
 """Everything that needs a GPU, in one command: ``python3 benchmarks/device.py --out DIR``.
 
-Builds the extensions in place for the GPU that is there, runs the device tests, compute-sanitizer, the checks
-of streams, captures and waiting, and the timings; in a plain checkout, with nothing installed, in less than
-eight minutes. Each part is a process of its own with a limit on its time: one that fails leaves the others.
+Builds the extensions in place for the GPU that is there, runs the device tests, those of the Triton kernels,
+compute-sanitizer, the checks of streams, captures and waiting, and the timings; in a plain checkout, with
+nothing installed, in less than eight minutes. Each part is a process of its own with a limit on its time: one
+that fails leaves the others.
 DIR gets ``device.json`` (machine, commit, parts, rows), rewritten after every part, and ``device.log``; a
 short table is printed last.
 
@@ -36,14 +37,16 @@ from benchmarks.checkout import digest, tree  # noqa: E402
 __all__ = ["Part", "Script", "main", "parse_junit", "parse_sanitizer", "table"]
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TIMINGS = {"solver": 30, "sketch": 45, "warm": 50, "step": 75}
-NAMES = ("build", "doctor", "tests", "checks", *TIMINGS, "sanitizer")
+TIMINGS = {"solver": 15, "sketch": 25, "warm": 35, "step": 50, "optim": 75}
+NAMES = ("build", "doctor", "tests", "triton", "checks", *TIMINGS, "sanitizer")
 # Seconds for everything; the last part to start gets what is left of them.
 BUDGET = 465
 # A part that would have less than this is not started.
 _LEAST_SECONDS = 5
 _TAIL = 4000
 _SHOWN_TAIL = 700
+# They start processes of their own, which need no device.
+_WITHOUT_DEVICE = ("triton: interpreted", "triton: compiles")
 _SANITIZER_FOUND = 9  # what it exits with where the program itself ends well
 
 
@@ -145,9 +148,13 @@ class Script:
         folder.mkdir()
         output, result = folder / "output", folder / "result"
         result.touch()
-        environment = {**os.environ, **_ENVIRONMENT, **part.environment}
-        # Forced, it would serve the ops that are to be compared.
-        environment.pop("LIP_FAST_BACKEND", None)
+        # Forced, a backend would serve the ops that are to be compared; Triton's interpreter knows no device.
+        mine = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("LIP_FAST_BACKEND", "TRITON_INTERPRET")
+        }
+        environment = {**mine, **_ENVIRONMENT, **part.environment}
         command = [word.replace("{result}", str(result)) for word in part.command]
         with output.open("wb") as file:
             process = subprocess.Popen(
@@ -336,17 +343,32 @@ def build_part(dry: bool, gpu: Mapping[str, Any] | None) -> Part:
 
 def test_parts() -> list[Part]:
     """The device tests, a process a file: an error of the device that stays ends one of them only."""
-    files = sorted((ROOT / "tests" / "device").glob("test_*.py"))
+    return _pytest_parts("tests", ROOT / "tests" / "device", {})
+
+
+def triton_parts() -> list[Part]:
+    """The tests of the Triton kernels, likewise; most of their time goes into compiling, on one core each."""
+    # Where there are native kernels too, they would serve some of the ops.
+    parts = _pytest_parts("triton", ROOT / "tests" / "triton_kernels", {"LIP_FAST_BACKEND": "triton"})
+    found = [part for part in parts if part.name not in _WITHOUT_DEVICE]
+    if _has_module("triton"):
+        return found
+    # Nothing would be left to force.
+    return [Part("triton", skipped="Triton is not installed")]
+
+
+def _pytest_parts(name: str, folder: Path, environment: Mapping[str, str]) -> list[Part]:
+    files = sorted(folder.glob("test_*.py"))
     if not files:
-        return [Part("tests", skipped="there are none in tests/device")]
+        return [Part(name, skipped=f"there are none in {folder.relative_to(ROOT)}")]
     if not _has_module("pytest"):
-        return [Part("tests", skipped="pytest is not installed")]
+        return [Part(name, skipped="pytest is not installed")]
     options = ("-q", "-p", "no:cacheprovider", "--maxfail=20", "--junitxml={result}")
     # Whatever plugins are installed: the tests need none, and take warnings for errors.
-    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment}
     return [
         Part(
-            f"tests: {file.stem.removeprefix('test_')}",
+            f"{name}: {file.stem.removeprefix('test_')}",
             _python("-m", "pytest", *options, str(file)),
             100,
             environment=environment,
@@ -396,6 +418,9 @@ def _plan(names: Sequence[str], dry: bool, gpu: Mapping[str, Any] | None) -> lis
         "build": [[build_part(dry, gpu)]],
         "doctor": [[Part("doctor", _python("-m", "lip_fast", "doctor"), 60)]],
         "tests": [[part] for part in test_parts()],
+        "triton": [
+            triton_parts() if gpu is not None else [Part("triton", skipped="there is no CUDA device")]
+        ],
         "checks": [[Part("checks", checks, 75)]],
         **{name: [[timing_part(name, dry)]] for name in TIMINGS},
         # Nothing is timed there, and the tools take most of their time on one core each.
@@ -415,7 +440,8 @@ def table(data: Mapping[str, Any]) -> str:
     state = {True: " with changes", False: "", None: ", changes unknown"}[commit["dirty"]]
     lines = [
         f"{gpu.get('name', 'no GPU')}, torch {machine.get('torch')}, CUDA {machine.get('cuda of torch')}, "
-        f"nvcc {machine.get('nvcc')}; commit {commit['id'][:12]}{state}, {data['datetime'][:10]}"
+        f"nvcc {machine.get('nvcc')}, Triton {machine.get('triton')}; "
+        f"commit {commit['id'][:12]}{state}, {data['datetime'][:10]}"
     ]
     for part in data["parts"]:
         counts = f"{part['passed']} passed, {part['skipped']} skipped" if "passed" in part else ""
@@ -437,7 +463,7 @@ def table(data: Mapping[str, Any]) -> str:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    name = f"{row['row']:<30}"
+    name = f"{row['row']:<38}"
     if row["void"]:
         return f"{name}VOID {row['void'][:160]}"
     if row.get("skipped"):

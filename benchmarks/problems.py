@@ -32,7 +32,7 @@ class OneShot:
 
 @dataclass(frozen=True)
 class Step:
-    """A head M (l, q) and what it is trained with, in turn: BATCHES gradients, features and targets."""
+    """A head M (l, q) and what it is trained with, in turn: gradients, features and targets."""
 
     M: Tensor
     gradients: list[Tensor]
@@ -50,19 +50,19 @@ def one_shot(row: Row) -> OneShot:
     return OneShot(((B * s) @ A.mT).contiguous(), X, y)
 
 
-def step(row: Row) -> Step:
-    """The problem of a step row, float32."""
+def step(row: Row, batches: int = BATCHES) -> Step:
+    """The problem of a step row, float32, with an even number of gradients, features and targets."""
     generator = torch.Generator().manual_seed(0)
     small = min(row.l, row.q)
     rank = small if row.tail_rank is None else row.k + row.tail_rank
     A, B = _bases(row.l, row.q, rank, generator)
     s = _spectrum(row.k, rank - row.k)
     gradients: list[Tensor] = []
-    for _ in range(BATCHES // 2):
+    for _ in range(batches // 2):
         # Any scale: Adam divides it out.
         gradient = torch.randn(row.l, row.q, generator=generator)
         gradients += [gradient, -gradient]
-    targets = [torch.randint(row.l, (row.n,), generator=generator) for _ in range(BATCHES)]
+    targets = [torch.randint(row.l, (row.n,), generator=generator) for _ in range(batches)]
     features = [_features(A, B, s, row.k, y, generator) for y in targets]
     return Step(((A * s) @ B.mT).contiguous(), gradients, features, targets)
 

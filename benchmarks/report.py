@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,7 +68,7 @@ class Result:
     dirty: bool
     date: str
 
-    def of(self, kind: str) -> Iterable[Entry]:
+    def of(self, kind: str) -> Iterator[Entry]:
         """The entries of one kind of row, in the order of the rows."""
         return (entry for entry in self.entries if entry.row.kind == kind)
 
@@ -217,7 +217,7 @@ def _positive(value: object, what: str) -> float:
 
 def render(result: Result) -> str:
     """The report in Markdown, without the markers."""
-    sections = (_about, _one_shot, _truncated, _exact, _statistics, _small_svd, _tail_svd)
+    sections = (_about, _one_shot, _truncated, _exact, _optimizer, _statistics, _small_svd, _tail_svd)
     parts = [section(result) for section in sections]
     noisy = [e.row.key for e in result.entries if e.quartiles[1] > NOISY * e.quartiles[0]]
     if noisy:
@@ -329,6 +329,39 @@ def _exact(result: Result) -> str:
         "**One optimizer step with exact LIP**: `LIP(..., tail_rank=None)`, k near 0.9 min(l, q), against "
         "the same step with `reference.lip_step`.\n\n"
         + _table(["head", "k", "ours", "reference", "ours is", "error"], lines)
+    )
+
+
+def _optimizer(result: Result) -> str:
+    lines = []
+    for entry in result.of("optimizer"):
+        row, peers = entry.row, entry.peers
+        lines.append(
+            [
+                f"{row.l} x {row.q}",
+                row.rest,
+                _time(entry.ours),
+                _time(peers["base step"]),
+                _time(peers["three products"]),
+                f"{entry.ours / peers['floor']:.2f}x"
+                + _verdict(row.target("time", "floor"), entry.ours, peers["floor"]),
+                _error(entry),
+            ]
+        )
+    plain = []
+    for entry in result.of("plain-optimizer"):
+        row, base = entry.row, entry.peers["base step"]
+        ratio = f"{entry.ours / base:.2f}x" + _verdict(row.target("time", "base step"), entry.ours, base)
+        plain.append([f"{row.n}, {row.q} wide", _time(entry.ours), _time(base), ratio])
+    first = next(result.of("optimizer")).row
+    header = ["head", "rest", "`LIPAdamW`", "`AdamW`", "three products", "ours / both", "error"]
+    return (
+        f"**LIP inside of the optimizer**: a step of `LIPAdamW(fused=True)` that LIP acts on, k = {first.k}, "
+        f"r = {first.tail_rank}, warm, batch {BATCH}, float32. *Both* is `AdamW(fused=True)` and the three "
+        "products, each timed alone.\n\n"
+        + _table(header, lines)
+        + "\n\nOn a network without any weight for LIP, to the same bits as `AdamW(fused=True)`:\n\n"
+        + _table(["linear layers", "`LIPAdamW`", "`AdamW`", "ours / it"], plain)
     )
 
 

@@ -15,6 +15,19 @@ BATCH = 128
 FRESH_COLUMNS = 8
 
 
+Kind = Literal[
+    "one-shot",
+    "truncated",
+    "exact",
+    "statistics",
+    "ridge-path",
+    "small-svd",
+    "tail-svd",
+    "optimizer",
+    "plain-optimizer",
+]
+
+
 @dataclass(frozen=True)
 class Target:
     """A bound on a ratio.
@@ -52,19 +65,21 @@ class Row:
         key: name of the row in the results.
         kind: "one-shot" is ``lip()``; "truncated" and "exact" are optimizer steps; "statistics" is
             ``LabelStatistics.update`` over a stream, "ridge-path" its ``ridge_path``; "small-svd" and
-            "tail-svd" are the ops of these names.
+            "tail-svd" are the ops of these names; "optimizer" is a step of ``LIPAdamW``, "plain-optimizer"
+            one without any weight for LIP.
         l: classes; of a small problem, its size.
-        q: features.
+        q: features; without LIP, of every layer.
         k: principal directions kept; of a ridge path, the number of alphas.
         tail_rank: directions refitted below them; None for all that remain.
-        n: samples, or batch size of a step.
+        n: samples, or batch size of a step; without LIP, the number of layers.
         peers: what is timed beside ours, in the same rounds.
         gates: the checks that must have passed before anything was timed.
         targets: the ratios promised; rows without a promise show their ratios alone.
+        rest: what a truncated step does to the directions below those refitted.
     """
 
     key: str
-    kind: Literal["one-shot", "truncated", "exact", "statistics", "ridge-path", "small-svd", "tail-svd"]
+    kind: Kind
     l: int
     q: int
     k: int
@@ -73,6 +88,7 @@ class Row:
     peers: tuple[str, ...]
     gates: tuple[str, ...]
     targets: tuple[Target, ...] = ()
+    rest: Literal["keep", "drop"] = "drop"
 
     @property
     def columns(self) -> int:
@@ -97,6 +113,7 @@ _STEP_GATES = (
     "svd_lowrank distance",
 )
 _REFERENCE_GATES = ("distance", "reference distance")
+_RESTS: tuple[Literal["keep", "drop"], ...] = ("keep", "drop")
 
 
 def _truncated(l: int, q: int, k: int, tail_rank: int, targets: tuple[Target, ...] = ()) -> Row:
@@ -110,6 +127,30 @@ def _exact(l: int, q: int) -> Row:
     k = round(0.9 * min(l, q))
     key = f"exact-{l}x{q}"
     return Row(key, "exact", l, q, k, None, BATCH, ("reference",), _REFERENCE_GATES)
+
+
+def _optimizer(l: int, q: int, rest: Literal["keep", "drop"]) -> Row:
+    return Row(
+        f"optimizer-{l}x{q}-{rest}",
+        "optimizer",
+        l,
+        q,
+        k=32,
+        tail_rank=24,
+        n=BATCH,
+        peers=("floor", "base step", "three products"),
+        gates=("distance",),
+        targets=(Target("time", "floor", at_most=1.3),),
+        rest=rest,
+    )
+
+
+def _plain_optimizer(l: int, q: int, layers: int) -> Row:
+    targets = (Target("time", "base step", at_most=1.1),)
+    key = f"plain-optimizer-{layers}x{q}"
+    return Row(
+        key, "plain-optimizer", l, q, 0, None, layers, ("base step",), ("distance",), targets, rest="keep"
+    )
 
 
 def _small_svd(m: int) -> Row:
@@ -188,6 +229,11 @@ ROWS: tuple[Row, ...] = (
         peers=("default",),
         gates=("distance", "default distance"),
     ),
+    *(_optimizer(l, q, rest) for l, q in ((1000, 2048), (32000, 1024)) for rest in _RESTS),
+    # What the class costs where it has nothing to do: of a network, and of one so small that the calls are
+    # all that the step takes.
+    _plain_optimizer(100, 512, 4),
+    _plain_optimizer(10, 64, 2),
 )
 
 

@@ -1,7 +1,7 @@
 """Optimizer steps that are timed against each other, all from one state and on the same data."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import lip_fast
-from benchmarks.problems import BATCHES, LEARNING_RATE, Step
+from benchmarks.problems import LEARNING_RATE, Step
 from benchmarks.rows import Row
 from lip_fast import reference
+from lip_fast.optim import LIPAdamW
 
 __all__ = [
     "BaseStep",
     "LIPStep",
     "NaiveStep",
+    "OptimizerStep",
     "Products",
     "ReferenceStep",
     "State",
@@ -46,7 +48,7 @@ class BaseStep:
         self.problem = problem
         l, q = problem.M.shape
         self.head = nn.Linear(q, l, bias=False)
-        self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=LEARNING_RATE, fused=True)
+        self.optimizer = self._make()
         self.steps = 0
         with torch.no_grad():
             self.weight.copy_(problem.M if state is None else state.M)
@@ -54,6 +56,9 @@ class BaseStep:
             self.optimizer.load_state_dict(copy.deepcopy(state.optimizer))
             self.steps = state.steps
         self.X, self.y = problem.features[0], problem.targets[0]
+
+    def _make(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.head.parameters(), lr=LEARNING_RATE, fused=True)
 
     @property
     def weight(self) -> Tensor:
@@ -66,7 +71,7 @@ class BaseStep:
 
     def prepare(self) -> None:
         """What a backward pass would have left behind: the next gradient, features and targets."""
-        i = self.steps % BATCHES
+        i = self.steps % len(self.problem.gradients)
         self.head.weight.grad = self.problem.gradients[i]
         self.X, self.y = self.problem.features[i], self.problem.targets[i]
         self.steps += 1
@@ -91,8 +96,43 @@ class LIPStep(BaseStep):
 
     def require_applied(self) -> None:
         """Raise unless every step so far was repaired: a skipped one costs little and proves nothing."""
-        stats = self.lip.stats()
-        assert stats["applied"] == self.steps, f"not every step was repaired: {stats}"
+        require_applied(self.lip.stats(), self.steps)
+
+
+def require_applied(stats: Mapping[str, int | None], steps: int) -> None:
+    """Raise unless LIP acted on so many steps."""
+    assert stats["applied"] == steps, f"not every step was repaired: {stats}"
+
+
+class OptimizerStep(BaseStep):
+    """Ours: a step of ``LIPAdamW``."""
+
+    optimizer: LIPAdamW
+
+    def __init__(self, problem: Step, row: Row) -> None:
+        self.row = row
+        super().__init__(problem)
+
+    def _make(self) -> torch.optim.Optimizer:
+        row = self.row
+        return LIPAdamW(
+            self.head.parameters(),
+            lr=LEARNING_RATE,
+            fused=True,
+            lip_rank=row.k,
+            lip_tail_rank=row.tail_rank,
+            lip_rest=row.rest,
+        )
+
+    def __call__(self) -> None:
+        """Observe the batch, then step."""
+        self.optimizer.observe(self.head, self.X, self.y)
+        self.optimizer.step()
+
+    def require_applied(self) -> None:
+        """As that of :class:`LIPStep`."""
+        (stats,) = self.optimizer.lip.stats().values()
+        require_applied(stats, self.steps)
 
 
 class NaiveStep(BaseStep):
@@ -134,20 +174,25 @@ class ReferenceStep(BaseStep):
 
 
 class Products:
-    """The three products no truncated step can do without: M V, M^T Y and the rebuild A B^T.
+    """The three products no truncated step can do without: M V, M^T Y and the rebuild of M.
 
-    They write into buffers of their own that are there already: nothing here but arithmetic and memory.
+    They write into buffers of their own that are there already: nothing here but arithmetic and memory. The
+    rebuild writes M = A B^T where the rest is dropped, and adds the refitted directions where it is kept.
     """
 
     def __init__(self, state: State, row: Row) -> None:
-        m = row.columns
+        m, self.keep = row.columns, row.rest == "keep"
         generator = torch.Generator().manual_seed(0)
         self.M = state.M.clone()
         self.V = torch.randn(row.q, m, generator=generator)
         self.Y, self.Z = torch.empty(row.l, m), torch.empty(row.q, m)
-        A, s, B = full_svd(state.M)
-        # The factors of M itself: the rebuild writes the same weight again in every round.
-        self.A, self.B = (A * s)[:, :m].contiguous(), B[:, :m].contiguous()
+        # The rebuild writes the same weight again in every round.
+        if self.keep:
+            assert row.tail_rank is not None
+            self.A, self.B = torch.zeros(row.l, row.tail_rank), self.V[:, : row.tail_rank].contiguous()
+        else:
+            A, s, B = low_rank(row)(state.M)
+            self.A, self.B = (A * s).contiguous(), B.contiguous()
 
     def prepare(self) -> None:
         """Nothing changes from round to round."""
@@ -156,7 +201,10 @@ class Products:
         """Compute the three products."""
         torch.mm(self.M, self.V, out=self.Y)
         torch.mm(self.M.mT, self.Y, out=self.Z)
-        torch.mm(self.A, self.B.mT, out=self.M)
+        if self.keep:
+            self.M.addmm_(self.A, self.B.mT)
+        else:
+            torch.mm(self.A, self.B.mT, out=self.M)
 
 
 def full_svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:

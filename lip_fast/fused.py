@@ -1,8 +1,9 @@
 """The update of a weight by SGD or AdamW as a part of LIP's step: :class:`lip_fast.subspace.Update`.
 
 Both go by what the kernels cost. A float32 weight is stored updated by the first pass, for the second to read
-it and not the state again. Into a narrow format only what LIP makes of it is written, from the updated weight
-in float32: rounded once, stochastically, where writing it in between would round updates away.
+it and not the state again; but not where one kernel takes both products and the step replaces the weight, not
+adds to it. Into a narrow format only what LIP makes of it is written, from the updated weight in float32:
+rounded once, stochastically, where writing it in between would round updates away.
 """
 
 from typing import Any
@@ -50,6 +51,7 @@ class AdamWUpdate:
         self._count = state["step"]
         beta1, beta2 = (float(beta) for beta in group["betas"])
         self._group, self._betas = group, (beta1, beta2)
+        self._stored = _is_stored(self._M, group)
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
@@ -65,19 +67,17 @@ class AdamWUpdate:
             float(group["weight_decay"]),
             group["maximize"],
         )
-        stored = M.dtype == torch.float32
         assert self._grad is not None
-        Y = ops.adamw_sketch_(M, self._grad, self._state, V, self._rule, write=stored, scaling=self._scaling)
-        if stored:
-            return Y, ops.project(M, Y)
-        return Y, ops.adamw_project(M, self._state, Y, self._rule, found_inf=found_inf)
+        return ops.adamw_one_read_(
+            M, self._grad, self._state, V, self._rule, write=self._stored, scaling=self._scaling
+        )
 
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
     ) -> Tensor:
         """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
         M = self._M
-        if M.dtype == torch.float32:
+        if self._stored:
             return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
         return ops.adamw_rebuild_(
             M,
@@ -110,6 +110,7 @@ class SGDUpdate:
         assert weight.grad is not None
         self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
         self._buffer = state["momentum_buffer"] if group["momentum"] else None
+        self._stored = _is_stored(self._M, group)
         self._rule = ops.SGDRule(
             _scalar(group["lr"], weight),
             group["momentum"],
@@ -121,21 +122,23 @@ class SGDUpdate:
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
-        M, found_inf = self._M, self._scaling.found_inf
-        stored = M.dtype == torch.float32
-        Y = ops.sgd_sketch_(
-            M, self._grad, self._buffer, V, self._rule, first=False, write=stored, scaling=self._scaling
+        return ops.sgd_one_read_(
+            self._M,
+            self._grad,
+            self._buffer,
+            V,
+            self._rule,
+            first=False,
+            write=self._stored,
+            scaling=self._scaling,
         )
-        if stored:
-            return Y, ops.project(M, Y)
-        return Y, ops.sgd_project(M, self._grad, self._buffer, Y, self._rule, found_inf=found_inf)
 
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
     ) -> Tensor:
         """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
         M = self._M
-        if M.dtype == torch.float32:
+        if self._stored:
             return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
         return ops.sgd_rebuild_(
             M,
@@ -151,6 +154,11 @@ class SGDUpdate:
             seed=seed,
             found_inf=self._scaling.found_inf,
         )
+
+
+def _is_stored(M: Tensor, group: dict[str, Any]) -> bool:
+    """Whether the updated weight is written before LIP is."""
+    return M.dtype == torch.float32 and not (group["lip_rest"] == "drop" and ops.reads_once(M))
 
 
 def _scalar(value: float | Tensor, like: Tensor) -> Tensor:

@@ -19,16 +19,20 @@ from lip_fast import backends
 from lip_fast.targets import CSR, Targets
 
 __all__ = [
+    "adamw_one_read_",
     "adamw_project",
     "adamw_rebuild_",
     "adamw_sketch_",
+    "class_sums",
     "finish_svd",
     "fresh_columns",
+    "gram",
     "label_sums",
     "orthonormalize",
     "project",
     "rebuild_",
     "refit",
+    "sgd_one_read_",
     "sgd_project",
     "sgd_rebuild_",
     "sgd_sketch_",
@@ -69,6 +73,13 @@ class Sums(NamedTuple):
     denominator: Tensor
     energy: Tensor
     masked: Tensor
+
+
+class ClassSums(NamedTuple):
+    """The sum of the rows of each class, and how many they are."""
+
+    sums: Tensor
+    counts: Tensor
 
 
 class Refit(NamedTuple):
@@ -584,6 +595,91 @@ def label_sums(X: Tensor, Y: Targets, A: Tensor, B: Tensor, bias: Tensor | None 
     return Sums(*_label_sums(X, Y, A, B, bias))
 
 
+# class_sums and gram -------------------------------------------------------------------------------------
+#
+# What label statistics are made of, for class indices: a column of ones beside the features adds the counts,
+# and the sums of the sums.
+
+
+def sums_in_place(X: Tensor) -> bool:
+    """Whether kernels of ours read the features where they lie, in their own format, however many rows."""
+    return X.dtype != torch.float64 and backends.backend_of("gram", X.device.type) != "default"
+
+
+def _product_dtype(X: Tensor) -> torch.dtype:
+    return torch.float64 if X.dtype == torch.float64 else torch.float32
+
+
+def _check_class_sums(X: Tensor, y: Tensor, classes: int) -> None:
+    _check_matrix("X", X)
+    _expect(y.shape == X.shape[:1], f"class indices of shape ({X.shape[0]},)", _shape(y))
+    if y.dtype != torch.int64:
+        raise TypeError(f"expected class indices in torch.int64, got {y.dtype}")
+    _expect(y.device == X.device, f"class indices on {X.device}, where X is", f"{y.device}")
+    _expect(classes >= 0, "classes >= 0", f"{classes}")
+
+
+def _fake_class_sums(X: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    _check_class_sums(X, y, classes)
+    return X.new_empty((classes, X.shape[1]), dtype=_product_dtype(X)), y.new_empty(classes)
+
+
+_define("class_sums", "(Tensor X, Tensor y, int classes) -> (Tensor, Tensor)", _fake_class_sums)
+
+
+def class_sums(X: Tensor, y: Tensor, classes: int) -> ClassSums:
+    """The sum of the rows of each class: Y^T X of the label matrix Y that is never formed.
+
+    In a fixed order: the same inputs give the same bits.
+
+    Args:
+        X: (n, q) features, floating point.
+        y: (n,) int64 class indices; rows with an index outside 0..classes - 1 do not count, whatever they
+            hold.
+        classes: l.
+
+    Returns:
+        sums (l, q), in float64 for float64 features, else added up and returned in float32; counts (l,)
+        int64. A class without rows has zeros.
+    """
+    _check_class_sums(X, y, classes)
+    return ClassSums(*_class_sums(X, y, classes))
+
+
+def _check_gram(X: Tensor, counts: Tensor | None) -> None:
+    _check_matrix("X", X)
+    if counts is None:
+        return
+    _expect(counts.shape == X.shape[:1], f"counts of shape ({X.shape[0]},)", _shape(counts))
+    if counts.dtype != torch.bool:
+        raise TypeError(f"expected counts in torch.bool, got {counts.dtype}")
+    _expect(counts.device == X.device, f"counts on {X.device}, where X is", f"{counts.device}")
+
+
+def _fake_gram(X: Tensor, counts: Tensor | None) -> Tensor:
+    _check_gram(X, counts)
+    return X.new_empty((X.shape[1], X.shape[1]), dtype=_product_dtype(X))
+
+
+_define("gram", "(Tensor X, Tensor? counts) -> Tensor", _fake_gram)
+
+
+def gram(X: Tensor, counts: Tensor | None = None) -> Tensor:
+    """The products of the features with each other, X^T X.
+
+    Args:
+        X: (n, q) features, floating point.
+        counts: (n,) bool, which rows count; the others may hold anything. None: all of them.
+
+    Returns:
+        G (q, q) in float64 for float64 features, else in float32. A kernel of ours gives it symmetric to the
+        bit, the library to rounding.
+    """
+    _check_gram(X, counts)
+    G: Tensor = _gram(X, counts)
+    return G
+
+
 # refit --------------------------------------------------------------------------------------------------
 
 
@@ -730,6 +826,11 @@ _NO_SCALING = Scaling()
 def fuses_updates(device: torch.device) -> bool:
     """Whether kernels of ours take the updates below; elsewhere torch's step comes before that of LIP."""
     return backends.backend_of("adamw_sketch_", device.type) != "default"
+
+
+def reads_once(M: Tensor) -> bool:
+    """Whether one kernel takes the update of a float32 weight and both products."""
+    return backends.reads_once(M)
 
 
 def _check_update(
@@ -1246,6 +1347,110 @@ def sgd_rebuild_(
     return written
 
 
+def _fake_adamw_one_read_(M: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    Y, V = _fake_adamw_sketch_(M, *arguments), arguments[4]
+    return Y, _columns(V, M.shape[1])
+
+
+_define(
+    "adamw_one_read_",
+    "(Tensor(a!) M, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!)? max_exp_avg_sq,"
+    " Tensor V, Tensor lr, Tensor update_count, Tensor? grad_scale, Tensor? found_inf, float beta1,"
+    " float beta2, float eps, float weight_decay, bool maximize, bool write) -> (Tensor, Tensor)",
+    _fake_adamw_one_read_,
+)
+
+
+def adamw_one_read_(
+    M: Tensor,
+    grad: Tensor,
+    state: AdamWState,
+    V: Tensor,
+    rule: AdamWRule,
+    *,
+    write: bool,
+    scaling: Scaling = _NO_SCALING,
+) -> tuple[Tensor, Tensor]:
+    """AdamW's update of a weight and both products of the power step: Y = M' V and Z = M'^T Y.
+
+    A kernel that reads the weight and its state once gives Y and Z as :func:`sketch` does of M'. Elsewhere it
+    is :func:`adamw_sketch_` and the second product.
+
+    Args:
+        M: as for :func:`adamw_sketch_`, and so are the others.
+        grad: (l, q).
+        state: written.
+        V: (q, m).
+        rule: of the update.
+        write: whether M' is stored.
+        scaling: of the gradient.
+
+    Returns:
+        Y (l, m) and Z (q, m), their columns contiguous, in the dtype of ``V``: of M' as stored where it is,
+        else of M' before it is rounded to the dtype of M.
+    """
+    _check_adamw(M, state, rule, scaling, grad)
+    _check_sketch(M, V)
+    products: tuple[Tensor, Tensor] = _adamw_one_read_(
+        M, grad, *state, V, rule.lr, rule.update_count, *scaling, *rule[2:], write
+    )
+    _increment_versions(M if write else None, grad if scaling.grad_scale is not None else None, *state)
+    return products
+
+
+def _fake_sgd_one_read_(M: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    Y, V = _fake_sgd_sketch_(M, *arguments), arguments[2]
+    return Y, _columns(V, M.shape[1])
+
+
+_define(
+    "sgd_one_read_",
+    "(Tensor(a!) M, Tensor(b!) grad, Tensor(c!)? momentum_buffer, Tensor V, Tensor lr, Tensor? grad_scale,"
+    " Tensor? found_inf, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize,"
+    " bool first, bool write) -> (Tensor, Tensor)",
+    _fake_sgd_one_read_,
+)
+
+
+def sgd_one_read_(
+    M: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    V: Tensor,
+    rule: SGDRule,
+    *,
+    first: bool,
+    write: bool,
+    scaling: Scaling = _NO_SCALING,
+) -> tuple[Tensor, Tensor]:
+    """The update of SGD and both products of the power step: Y = M' V and Z = M'^T Y.
+
+    See :func:`adamw_one_read_`; elsewhere it is :func:`sgd_sketch_` and the second product.
+
+    Args:
+        M: as for :func:`sgd_sketch_`, and so are the others.
+        grad: (l, q).
+        momentum_buffer: (l, q), written; None without momentum.
+        V: (q, m).
+        rule: of the update.
+        first: the buffer holds nothing yet, and is not read.
+        write: whether M' is stored.
+        scaling: of the gradient.
+
+    Returns:
+        Y (l, m) and Z (q, m) as :func:`adamw_one_read_` does.
+    """
+    _check_sgd(M, grad, momentum_buffer, rule, scaling)
+    _check_sketch(M, V)
+    products: tuple[Tensor, Tensor] = _sgd_one_read_(
+        M, grad, momentum_buffer, V, rule.lr, *scaling, *rule[1:], first, write
+    )
+    _increment_versions(
+        M if write else None, grad if scaling.grad_scale is not None else None, momentum_buffer
+    )
+    return products
+
+
 def _increment_versions(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None:
@@ -1261,6 +1466,8 @@ _warm_svd = torch.ops.lip_fast.warm_svd.default
 _tail_svd = torch.ops.lip_fast.tail_svd.default
 _label_sums = torch.ops.lip_fast.label_sums.default
 _label_sums_csr = torch.ops.lip_fast.label_sums_csr.default
+_class_sums = torch.ops.lip_fast.class_sums.default
+_gram = torch.ops.lip_fast.gram.default
 _refit = torch.ops.lip_fast.refit.default
 _sketch = torch.ops.lip_fast.sketch.default
 _small_svd = torch.ops.lip_fast.small_svd.default
@@ -1274,3 +1481,5 @@ _adamw_rebuild_ = torch.ops.lip_fast.adamw_rebuild_.default
 _sgd_sketch_ = torch.ops.lip_fast.sgd_sketch_.default
 _sgd_project = torch.ops.lip_fast.sgd_project.default
 _sgd_rebuild_ = torch.ops.lip_fast.sgd_rebuild_.default
+_adamw_one_read_ = torch.ops.lip_fast.adamw_one_read_.default
+_sgd_one_read_ = torch.ops.lip_fast.sgd_one_read_.default

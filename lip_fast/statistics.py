@@ -168,8 +168,9 @@ class LabelStatistics:
         """
         C, G = torch.zeros_like(self.C), torch.zeros_like(self.G)
         for X, Y in batches:
-            # To divide sparse rows is to read where they begin.
-            whole = isinstance(Y, CSR) and not host.reads_are_free(X.device)
+            # To divide sparse rows is to read where they begin; kernels that make no copies need no blocks.
+            sparse = isinstance(Y, CSR) and not host.reads_are_free(X.device)
+            whole = sparse or (_are_indices(Y) and ops.sums_in_place(X))
             block = max(len(X), 1) if whole else _ROWS
             for i in range(0, len(X), block):
                 _add_block(C, G, X[i : i + block], _rows_of(Y, i, min(i + block, len(X))))
@@ -360,16 +361,18 @@ _ENTRIES = 1 << 16
 
 def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
     """Add a block of rows to C and to G, of whose last column only the last entry is written."""
-    X = X.to(_product_dtype(X))
+    if not (_are_indices(Y) and ops.sums_in_place(X)):
+        X = X.to(_product_dtype(X))
     q, l = X.shape[1], C.shape[1]
     rows: Tensor | int = len(X)
+    counted = None
     if isinstance(Y, CSR):
         row = torch.repeat_interleave(Y.crow.diff(), output_size=len(Y.col))
         for i in range(0, len(row), _ENTRIES):
             entries = slice(i, i + _ENTRIES)
             values = Y.values[entries, None].to(X.dtype)
-            C[:q] += _segment_sum(X[row[entries]] * values, Y.col[entries], l).mT
-            C[q:] += _segment_sum(values, Y.col[entries], l).mT
+            C[:q] += ops.class_sums(X[row[entries]] * values, Y.col[entries], l).sums.mT
+            C[q:] += ops.class_sums(values, Y.col[entries], l).sums.mT
         column = X.sum(0)
     elif Y.dim() == 2:
         labels = Y.to(X.dtype)
@@ -377,26 +380,17 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
         C[q] += labels.sum(0)
         column = X.sum(0)
     else:
-        valid = (Y >= 0) & (Y < l)
-        if not host.reads_are_free(X.device) or not bool(valid.all()):
-            X = X.masked_fill(~valid[:, None], 0)
-            Y = torch.where(valid, Y, 0)
-            rows = valid.sum()
-        labels = _segment_sum(X, Y, l)
-        C[:q] += labels.mT
-        C[q] += _segment_sum(valid[:, None].to(X.dtype), Y, l)[:, 0]
-        column = labels.sum(0)  # every row is in one class
-    G[:q, :q] += X.mT @ X
+        sums, counts = ops.class_sums(X, Y, l)
+        C[:q] += sums.mT
+        C[q] += counts
+        column = sums.sum(0)  # every row is in one class
+        rows = counts.sum()
+        if not host.reads_are_free(X.device) or int(rows) < len(X):
+            counted = (Y >= 0) & (Y < l)
+    G[:q, :q] += ops.gram(X, counted)
     G[q, :q] += column
     G[q, q] += rows
 
 
-def _segment_sum(X: Tensor, y: Tensor, segments: int) -> Tensor:
-    """(segments, q): the sum of the rows of each class, in a fixed order, hence the same bits every time."""
-    if host.reads_are_free(X.device):
-        return X.new_zeros(segments, X.shape[1]).index_add_(0, y, X)
-    # index_add_ adds in any order on an accelerator; sorted segments are summed one by one. bincount, and the
-    # check of the lengths that unsafe leaves out, would wait for the device.
-    y, order = torch.sort(y, stable=True)
-    starts = torch.searchsorted(y, torch.arange(segments + 1, device=y.device))
-    return torch.segment_reduce(X[order], "sum", lengths=starts.diff(), axis=0, unsafe=True)
+def _are_indices(Y: Targets) -> bool:
+    return not isinstance(Y, CSR) and Y.dim() == 1

@@ -133,6 +133,32 @@ def test_exact_rows(files: Files) -> None:
         assert line == [size, k, "1.00 ms", "2.00 ms", "2.0x faster", "2e-06 (≤ 1e-05)"]
 
 
+def test_optimizer_rows_are_held_against_the_base_step_and_the_products(files: Files) -> None:
+    data = complete()
+    for rest, milliseconds in (("keep", 6.4), ("drop", 6.6)):
+        found = of(data, f"optimizer-1000x2048-{rest}")
+        found["stats"] |= {"median": milliseconds * 1e-3}
+        for name, microseconds in {"floor": 5000.0, "base step": 1500.0, "three products": 3500.0}.items():
+            found["extra_info"]["peers"][name]["median_us"] = microseconds
+    text = rendered(data, files)
+    for rest, shown in (("keep", ["6.40 ms", "1.28x (≤ 1.3 ✓)"]), ("drop", ["6.60 ms", "1.32x (≤ 1.3 ✗)"])):
+        line = cells(text, f"1000 x 2048 | {rest}")
+        time, ratio = shown
+        assert line == ["1000 x 2048", rest, time, "1.50 ms", "3.50 ms", ratio, "2e-06 (≤ 1e-05)"]
+    assert cells(text, "32000 x 1024 | drop")[-2] == "0.50x (≤ 1.3 ✓)"
+
+
+def test_an_optimizer_without_lip_is_held_against_the_base_step(files: Files) -> None:
+    data = complete()
+    for key, microseconds in (("plain-optimizer-4x512", 1100.0), ("plain-optimizer-2x64", 1120.0)):
+        found = of(data, key)
+        found["stats"] |= {"median": microseconds * 1e-6}
+        found["extra_info"]["peers"]["base step"]["median_us"] = 1000.0
+    text = rendered(data, files)
+    assert cells(text, "4, 512 wide") == ["4, 512 wide", "1.10 ms", "1.00 ms", "1.10x (≤ 1.1 ✓)"]
+    assert cells(text, "2, 64 wide") == ["2, 64 wide", "1.12 ms", "1.00 ms", "1.12x (≤ 1.1 ✗)"]
+
+
 def test_small_problems(files: Files) -> None:
     data = complete()
     of(data, "small-svd-64")["extra_info"]["peers"]["linalg.svd"]["median_us"] = 500.0
@@ -177,7 +203,7 @@ def test_every_table_line_has_the_columns_of_its_header(files: Files) -> None:
     for block in rendered(complete(), files).split("\n\n"):
         if block.startswith("|"):
             widths.append({line.count("|") for line in block.splitlines()})
-    assert len(widths) == 6
+    assert len(widths) == 8
     assert all(len(width) == 1 for width in widths)
 
 

@@ -19,10 +19,12 @@ from benchmarks.device import Part, Script, parse_junit, parse_sanitizer, table
 from benchmarks.gates import Gate
 from benchmarks.gpu.cases import Bound, Case, Skip, run_cases
 from benchmarks.gpu.checks import run_checks
+from benchmarks.gpu.optim import cases as optim_cases
 from benchmarks.gpu.sanitize import main as sanitize
 from benchmarks.gpu.step import cases as step_cases
 from benchmarks.gpu.timing import Timer, Variant, captured
 from benchmarks.gpu.warm import cases as warm_cases
+from lip_fast import ops
 from lip_fast.backends.native import library
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +116,7 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("cases", [warm_cases, step_cases])
+@pytest.mark.parametrize("cases", [warm_cases, step_cases, optim_cases])
 def test_small_rows_are_measured_on_a_cpu(cases: Callable[..., Any]) -> None:
     records: list[dict[str, Any]] = []
     timer = Timer(CPU, sample_seconds=1e-4, most_rounds=1)
@@ -122,6 +124,32 @@ def test_small_rows_are_measured_on_a_cpu(cases: Callable[..., Any]) -> None:
         assert run_cases(list(cases(CPU, True)), timer, 30, records.append)
     assert records
     assert all(record["times"] and not record["void"] for record in records)
+
+
+@needs_native
+@pytest.mark.parametrize(("stray", "void"), [(1.0, False), (1.02, True)], ids=["right", "wrong"])
+def test_rows_of_fused_updates_are_void_where_the_update_is_wrong(
+    stray: float, void: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernels that stand in for those of a device."""
+    original, calls = ops.adamw_sketch_, []
+
+    def sketch(M: torch.Tensor, grad: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(M.dtype)
+        return original(M.mul_(stray), grad, *arguments, **options)
+
+    monkeypatch.setattr(ops, "fuses_updates", lambda device: True)
+    monkeypatch.setattr(ops, "adamw_sketch_", sketch)
+    forms = [(key, make) for key, make in optim_cases(CPU, True) if "LIPAdamW 60x80" in key]
+    records: list[dict[str, Any]] = []
+    with torch.random.fork_rng(devices=[]):
+        run_cases(forms, Timer(CPU, sample_seconds=1e-4, most_rounds=1), 30, records.append)
+    assert {torch.float32, torch.bfloat16} <= set(calls)
+    assert len(records) == 4
+    for record in records:
+        failed = [gate["name"] for gate in record["gates"] if not gate["passed"]]
+        assert failed == (["distance"] if void else []), record
+        assert (record["void"] is not None) == void
 
 
 @needs_native
@@ -218,10 +246,32 @@ def test_the_commit_can_be_told_where_git_knows_none(tmp_path: Path, monkeypatch
 
 def test_a_forced_backend_does_not_reach_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIP_FAST_BACKEND", "default")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     script = Script(tmp_path, budget=60)
-    show = "import os; print(os.environ.get('LIP_FAST_BACKEND'), os.environ['CUBLAS_WORKSPACE_CONFIG'])"
-    (record,) = script.run(Part("shows", python(show)))
-    assert record["tail"] == "None :4096:8\n"
+    names = ("LIP_FAST_BACKEND", "TRITON_INTERPRET", "CUBLAS_WORKSPACE_CONFIG")
+    show = python(f"import os; print(*(os.environ.get(name) for name in {names}))")
+    (record,) = script.run(Part("shows", show))
+    assert record["tail"] == "None None :4096:8\n"
+    # Unless the part itself asks for one.
+    (record,) = script.run(Part("asks", show, environment={"LIP_FAST_BACKEND": "triton"}))
+    assert record["tail"] == "triton None :4096:8\n"
+
+
+def test_the_tests_of_the_triton_kernels_run_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"pytest", "triton"}
+    monkeypatch.setattr(device, "_has_module", lambda name: name in present)
+    parts = device.triton_parts()
+    names = {part.name for part in parts}
+    assert {"triton: updates", "triton: rebuild_", "triton: fresh_columns", "triton: label_sums"} <= names
+    assert not {"triton: interpreted", "triton: compiles"} & names
+    assert all(part.environment["LIP_FAST_BACKEND"] == "triton" for part in parts)
+    # All at the same time.
+    plan = device._plan(["triton"], False, {"capability": [9, 0]})
+    assert [[part.name for part in group] for group in plan] == [[part.name for part in parts]]
+    present.remove("triton")
+    assert [part.skipped for part in device.triton_parts()] == ["Triton is not installed"]
+    (group,) = device._plan(["triton"], True, None)
+    assert [part.skipped for part in group] == ["there is no CUDA device"]
 
 
 JUNIT = """<?xml version="1.0"?>

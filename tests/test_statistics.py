@@ -9,7 +9,6 @@ from problems import problem, relative_error
 import lip_fast
 import lip_fast.statistics as statistics_module
 from lip_fast import LabelStatistics, ops
-from lip_fast.statistics import _segment_sum
 from lip_fast.targets import as_targets
 
 
@@ -20,6 +19,7 @@ def _targets(Y: torch.Tensor, n: int, l: int):
 @pytest.mark.parametrize("form", ["indices", "dense", "sparse"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("q", "l", "n"), [(7, 4, 50), (3, 11, 5), (1, 1, 1)])
+@pytest.mark.usefixtures("arithmetic")
 def test_statistics_are_the_products(q: int, l: int, n: int, dtype: torch.dtype, form: str) -> None:
     _, X, y, Y, _ = problem(q, l, n, dtype=dtype)
     labels = {"indices": y, "dense": Y, "sparse": Y.to_sparse()}[form]
@@ -84,13 +84,25 @@ def test_an_update_that_is_not_finite_is_refused_whole() -> None:
     assert torch.equal(statistics.G, G)
 
 
-def test_the_segment_sum_of_accelerators_is_that_of_the_cpu() -> None:
-    X = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), device="cpu")
-    y = torch.randint(0, 7, (30,), generator=torch.Generator().manual_seed(1))
-    y[y == 4] = 5  # an empty class
-    order = torch.sort(y, stable=True)[1]
-    by_segment = torch.segment_reduce(X[order], "sum", lengths=torch.bincount(y, minlength=7), axis=0)
-    assert torch.allclose(_segment_sum(X, y, 7), by_segment)
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("in_place", [False, True], ids=["blocks", "in place"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_features_are_summed_in_single_precision_however_they_come(
+    dtype: torch.dtype, in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, X, y, Y, _ = problem(7, 4, 60, dtype=dtype)
+    monkeypatch.setattr(statistics_module, "_ROWS", 11)
+    monkeypatch.setattr(ops, "sums_in_place", lambda X: in_place)
+    kept = torch.arange(60) % 3 != 0
+    X[~kept] = torch.nan
+    statistics = LabelStatistics(7, 4)
+    assert bool(statistics.absorb([(X, torch.where(kept, y, -100))]))
+    X1 = torch.cat([X, torch.ones(60, 1)], 1).double()[kept]
+    sizes = X1.abs().mT @ torch.cat([X1.abs(), Y.double()[kept]], 1)
+    # Of 40 rows: a product and 40 additions, each rounded to float32.
+    error = torch.cat([statistics.G - X1.mT @ X1, statistics.C - X1.mT @ Y.double()[kept]], 1).abs()
+    assert (error <= 41 * 2.0**-24 * sizes).all()
+    assert statistics.rows == 40
 
 
 def test_state_round_trip_and_bad_arguments() -> None:
@@ -189,6 +201,8 @@ def test_held_out_rank_is_the_best_of_the_path() -> None:
     )
 
 
+# What overflows on purpose is a warning of numpy in Triton's interpreter.
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.cases import Skip, require_native
+from benchmarks.gpu.optim import InsideTrainer
 from benchmarks.gpu.step import Trainer, sgd
 from benchmarks.gpu.timing import synchronize
 from benchmarks.gpu.weights import device_generator, make_weight
+from lip_fast.optim import LIPSGD, LIPAdamW
 
 __all__ = ["checks", "main", "run_checks"]
 
@@ -29,6 +31,22 @@ _SAMPLES = 64
 # The second is larger than what the native sketch leaves to the library.
 _HEADS = ((100, 512, 32, 8), (12000, 1024, 32, 8))
 _DRY_HEADS = ((60, 80, 6, 4),)
+
+
+def _adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-5, fused=True, capturable=parameters[0].is_cuda)
+
+
+def _lip_adamw(parameters: list[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+    return LIPAdamW(parameters, lr=1e-5, fused=True, capturable=parameters[0].is_cuda, **settings)
+
+
+def _lip_sgd(parameters: list[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+    return LIPSGD(parameters, lr=1.0, momentum=0.5, fused=True, **settings)
+
+
+_ATTACHED: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {"SGD": sgd, "AdamW": _adamw}
+_INSIDE: dict[str, Callable[..., torch.optim.Optimizer]] = {"LIPSGD": _lip_sgd, "LIPAdamW": _lip_adamw}
 
 
 class Problem:
@@ -49,12 +67,14 @@ class Problem:
         self.features = [torch.randn(_SAMPLES, q, generator=g, device=device) for _ in range(_STEPS)]
         self.labels = [torch.randint(l, (_SAMPLES,), generator=g, device=device) for _ in range(_STEPS)]
 
-    def trainer(
-        self, rest: str, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = sgd
-    ) -> Trainer:
-        """A head of its own with LIP, and a gradient of its own."""
-        options = {"rank": self.k, "tail_rank": self.r, "rest": rest, "seed": 0}
-        return Trainer(self.M, torch.zeros_like(self.M), make, options)
+    def trainer(self, rest: str, kind: str = "SGD") -> Trainer:
+        """A head of its own with LIP, and a gradient of its own; LIP is attached or inside the optimizer."""
+        options = {"rank": self.k, "tail_rank": self.r, "rest": rest}
+        gradient = torch.zeros_like(self.M)
+        if kind in _ATTACHED:
+            return Trainer(self.M, gradient, _ATTACHED[kind], options | {"seed": 0})
+        settings = {f"lip_{name}": value for name, value in options.items()}
+        return InsideTrainer(self.M, gradient, partial(_INSIDE[kind], **settings))
 
     def step(self, trainer: Trainer, i: int) -> None:
         """The i-th."""
@@ -67,9 +87,8 @@ class Problem:
         trainer.head.weight.grad.copy_(self.gradients[i])
 
 
-def _applied(trainer: Trainer) -> dict[str, Any]:
-    assert trainer.lip is not None
-    stats = trainer.lip.stats()
+def _applied(trainer: Trainer) -> Mapping[str, int | None]:
+    stats = trainer.stats()
     if stats["skipped"] or not stats["applied"]:
         raise AssertionError(f"not every step was repaired: {stats}")
     return stats
@@ -95,11 +114,9 @@ def _no_waiting(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def waits_for_nothing(
-    problem: Problem, rest: str, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-) -> None:
+def waits_for_nothing(problem: Problem, rest: str, kind: str) -> None:
     """``observe`` and ``step`` under ``set_sync_debug_mode("error")``, once there is a basis."""
-    trainer = problem.trainer(rest, make)
+    trainer = problem.trainer(rest, kind)
     problem.step(trainer, 0)
     problem.step(trainer, 1)
     synchronize(problem.device)
@@ -110,19 +127,18 @@ def waits_for_nothing(
     _applied(trainer)
 
 
-def replays_are_eager_steps(problem: Problem, rest: str) -> None:
+def replays_are_eager_steps(problem: Problem, rest: str, kind: str) -> None:
     """A captured step replayed on new batches, beside the same steps as they are called."""
     if problem.device.type != "cuda":
         raise Skip("there are no graphs on a CPU")
-    ours, eager = problem.trainer(rest), problem.trainer(rest)
+    ours, eager = problem.trainer(rest, kind), problem.trainer(rest, kind)
     problem.load(ours, 0)
     replay = ours.captured("replay", problem.features[0], problem.labels[0], lambda: None)
     eager.follow(ours)
     before = ours.weight.clone()
-    assert ours.lip is not None
     for i in range(1, _STEPS):
         problem.load(ours, i)
-        ours.lip.observe(problem.features[i], problem.labels[i])
+        ours.observe(problem.features[i], problem.labels[i])
         replay.run()
         problem.step(eager, i)
         _same(f"replay {i}", ours.weight, eager.weight)
@@ -133,11 +149,11 @@ def replays_are_eager_steps(problem: Problem, rest: str) -> None:
         raise AssertionError(f"the counters differ: {a} and {b}")
 
 
-def another_stream(problem: Problem, rest: str) -> None:
+def another_stream(problem: Problem, rest: str, kind: str) -> None:
     """Steps on a stream of their own, behind work that keeps it busy."""
     if problem.device.type != "cuda":
         raise Skip("there are no streams on a CPU")
-    there, here = problem.trainer(rest), problem.trainer(rest)
+    there, here = problem.trainer(rest, kind), problem.trainer(rest, kind)
     synchronize(problem.device)
     stream = torch.cuda.Stream(problem.device)
     with torch.cuda.stream(stream):
@@ -152,14 +168,14 @@ def another_stream(problem: Problem, rest: str) -> None:
     _applied(there)
 
 
-def two_streams(problem: Problem, rest: str) -> None:
+def two_streams(problem: Problem, rest: str, kind: str) -> None:
     """Two heads on two streams at once, each as it is alone."""
     if problem.device.type != "cuda":
         raise Skip("there are no streams on a CPU")
-    alone = problem.trainer(rest)
+    alone = problem.trainer(rest, kind)
     for i in range(_STEPS):
         problem.step(alone, i)
-    heads = [problem.trainer(rest) for _ in range(2)]
+    heads = [problem.trainer(rest, kind) for _ in range(2)]
     streams = [torch.cuda.Stream(problem.device) for _ in heads]
     for trainer in heads:
         problem.step(trainer, 0)  # the first decomposition waits
@@ -174,24 +190,26 @@ def two_streams(problem: Problem, rest: str) -> None:
         _applied(trainer)
 
 
-def _adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-5, fused=True, capturable=parameters[0].is_cuda)
-
-
 def checks(device: torch.device, dry: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     """Name and function of each check."""
     for head in _DRY_HEADS if dry else _HEADS:
         problem = Problem(head, device)
         for rest in ("keep", "drop"):
             name = f"{head[0]}x{head[1]} {rest}"
-            for optimizer, make in (("SGD", sgd), ("AdamW", _adamw)):
+            for kind in (*_ATTACHED, *_INSIDE):
                 yield (
-                    f"waits for nothing, {optimizer} {name}",
-                    partial(waits_for_nothing, problem, rest, make),
+                    f"waits for nothing, {kind} {name}",
+                    partial(waits_for_nothing, problem, rest, kind),
                 )
-            yield f"replays are eager steps, {name}", partial(replays_are_eager_steps, problem, rest)
-            yield f"another stream, {name}", partial(another_stream, problem, rest)
-            yield f"two streams, {name}", partial(two_streams, problem, rest)
+            # What AdamW keeps is not handed on with a LIP that is attached.
+            for kind in ("SGD", *_INSIDE):
+                yield (
+                    f"replays are eager steps, {kind} {name}",
+                    partial(replays_are_eager_steps, problem, rest, kind),
+                )
+            for kind in ("SGD", "LIPAdamW"):
+                yield f"another stream, {kind} {name}", partial(another_stream, problem, rest, kind)
+                yield f"two streams, {kind} {name}", partial(two_streams, problem, rest, kind)
 
 
 def run_checks(

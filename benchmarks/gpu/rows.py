@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import sketch, solver, step, warm
+from benchmarks.gpu import optim, sketch, solver, step, update, warm
 from benchmarks.gpu.cases import Cases, run_cases
 from benchmarks.gpu.timing import Timer, spin_up
 
@@ -23,8 +23,10 @@ __all__ = ["PARTS", "main"]
 PARTS: dict[str, Cases] = {
     "solver": solver.cases,
     "sketch": sketch.cases,
+    "update": update.cases,
     "warm": warm.cases,
     "step": step.cases,
+    "optim": optim.cases,
 }
 
 

@@ -15,7 +15,17 @@ from benchmarks.gpu.weights import DRY_HEADS, HEADS, Weight, device_generator, m
 from lip_fast import LIP, backends, ops
 from lip_fast.subspace import FRESH, Subspace
 
-__all__ = ["Trainer", "cases", "sgd"]
+__all__ = [
+    "Trainer",
+    "batch",
+    "cases",
+    "composed_ops",
+    "every_step_repaired",
+    "make_subspace",
+    "sgd",
+    "step_targets",
+    "unequal",
+]
 
 # Distance of the weight after a step from the same step in float64: TF32 gives 1e-4, no repair 1e-2.
 _STEP = 1e-3
@@ -23,9 +33,10 @@ _SAMPLES = 128
 
 
 @contextmanager
-def _composed_ops() -> Iterator[None]:
-    """The ops by their default kernels, plain torch, though native ones are there."""
-    names = {f"_{op}": kernel for op, kernel in backends._DEFAULT.items()}
+def composed_ops() -> Iterator[None]:
+    """The ops by their default kernels, plain torch, though others are there; updates by torch's step."""
+    names: dict[str, Any] = {f"_{op}": kernel for op, kernel in backends._DEFAULT.items()}
+    names["fuses_updates"] = lambda device: False
     native = {name: getattr(ops, name) for name in names}
     try:
         for name, kernel in names.items():
@@ -54,7 +65,7 @@ class Trainer:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         l, q = M.shape
-        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, q, l, bias=False, device=M.device)
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, q, l, bias=False, device=M.device, dtype=M.dtype)
         with torch.no_grad():
             self.head.weight.copy_(M)
         self.head.weight.grad = gradient
@@ -68,10 +79,19 @@ class Trainer:
         """The weight (l, q)."""
         return self.head.weight.detach()
 
-    def step(self, X: Tensor, y: Tensor) -> None:
-        """Observe the batch and step."""
+    def observe(self, X: Tensor, y: Tensor) -> None:
+        """Show LIP the batch."""
         if self.lip is not None:
             self.lip.observe(X, y)
+
+    def stats(self) -> Mapping[str, int | None]:
+        """The counts of LIP."""
+        assert self.lip is not None
+        return self.lip.stats()
+
+    def step(self, X: Tensor, y: Tensor) -> None:
+        """Observe the batch and step."""
+        self.observe(X, y)
         self.optimizer.step()
 
     def captured(self, name: str, X: Tensor, y: Tensor, flip: Callable[[], object]) -> Variant:
@@ -79,13 +99,11 @@ class Trainer:
         self.step(X, y)
         if not self.weight.is_cuda:
             return Variant(name, lambda: self.step(X, y), between=flip)
-        if self.lip is not None:
-            self.lip.observe(X, y)
+        self.observe(X, y)
 
         def warm() -> None:
             self.optimizer.step()
-            if self.lip is not None:
-                self.lip.observe(X, y)
+            self.observe(X, y)
 
         return captured(name, self.optimizer.step, self.weight.device, warm=warm, between=flip)
 
@@ -102,7 +120,7 @@ def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1.0)
 
 
-def _batch(weight: Weight, l: int, q: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def batch(weight: Weight, l: int, q: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Features and class indices that ask for about the singular values there are: see ``problems``."""
     g = device_generator(device)
     t = len(weight.s)
@@ -113,7 +131,7 @@ def _batch(weight: Weight, l: int, q: int, device: torch.device) -> tuple[Tensor
     return X.mul_(0.5 / l**0.5), y
 
 
-def _unequal(a: Tensor, b: Tensor) -> float:
+def unequal(a: Tensor, b: Tensor) -> float:
     return float((a != b).sum())
 
 
@@ -123,7 +141,7 @@ def step(l: int, q: int, k: int, r: int, rest: str, device: torch.device, floors
     require_memory(device, 4.0 * l * q * 18)
     weight = make_weight(l, q, k, r, device)
     M = weight.M
-    X, y = _batch(weight, l, q, device)
+    X, y = batch(weight, l, q, device)
     # A small step each time, forth and back from sample to sample: the weight stays near where it began.
     size = 1e-4 * float(torch.linalg.vector_norm(M)) / (l * q) ** 0.5
     gradient = torch.randn(l, q, generator=device_generator(device), device=device).mul_(size)
@@ -136,17 +154,17 @@ def step(l: int, q: int, k: int, r: int, rest: str, device: torch.device, floors
     eager.follow(ours)
     replay.run()
     eager.step(X, y)
-    gates = [Gate("replay", _unequal(ours.weight, eager.weight), 0, _unequal(ours.weight, M))]
+    gates = [Gate("replay", unequal(ours.weight, eager.weight), 0, unequal(ours.weight, M))]
     gates += _step_gates(eager, composed, X * 0.8, y, gradient, (k, r, rest))
     composed.follow(eager)
 
-    subspace = _subspace(l, q, (k, r, rest), device)
+    subspace = make_subspace(l, q, (k, r, rest), device)
     assert eager.lip is not None
     subspace.load_state_dict(eager.lip.state_dict()["subspace"])
     alone, ok = eager.weight.clone(), torch.ones((), dtype=torch.bool, device=device)
 
     def composed_step() -> None:
-        with _composed_ops():
+        with composed_ops():
             composed.step(X, y)
 
     def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
@@ -165,15 +183,14 @@ def step(l: int, q: int, k: int, r: int, rest: str, device: torch.device, floors
     alone_floor = {f"alone {name}": value for name, value in floors.of(4 * l * q * passes).items()}
     facts = {"l": l, "q": q, "k": k, "r": r, "rest": rest, "m": k + r + FRESH}
     lowest = floors.of(4 * l * q * (passes + 3)) | alone_floor
-    after = partial(_every_step_repaired, (ours, eager, composed))
-    return Case(gates, variants, _step_targets(l, q), facts, lowest, after=after)
+    after = partial(every_step_repaired, (ours, eager, composed))
+    return Case(gates, variants, step_targets(l, q) + _alone_targets(l, q), facts, lowest, after=after)
 
 
-def _every_step_repaired(trainers: Sequence[Trainer]) -> str | None:
+def every_step_repaired(trainers: Sequence[Trainer]) -> str | None:
     """Why the times are void: a skipped repair costs little and proves nothing."""
     for trainer in trainers:
-        assert trainer.lip is not None
-        stats = trainer.lip.stats()
+        stats = trainer.stats()
         if stats["skipped"] or not stats["applied"]:
             return f"not every step was repaired: {stats}"
     return None
@@ -185,7 +202,7 @@ def adamw(l: int, q: int, k: int, r: int, rest: str, device: torch.device) -> Ca
     require_memory(device, 4.0 * l * q * 18)
     weight = make_weight(l, q, k, r, device)
     M = weight.M
-    X, y = _batch(weight, l, q, device)
+    X, y = batch(weight, l, q, device)
     rate = 1e-4 * float(torch.linalg.vector_norm(M)) / (l * q) ** 0.5
     gradient = torch.randn(l, q, generator=device_generator(device), device=device)
 
@@ -198,7 +215,7 @@ def adamw(l: int, q: int, k: int, r: int, rest: str, device: torch.device) -> Ca
     ours.step(X * 0.8, y)
     expected = base.weight.double()
     X64, ok = 0.8 * X.double(), torch.ones((), dtype=torch.bool, device=device)
-    _subspace(l, q, (k, r, rest), device).step_(expected, lambda A, B: ops.label_sums(X64, y, A, B), ok)
+    make_subspace(l, q, (k, r, rest), device).step_(expected, lambda A, B: ops.label_sums(X64, y, A, B), ok)
     without = distance(base.weight, expected)
     gates = [Gate("distance", distance(ours.weight, expected), _STEP, without)]
     del expected
@@ -211,14 +228,14 @@ def adamw(l: int, q: int, k: int, r: int, rest: str, device: torch.device) -> Ca
         for name, trainer in (("AdamW + LIP", ours), ("AdamW", base))
     ]
     facts = {"l": l, "q": q, "k": k, "r": r, "rest": rest, "m": k + r + FRESH}
-    return Case(gates, variants, targets, facts, after=partial(_every_step_repaired, [ours]))
+    return Case(gates, variants, targets, facts, after=partial(every_step_repaired, [ours]))
 
 
 def _within(ratio: float, times: Mapping[str, float]) -> bool:
     return times["AdamW + LIP"] <= ratio * times["AdamW"]
 
 
-def _subspace(l: int, q: int, ranks: tuple[int, int, str], device: torch.device) -> Subspace:
+def make_subspace(l: int, q: int, ranks: tuple[int, int, str], device: torch.device) -> Subspace:
     k, r, rest = ranks
     return Subspace(l, q, rank=k, tail_rank=r, tail="refit", rest=rest, clip=True, seed=0, device=device)
 
@@ -235,7 +252,7 @@ def _step_gates(
     assert ours.lip is not None
     composed.follow(ours)
     l, q = ours.weight.shape
-    exact = _subspace(l, q, ranks, gradient.device)
+    exact = make_subspace(l, q, ranks, gradient.device)
     state = ours.lip.state_dict()["subspace"]
     exact.load_state_dict(state | {"basis": tuple(basis.double() for basis in state["basis"])})
     expected = ours.weight.double().sub_(gradient)
@@ -246,7 +263,7 @@ def _step_gates(
         raise RuntimeError(f"the step in float64 was skipped with the status {int(report.status)}")
     without = distance(ours.weight - gradient, expected)
     ours.step(X, y)
-    with _composed_ops():
+    with composed_ops():
         composed.step(X, y)
     return [
         Gate("distance", distance(ours.weight, expected), _STEP, without),
@@ -254,11 +271,17 @@ def _step_gates(
     ]
 
 
-def _step_targets(l: int, q: int) -> list[Bound]:
+def step_targets(l: int, q: int, name: str = "LIP") -> list[Bound]:
+    """What is promised of a step that is replayed, by the name of its variant."""
     return {
-        (100, 512): [at_most("LIP", 30)],
-        (1000, 2048): [at_most("LIP", 50), at_most("LIP", 30, " (stretch)")],
-        (1000, 4096): [at_most("LIP", 60)],
+        (100, 512): [at_most(name, 30)],
+        (1000, 2048): [at_most(name, 50), at_most(name, 30, " (stretch)")],
+        (1000, 4096): [at_most(name, 60)],
+    }.get((l, q), [])
+
+
+def _alone_targets(l: int, q: int) -> list[Bound]:
+    return {
         (128256, 4096): [at_most("LIP alone", 1300, " alone")],
         (1000000, 512): [at_most("LIP alone", 1700, " alone")],
     }.get((l, q), [])

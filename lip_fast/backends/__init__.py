@@ -15,14 +15,18 @@ import torch
 
 from lip_fast.backends import triton
 from lip_fast.backends.default.adamw import adamw_project, adamw_rebuild_, adamw_sketch_
+from lip_fast.backends.default.adamw_one_read_ import adamw_one_read_
+from lip_fast.backends.default.class_sums import class_sums
 from lip_fast.backends.default.finish_svd import finish_svd
 from lip_fast.backends.default.fresh_columns import fresh_columns
+from lip_fast.backends.default.gram import gram
 from lip_fast.backends.default.label_sums import label_sums, label_sums_csr
 from lip_fast.backends.default.orthonormalize import orthonormalize
 from lip_fast.backends.default.project import project
 from lip_fast.backends.default.rebuild_ import rebuild_
 from lip_fast.backends.default.refit import refit
 from lip_fast.backends.default.sgd import sgd_project, sgd_rebuild_, sgd_sketch_
+from lip_fast.backends.default.sgd_one_read_ import sgd_one_read_
 from lip_fast.backends.default.sketch import sketch
 from lip_fast.backends.default.small_svd import small_svd
 from lip_fast.backends.default.start_basis import start_basis
@@ -32,6 +36,7 @@ from lip_fast.backends.kernel import Kernel
 from lip_fast.backends.native import library
 from lip_fast.backends.native.front_door import on_its_device
 from lip_fast.backends.native.kernels import KERNELS as NATIVE
+from lip_fast.backends.native.sketch import is_cached
 from lip_fast.backends.triton.kernels import KERNELS as TRITON
 
 __all__ = [
@@ -40,6 +45,7 @@ __all__ = [
     "backend_of",
     "environment",
     "forced",
+    "reads_once",
     "register",
     "served",
     "triton_problem",
@@ -59,6 +65,8 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "tail_svd": tail_svd,
     "label_sums": label_sums,
     "label_sums_csr": label_sums_csr,
+    "class_sums": class_sums,
+    "gram": gram,
     "refit": refit,
     "rebuild_": rebuild_,
     "adamw_sketch_": adamw_sketch_,
@@ -67,6 +75,8 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "sgd_sketch_": sgd_sketch_,
     "sgd_project": sgd_project,
     "sgd_rebuild_": sgd_rebuild_,
+    "adamw_one_read_": adamw_one_read_,
+    "sgd_one_read_": sgd_one_read_,
 }
 _LIBRARIES = {"cpu": library.cpu, "cuda": library.cuda}
 
@@ -160,6 +170,11 @@ def served() -> list[Served]:
 def backend_of(op: str, device: str) -> str:
     """The backend that serves an op on a kind of device, where it takes the arguments."""
     return next((candidate.backend for candidate in _candidates(op, device)), "default")
+
+
+def reads_once(M: torch.Tensor) -> bool:
+    """Whether a kernel takes the update of a float32 weight and both products in one pass over it."""
+    return backend_of("adamw_one_read_", M.device.type) == "native" and not is_cached(M)
 
 
 class _Candidate(NamedTuple):

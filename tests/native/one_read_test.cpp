@@ -1,5 +1,5 @@
 // The one-read kernel in the emulator: `one_read_test NAME` runs one of the tests below and ends with 0 if it passes.
-#include "core/one_read.h"
+#include "one_read_blocks.h"
 
 #include <cmath>
 #include <cstdio>
@@ -8,40 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "emulator.h"
-
 namespace {
 
 using lip_fast::OneRead;
 using lip_fast::OneReadPlan;
-using lip_fast::Pair;
-using lip_fast::Quad;
-using lip_fast::Signal;
-
-// With clusters: sends carry their signal.
-class ClusterBlock : public emulator::Thread {
- public:
-  using Thread::Thread;
-  Quad load4(const float* p, int line = __builtin_LINE()) const { return Thread::load<Quad>(p, line); }
-  Pair load2(const float* p, int line = __builtin_LINE()) const { return Thread::load<Pair>(p, line); }
-  float load(const float* p, int line = -__builtin_LINE()) const { return Thread::load<float>(p, line); }
-  void store2(float* p, const Pair& v, int line = __builtin_LINE()) const { Thread::store(p, v, line); }
-  void init_signal(Signal* s) const { Thread::init_signal(s, 1); }
-  void send4(float* p, int rank, const Quad& v, Signal* s) const { send(p, rank, {v.x, v.y, v.z, v.w}, s); }
-  void expect(Signal* s, int bytes) const {
-    if (thread() == 0) arrive_signal(s, bytes);
-  }
-  void await(Signal* s, int parity) const { await_signal(s, parity); }
-};
-
-// Without: what is sent is written, and each projector says when it has sent all.
-class PlainBlock : public ClusterBlock {
- public:
-  using ClusterBlock::ClusterBlock;
-  void init_signal(Signal* s) const { Thread::init_signal(s, lip_fast::kRoleThreads); }
-  void send4(float* p, int, const Quad& v, Signal*) const { Thread::store(p, v, 0); }
-  void expect(Signal* s, int) const { arrive_signal(s, 0); }
-};
 
 template <class T>
 struct Tag {
@@ -82,21 +52,12 @@ struct Result {
   emulator::Report report;
 };
 
-constexpr std::size_t kGuard = 64;
-constexpr float kUntouched = -12345.0f;
-
 int failures = 0;
 
 void expect(bool condition, const std::string& what) {
   if (condition) return;
   ++failures;
   std::printf("FAILED: %s\n", what.c_str());
-}
-
-std::vector<float> guarded(std::size_t count) {
-  std::vector<float> values(count + 2 * kGuard, kUntouched);
-  std::fill(values.begin() + kGuard, values.end() - kGuard, emulator::poison());
-  return values;
 }
 
 void expect_guards(const std::vector<float>& values, const std::string& what) {
@@ -130,7 +91,7 @@ Result run(const Problem& problem, const Device& device, int most_groups, const 
                             tiles};
     lip_fast::with_one_read_shape(plan.width, plan.rows, plan.stages, [&](auto shape) {
       using Shape = decltype(shape);
-      const auto kernel = [&](auto& block) { lip_fast::one_read_thread<Shape>(block, arguments); };
+      const auto kernel = [&](auto& block) { lip_fast::one_read_thread<Shape>(block, arguments, lip_fast::NoUpdate()); };
       const auto launch = [&](auto tag) {
         return emulator::launch<typename decltype(tag)::Kind>(options, groups, plan.cluster,
                                                               lip_fast::kOneReadThreads, Shape::kBytes, kernel);

@@ -19,8 +19,8 @@ FILES = sorted(
     if path.name not in ("test_interpreted.py", "test_compiles.py")
 )
 # Served by the kernels there, as LIP_FAST_BACKEND says so.
-FILES += [f"tests/ops/test_{op}.py" for op in ("label_sums", "project", "rebuild_")]
-FILES += ["tests/optim/test_fused.py"]
+FILES += [f"tests/ops/test_{op}.py" for op in ("class_sums", "gram", "label_sums", "project", "rebuild_")]
+FILES += ["tests/optim/test_fused.py", "tests/test_statistics.py"]
 
 
 def _numbers(version: str | None) -> tuple[int, ...]:

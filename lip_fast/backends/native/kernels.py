@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from lip_fast.backends.kernel import Kernel
+from lip_fast.backends.native.adamw_one_read_ import adamw_one_read_
 from lip_fast.backends.native.finish_svd import finish_svd
 from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.label_sums import label_sums
 from lip_fast.backends.native.rebuild_ import rebuild_
 from lip_fast.backends.native.refit import refit
-from lip_fast.backends.native.sketch import sketch
+from lip_fast.backends.native.sgd_one_read_ import sgd_one_read_
+from lip_fast.backends.native.sketch import is_cached, sketch
 from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.backends.native.start_basis import start_basis
 from lip_fast.backends.native.tail_svd import tail_svd
@@ -87,7 +89,29 @@ def _can_sketch(M: Tensor, V: Tensor) -> bool:
     return V.dtype == torch.float32
 
 
+def _single(*tensors: Tensor | None) -> bool:
+    return all(X is None or X.dtype == torch.float32 for X in tensors)
+
+
+def _can_adamw_one_read(*arguments: Any) -> bool:
+    max_exp_avg_sq = arguments[4]
+    return max_exp_avg_sq is None and _single(*arguments[:10])
+
+
+def _can_sgd_one_read(*arguments: Any) -> bool:
+    return _single(*arguments[:7])
+
+
+def _pays_adamw_one_read(M: Tensor, *rest: Any) -> bool:
+    return not is_cached(M) and _can_adamw_one_read(M, *rest)
+
+
+def _pays_sgd_one_read(M: Tensor, *rest: Any) -> bool:
+    return not is_cached(M) and _can_sgd_one_read(M, *rest)
+
+
 _NO_WAIT = "does not wait for the device"
+_ONE_READ = "reads a large weight and its state once"
 
 KERNELS: dict[str, dict[str, Kernel]] = {
     "cpu": {
@@ -110,6 +134,13 @@ KERNELS: dict[str, dict[str, Kernel]] = {
     "cuda": {
         "fresh_columns": Kernel(fresh_columns, _always, _always, _NO_WAIT),
         "sketch": Kernel(sketch, _can_sketch, _can_sketch, "reads a large weight once"),
+        "adamw_one_read_": Kernel(
+            adamw_one_read_,
+            _can_adamw_one_read,
+            _pays_adamw_one_read,
+            _ONE_READ,
+        ),
+        "sgd_one_read_": Kernel(sgd_one_read_, _can_sgd_one_read, _pays_sgd_one_read, _ONE_READ),
         "small_svd": Kernel(
             small_svd, _can_small_svd, _can_small_svd, f"{_NO_WAIT}, up to m = {MAX_COLUMNS}"
         ),

@@ -11,10 +11,15 @@ from lip_fast.backends.native.front_door import address, module_and_stream
 _CACHED_BYTES = 32 << 20
 
 
+def is_cached(M: Tensor) -> bool:
+    """Whether a float32 weight is too small for one read of it to save anything."""
+    return 4 * M.numel() <= _CACHED_BYTES
+
+
 def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """Y (l, m), Z (q, m). See :func:`lip_fast.ops.sketch`."""
     (l, q), m = M.shape, V.shape[1]
-    if M.device.type == "cuda" and M.dtype == torch.float32 and l * q * 4 > _CACHED_BYTES:
+    if M.device.type == "cuda" and M.dtype == torch.float32 and not is_cached(M):
         module, stream = module_and_stream(M.device)
         values = module.one_read_workspace(l, q, m)
         if values >= 0 and M.stride(1) == 1 and M.stride(0) % 4 == 0 and M.data_ptr() % 16 == 0:

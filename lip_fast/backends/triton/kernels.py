@@ -20,7 +20,9 @@ FILES = (
     "adamw_project",
     "adamw_rebuild_",
     "adamw_sketch_",
+    "class_sums",
     "fresh_columns",
+    "gram",
     "label_sums",
     "project",
     "rebuild_",
@@ -69,6 +71,15 @@ def _can_label_sums_csr(
     X: Tensor, crow: Tensor, col: Tensor, values: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
 ) -> bool:
     return _can_label_sums(X, col, A, B, bias)
+
+
+def _can_class_sums(X: Tensor, y: Tensor, classes: int) -> bool:
+    # Indices are sorted as int32, and the rows that do not count have one of their own.
+    return X.dtype in _STORED and classes < 2**31 - 1
+
+
+def _can_gram(X: Tensor, counts: Tensor | None) -> bool:
+    return X.dtype in _STORED
 
 
 def _takes_update(M: Tensor, grad: Tensor | None, state: Sequence[Tensor | None], *skinny: Tensor) -> bool:
@@ -123,6 +134,10 @@ KERNELS: dict[str, Kernel] = {
         _can_label_sums_csr,
         "reads the features once",
     ),
+    "class_sums": Kernel(
+        _of("class_sums"), _can_class_sums, _can_class_sums, "reads the features once, where they lie"
+    ),
+    "gram": Kernel(_of("gram"), _can_gram, _can_gram, "half the products, in float32 on the tensor cores"),
     "project": Kernel(
         _of("project"), _can_project, _can_project, "in float32 on the tensor cores, the same bits each time"
     ),
