@@ -26,6 +26,7 @@ from benchmarks.gpu.timing import Timer, Variant, captured
 from benchmarks.gpu.warm import cases as warm_cases
 from lip_fast import ops
 from lip_fast.backends.native import library
+from lip_fast.fused import AdamWUpdate
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -132,14 +133,15 @@ def test_rows_of_fused_updates_are_void_where_the_update_is_wrong(
     stray: float, void: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the kernels that stand in for those of a device."""
-    original, calls = ops.adamw_sketch_, []
+    original, calls = AdamWUpdate.products, []
 
-    def sketch(M: torch.Tensor, grad: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        calls.append(M.dtype)
-        return original(M.mul_(stray), grad, *arguments, **options)
+    def products(self: AdamWUpdate, V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(self._M.dtype)
+        self._M.mul_(stray)
+        return original(self, V)
 
     monkeypatch.setattr(ops, "fuses_updates", lambda device: True)
-    monkeypatch.setattr(ops, "adamw_sketch_", sketch)
+    monkeypatch.setattr(AdamWUpdate, "products", products)
     forms = [(key, make) for key, make in optim_cases(CPU, True) if "LIPAdamW 60x80" in key]
     records: list[dict[str, Any]] = []
     with torch.random.fork_rng(devices=[]):

@@ -392,8 +392,8 @@ template <class Shape, class Block>
 struct Entries {
   Block& block;
   int index;
-  int at;      // place in the tiles of the arrays
-  int left;    // how many of the four there are
+  int at;    // place in the tiles of the arrays
+  int left;  // how many of the four there are
   std::int64_t offset;
 
   LIP_FAST_FN void take(const float* from, float (&v)[4]) const {
@@ -419,13 +419,12 @@ struct Entries {
 template <class Shape, class Block, class Update>
 LIP_FAST_FN void refresh(Block& block, const OneRead& a, const Update& update, int index) {
   block.template copy_wait<1>();
+  const Share share = share_of<Shape>(block, a, index);
+  const bool applied = block.load(Shape::scalars(block) + kApplied) != 0.0f;
+  std::int64_t offset = share.offset;
   LIP_FAST_UNROLL_BY(1)
-  for (int more = 0; more < Shape::kRows; more += kShareRows) {
-    const Share share = share_of<Shape>(block, a, index);
-    const int row = share.top + more;
-    const Entries<Shape, Block> entries{block, index, row * kSlice + 4 * share.chunk, share.left,
-                                        share.offset + more * a.stride};
-    if (row >= share.rows || share.left == 0 || entries.scalar(kApplied) == 0.0f) break;
+  for (int row = share.top; row < share.rows && share.left > 0 && applied; row += kShareRows) {
+    const Entries<Shape, Block> entries{block, index, row * kSlice + 4 * share.chunk, share.left, offset};
     float* const tile = Shape::tile(block, index) + row * kSlice + swizzled(share.top, 4 * share.chunk);
     float w[4];
     update.update(entries, [&](float (&v)[4]) { entries.take(tile, v); }, w);
@@ -436,6 +435,7 @@ LIP_FAST_FN void refresh(Block& block, const OneRead& a, const Update& update, i
     }
     block.store4(tile, Quad{w[0], w[1], w[2], w[3]});
     if (update.write) entries.put(update.M, w);
+    offset += kShareRows * a.stride;
   }
   fetch_share<Shape>(block, a, update, index + 2);
 }
