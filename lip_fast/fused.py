@@ -47,36 +47,43 @@ class AdamWUpdate:
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any], scaling: ops.Scaling
     ) -> None:
         self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
-        self._state = ops.AdamWState(state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq"))
-        self._count = state["step"]
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        self._group, self._betas = group, (beta1, beta2)
+        # As torch, whatever else an earlier setting left in the state.
+        largest = state["max_exp_avg_sq"] if group["amsgrad"] else None
+        self._state = ops.AdamWState(state["exp_avg"], state["exp_avg_sq"], largest)
+        self._group, self._count = group, state["step"]
         self._stored = _is_stored(self._M, group)
+        self._taken = self._written = False
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
         M, group, found_inf = self._M, self._group, self._scaling.found_inf
-        self._count += 1
+        assert self._grad is not None
+        count = self._count + 1
         if found_inf is not None:
-            self._count -= found_inf.to(self._count.device)
+            count = count - found_inf.to(count.device)
         self._rule = ops.AdamWRule(
             _scalar(group["lr"], M),
-            _scalar(self._count, M),
-            *self._betas,
+            _scalar(count, M),
+            group["betas"][0],
+            group["betas"][1],
             group["eps"],
-            float(group["weight_decay"]),
+            group["weight_decay"],
             group["maximize"],
         )
-        assert self._grad is not None
-        return ops.adamw_one_read_(
+        products = ops.adamw_one_read_(
             M, self._grad, self._state, V, self._rule, write=self._stored, scaling=self._scaling
         )
+        # Where it lies, for captured steps.
+        self._count.copy_(count)
+        self._taken, self._written = True, self._stored
+        return products
 
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
     ) -> Tensor:
         """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
         M = self._M
+        self._written = True
         if self._stored:
             return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
         return ops.adamw_rebuild_(
@@ -92,6 +99,12 @@ class AdamWUpdate:
             seed=seed,
             found_inf=self._scaling.found_inf,
         )
+
+    def settle(self) -> bool:
+        """Write M' where an error came before :meth:`rebuild_`; False where the update was not even taken."""
+        if self._taken and not self._written:
+            self.rebuild_(**_nothing(self._M))
+        return self._taken
 
 
 class SGDUpdate:
@@ -111,18 +124,19 @@ class SGDUpdate:
         self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
         self._buffer = state["momentum_buffer"] if group["momentum"] else None
         self._stored = _is_stored(self._M, group)
+        self._taken = self._written = False
         self._rule = ops.SGDRule(
             _scalar(group["lr"], weight),
             group["momentum"],
             group["dampening"],
-            float(group["weight_decay"]),
+            group["weight_decay"],
             group["nesterov"],
             group["maximize"],
         )
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
-        return ops.sgd_one_read_(
+        products = ops.sgd_one_read_(
             self._M,
             self._grad,
             self._buffer,
@@ -132,12 +146,15 @@ class SGDUpdate:
             write=self._stored,
             scaling=self._scaling,
         )
+        self._taken, self._written = True, self._stored
+        return products
 
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
     ) -> Tensor:
         """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
         M = self._M
+        self._written = True
         if self._stored:
             return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
         return ops.sgd_rebuild_(
@@ -155,10 +172,31 @@ class SGDUpdate:
             found_inf=self._scaling.found_inf,
         )
 
+    def settle(self) -> bool:
+        """Write M' where an error came before :meth:`rebuild_`; False where the update was not even taken."""
+        if self._taken and not self._written:
+            self.rebuild_(**_nothing(self._M))
+        return self._taken
+
 
 def _is_stored(M: Tensor, group: dict[str, Any]) -> bool:
     """Whether the updated weight is written before LIP is."""
     return M.dtype == torch.float32 and not (group["lip_rest"] == "drop" and ops.reads_once(M))
+
+
+def _nothing(M: Tensor) -> dict[str, Any]:
+    """Arguments of a write that is not to be: what is stored is M'."""
+    l, q = M.shape
+    empty = torch.zeros(0, dtype=torch.float32, device=M.device)
+    return {
+        "A": empty.reshape(l, 0),
+        "s": empty,
+        "B": empty.reshape(q, 0),
+        "ok": torch.zeros((), dtype=torch.bool, device=M.device),
+        "step": torch.zeros((), dtype=torch.int64, device=M.device),
+        "accumulate": True,
+        "seed": 0,
+    }
 
 
 def _scalar(value: float | Tensor, like: Tensor) -> Tensor:

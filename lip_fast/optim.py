@@ -12,8 +12,7 @@ from lip_fast import host
 from lip_fast.fused import AdamWUpdate, SGDUpdate, can_fuse
 from lip_fast.observations import Observation
 from lip_fast.ops import Scaling
-from lip_fast.plugin import LIP, LIPError, _bias_of
-from lip_fast.subspace import Update
+from lip_fast.plugin import LIP, _bias_of
 from lip_fast.validation import check_int, describe
 
 __all__ = ["LIPSGD", "LIPAdamW", "LIPState"]
@@ -144,11 +143,10 @@ class _Fused(NamedTuple):
     """A weight in a step whose update LIP takes upon itself."""
 
     weight: Tensor
-    grad: Tensor | None
     lip: LIP
     pending: list[Observation]
     ok: Tensor
-    update: Update
+    update: AdamWUpdate | SGDUpdate
 
 
 class _WithLIP(Optimizer):
@@ -366,16 +364,20 @@ class _WithLIP(Optimizer):
     def _step_with_lip(self, found_inf: Tensor | None, *, base: bool = True) -> None:
         """A step of torch, where ``base``, then LIP; or both at once, for weights whose update is fused."""
         fused = self._begin(found_inf)
+        if base:
+            self._base_step_without([head.weight for head in fused])
+        self._repair(found_inf, fused, base=base)
+
+    def _base_step_without(self, weights: list[Tensor]) -> None:
+        """The step of torch for all other parameters: to torch one without a gradient is none."""
+        gradients = [p.grad for p in weights]
         try:
-            # To torch a parameter without a gradient is none.
-            for head in fused:
-                head.weight.grad = None
-            if base:
-                self._base_step()
+            for p in weights:
+                p.grad = None
+            self._base_step()
         finally:
-            for head in fused:
-                head.weight.grad = head.grad
-        self._repair(found_inf, fused)
+            for p, gradient in zip(weights, gradients, strict=True):
+                p.grad = gradient
 
     def _base_step(self) -> None:
         """The step of torch, without the hooks of the optimizer: those belong to the whole step."""
@@ -415,15 +417,9 @@ class _WithLIP(Optimizer):
         values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         device = gradients[0].device
         # The largest absolute value is not finite where one of them is not.
-        worst = [
-            norm.to(device=device, dtype=torch.float32)
-            for norm in torch._foreach_norm([v for v in values if v.numel()], ord=float("inf"))
-        ]
-        return (
-            ~torch.isfinite(torch.stack(worst)).all()
-            if worst
-            else torch.zeros((), dtype=torch.bool, device=device)
-        )
+        norms = torch._foreach_norm([v for v in values if v.numel()], ord=float("inf"))
+        bad = [~torch.isfinite(norm).to(device) for norm in norms]
+        return torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool, device=device)
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
@@ -434,7 +430,7 @@ class _WithLIP(Optimizer):
             if not lip._tracks or group["differentiable"]:
                 continue
             assert lip._subspace is not None
-            if p.dim() != 2 or not can_fuse(p, lip._subspace.columns) or not self._has_state(group, p):
+            if not can_fuse(p, lip._subspace.columns) or not self._can_fuse(group, p):
                 continue
             if not lip._acts_next(group["lr"]):
                 continue
@@ -442,22 +438,22 @@ class _WithLIP(Optimizer):
             scaling = Scaling(getattr(self, "grad_scale", None), found_inf)
             update = self._update_of(group, p, scaling)
             ok = lip._admissible(p, group["lr"], found_inf)
-            fused.append(_Fused(p, p.grad, lip, pending, ok, update))
+            fused.append(_Fused(p, lip, pending, ok, update))
         return fused
 
-    def _has_state(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Whether the optimizer has the state that the update of this weight goes on from."""
+    def _can_fuse(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Whether its state and settings are such that the kernels can take the update."""
         raise NotImplementedError
 
-    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> Update:
+    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> AdamWUpdate | SGDUpdate:
         """The update of a weight as a part of LIP's step."""
         raise NotImplementedError
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
-    def _repair(self, found_inf: Tensor | None, fused: list["_Fused"]) -> None:
+    def _repair(self, found_inf: Tensor | None, fused: list["_Fused"], *, base: bool) -> None:
         """LIP on each weight that saw a batch; on all of them before an error of one is raised."""
-        errors: list[LIPError] = []
+        errors: list[Exception] = []
         begun = {head.lip: head for head in fused}
         for group, p, lip in self._heads():
             head = begun.get(lip)
@@ -470,8 +466,13 @@ class _WithLIP(Optimizer):
                 continue
             try:
                 lip._apply(p, pending, ok, step=True, update=update)
-            except LIPError as error:
+            except Exception as error:
                 errors.append(error)
+        # Whatever went wrong, every weight has been updated then.
+        late = [head.weight for head in fused if not head.update.settle()]
+        if late and base:
+            others = (p for group in self.param_groups for p in group["params"])
+            self._base_step_without([p for p in others if not any(p is weight for weight in late)])
         if errors:
             raise errors[0]
 
@@ -498,7 +499,8 @@ class LIPSGD(_WithLIP, torch.optim.SGD):
 
     Every parameter is updated as torch does it; when and how LIP acts is said in :class:`lip_fast.LIP`.
     Copies (``copy.deepcopy``, pickle) have copies of LIP and its state. Checkpoints need ``optimizer.lip``, a
-    ``Stateful``, beside the optimizer.
+    ``Stateful``, beside the optimizer. One optimizer at a time acts on a weight: where another is to take
+    over, delete the first.
 
     Args:
         params: parameters or groups, as in torch. A LIP group holds matrices (l, q) alone, and may set each
@@ -558,10 +560,13 @@ class LIPSGD(_WithLIP, torch.optim.SGD):
         )
         self.defaults |= self._lip_defaults
 
-    def _has_state(self, group: dict[str, Any], p: Tensor) -> bool:
-        return not group["momentum"] or self.state[p].get("momentum_buffer") is not None
+    def _can_fuse(self, group: dict[str, Any], p: Tensor) -> bool:
+        started = not group["momentum"] or self.state[p].get("momentum_buffer") is not None
+        # torch looks at this pair in its constructor alone.
+        known = not group["nesterov"] or (group["momentum"] > 0 and not group["dampening"])
+        return started and known and not isinstance(group["weight_decay"], Tensor)
 
-    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> Update:
+    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> SGDUpdate:
         return SGDUpdate(p, group, self.state[p], scaling)
 
 
@@ -586,7 +591,8 @@ class LIPAdamW(_WithLIP, torch.optim.AdamW):
 
     Every parameter is updated as torch does it; when and how LIP acts is said in :class:`lip_fast.LIP`.
     Copies (``copy.deepcopy``, pickle) have copies of LIP and its state. Checkpoints need ``optimizer.lip``, a
-    ``Stateful``, beside the optimizer.
+    ``Stateful``, beside the optimizer. One optimizer at a time acts on a weight: where another is to take
+    over, delete the first.
 
     Args:
         params: parameters or groups, as in torch. A LIP group holds matrices (l, q) alone, and may set each
@@ -648,10 +654,13 @@ class LIPAdamW(_WithLIP, torch.optim.AdamW):
         )
         self.defaults |= self._lip_defaults
 
-    def _has_state(self, group: dict[str, Any], p: Tensor) -> bool:
-        return bool(self.state[p])
+    def _can_fuse(self, group: dict[str, Any], p: Tensor) -> bool:
+        state, settings = self.state[p], (*group["betas"], group["weight_decay"])
+        # amsgrad may have been switched on since the state was made.
+        started = bool(state) and (not group["amsgrad"] or "max_exp_avg_sq" in state)
+        return started and not any(isinstance(value, Tensor) for value in settings)
 
-    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> Update:
+    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> AdamWUpdate:
         return AdamWUpdate(p, group, self.state[p], scaling)
 
 

@@ -155,7 +155,8 @@ class LIP:
             raise ValueError(f"expected decay in (0, 1) or None, got {decay!r}")
         if data_group is not None:
             raise NotImplementedError("data_group is for sharded heads, which are not supported yet")
-        self._tail_rank, self._tail, self._rest, self._clip = tail_rank, tail, rest, clip
+        self._tail_rank, self._tail, self._rest = tail_rank, tail, rest
+        self._clip = _check_bool("clip", clip)
         self._strict = strict
         self._statistics = (
             None
@@ -246,7 +247,7 @@ class LIP:
     def _reschedule(self, every: int, start: int, clip: bool) -> None:
         """Change what may change from step to step."""
         self._every, self._start = check_int("every", every, 1), check_int("start", start, 0)
-        self._clip = clip
+        self._clip = _check_bool("clip", clip)
         if self._subspace is not None:
             self._subspace.clip = clip
 
@@ -687,6 +688,12 @@ def _bias_of(head: nn.Module, l: int) -> Tensor | None:
     if not isinstance(bias, Tensor) or tuple(bias.shape) != (l,):
         raise TypeError(f"expected a head with a bias of shape ({l},) or None, got {describe(bias)}")
     return bias
+
+
+def _check_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {name} as a bool, got {describe(value)}")
+    return value
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

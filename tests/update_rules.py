@@ -213,6 +213,18 @@ def gradients(M: Tensor, n: int = STEPS) -> list[Tensor]:
     return [0.1 * torch.randn(M.shape, generator=g, dtype=torch.float64).to(M) for _ in range(n)]
 
 
+def with_extremes(M: Tensor) -> Tensor:
+    """M (at least 3 x 5) with both infinities in it, and an entry of the size of the largest number."""
+    M[0, 1], M[1, 4], M[2, 2] = torch.inf, -torch.inf, 0.9 * torch.finfo(M.dtype).max
+    return M
+
+
+def like_torch(got: Tensor, theirs: Tensor) -> None:
+    """To roundings of both, entry by entry; infinite and NaN where theirs are."""
+    roundings = 2 * STEPS * ROUNDINGS * EPS
+    torch.testing.assert_close(got, theirs, rtol=roundings, atol=roundings, equal_nan=True)
+
+
 def close(got: Tensor, exact: Tensor, roundings: int = STEPS * ROUNDINGS, eps: float = EPS) -> None:
     """To so many roundings of the largest entry."""
     assert got.shape == exact.shape

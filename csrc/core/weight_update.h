@@ -71,7 +71,7 @@ LIP_FAST_FN void take_gradient(const Entries& x, const Update& update, float (&g
 /// AdamW (Loshchilov and Hutter, arXiv:1711.05101) in the order of torch.optim.AdamW, without amsgrad.
 struct AdamWUpdate {
   static constexpr int kHeld = 3;
-  enum { kStepSize = kOwnScalars, kCorrection, kDecay, kScalars };
+  enum { kStepSize = kOwnScalars, kCorrection, kShrinkage, kScalars };
 
   float* M;
   float* held[kHeld];  // gradient, exp_avg, exp_avg_sq
@@ -88,7 +88,7 @@ struct AdamWUpdate {
     const double n = update_count;
     scalars[kStepSize] = static_cast<float>(rate / (1.0 - pow(beta1, n)));
     scalars[kCorrection] = static_cast<float>(sqrt(1.0 - pow(beta2, n)));
-    scalars[kDecay] = static_cast<float>(rate * weight_decay);
+    scalars[kShrinkage] = static_cast<float>(1.0 - rate * weight_decay);
   }
 
   LIP_FAST_FN bool reads(int) const { return true; }
@@ -120,10 +120,9 @@ struct AdamWUpdate {
       mean[e] = rounded_div(rounded_mul(x.scalar(kStepSize), mean[e]), square[e]);
     }
     take_old(w);
+    // One factor, as in torch: what is infinite stays so, where inf - decay * inf is NaN.
     LIP_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) {
-      w[e] = rounded_sub(rounded_sub(w[e], rounded_mul(x.scalar(kDecay), w[e])), mean[e]);
-    }
+    for (int e = 0; e < 4; ++e) w[e] = rounded_sub(rounded_mul(w[e], x.scalar(kShrinkage)), mean[e]);
   }
 };
 
@@ -155,7 +154,9 @@ struct SGDUpdate {
     take_old(w);
     LIP_FAST_UNROLL
     for (int e = 0; e < 4; ++e) {
-      direction[e] = rounded_add(rounded_mul(direction[e], sign), rounded_mul(weight_decay, w[e]));
+      direction[e] = rounded_mul(direction[e], sign);
+      // Of an infinite weight, 0 times it is NaN.
+      if (weight_decay != 0.0f) direction[e] = rounded_add(direction[e], rounded_mul(weight_decay, w[e]));
     }
     if constexpr (Buffered) {
       float buffer[4];

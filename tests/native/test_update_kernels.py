@@ -14,6 +14,7 @@ import pytest
 import torch
 from native.solver import COMPILER, ROOT
 from torch import Tensor
+from update_rules import with_extremes
 
 from lip_fast.backends.default.adamw import adamw_rebuild_
 from lip_fast.backends.default.sgd import sgd_rebuild_
@@ -145,7 +146,8 @@ class Update:
             mean, square = beta1 * state[0] + (1 - beta1) * g, beta2 * state[1] + (1 - beta2) * g**2
             denominator = (square / (1 - beta2**n)).sqrt() + o.get("eps", 1e-8)
             return [M * (1 - LR * decay) - LR * mean / (1 - beta1**n) / denominator, grad, mean, square]
-        d = g + decay * M
+        # Nothing is added where there is no decay: 0 * inf is NaN.
+        d = g + decay * M if decay else g
         if self.kind == "sgd":
             return [M - LR * d, grad]
         momentum = o["momentum"]
@@ -283,6 +285,20 @@ def test_what_is_not_finite_shows_in_both_products(program: Path) -> None:
     assert not torch.isfinite(after.Y[17]).any()
     assert torch.isfinite(after.Y[torch.arange(40) != 17]).all()
     assert not torch.isfinite(after.Z[270]).any()
+
+
+@pytest.mark.parametrize(("rule", "options"), CASES, ids=_name)
+def test_infinite_and_huge_weights(program: Path, rule: str, options: dict[str, Any]) -> None:
+    update = Update(rule, (5, 7, 3, 8, 1), **options)
+    with_extremes(update.arrays[0])
+    after = update.run(program)
+    got, expected = update.inner(after.arrays)[0], update.exact()[0]
+    usual = expected[torch.isfinite(expected) & (expected.abs() < 1e30)]
+    atol = ROUNDINGS * EPS * float(usual.abs().mean())
+    torch.testing.assert_close(got.double(), expected, rtol=ROUNDINGS * EPS, atol=atol, equal_nan=True)
+    torch.testing.assert_close(got, update.rebuilt(after), rtol=0, atol=0, equal_nan=True)
+    if rule == "adamw" or not options.get("weight_decay"):
+        assert (float(got[0, 1]), float(got[1, 4])) == (torch.inf, -torch.inf)
 
 
 @pytest.mark.parametrize(("columns", "m"), [(4097, 8), (8, 81)])

@@ -17,8 +17,10 @@ from update_rules import (
     close,
     gradients,
     head,
+    like_torch,
     of_torch,
     sketched,
+    with_extremes,
 )
 
 from lip_fast import ops
@@ -133,7 +135,7 @@ def test_an_update_below_the_rounding_of_the_weight_is_not_lost_in_the_mean(
 
 @pytest.mark.parametrize("write", [True, False])
 @pytest.mark.parametrize("rule", RULES)
-def test_what_is_stored_is_what_issketched(rule: str, write: bool) -> None:
+def test_what_is_stored_is_what_is_sketched(rule: str, write: bool) -> None:
     M, grad, V, *_ = head(7, 33, 4, dtype=torch.bfloat16)
     fused, exact = Fused(rule, {}, M, state_dtype=torch.float32), Exact(rule, {}, M)
     exact.update(grad)
@@ -214,6 +216,41 @@ def test_the_buffer_of_a_first_step_is_not_read() -> None:
     assert torch.isnan(fused.buffer).all()
     fused.sketch(grad, V, write=True)
     assert torch.equal(fused.buffer, grad)
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(("rule", "options"), CASES, ids=case_name)
+def test_infinite_and_huge_weights_are_those_of_torch(
+    rule: str, options: dict[str, Any], write: bool, arithmetic: str
+) -> None:
+    M, _, V, *factors = head(7, 29, 3)
+    with_extremes(M)
+    # The other kinds take decay * M from M, which makes infinite weights NaN.
+    parameter, optimizer = of_torch(rule, options, M, foreach=True)
+    fused = Fused(rule, options, M)
+    for grad in gradients(M, 2):
+        parameter.grad = grad.clone()
+        optimizer.step()
+        fused.sketch(grad, V, write=write)
+        if not write:
+            assert not fused.rebuild(grad, tuple(factors), ok=False)
+    for name, X in fused.tensors().items():
+        like_torch(X, parameter.detach() if name == "M" else optimizer.state[parameter][name])
+    if rule == "adamw" or not options.get("weight_decay"):
+        assert (float(M[0, 1]), float(M[1, 4])) == (torch.inf, -torch.inf)
+
+
+def test_a_maximum_of_squares_passes_nan_on(arithmetic: str) -> None:
+    M, grad, V, *_ = head(3, 5, 2)
+    fused = Fused("adamw", {"amsgrad": True}, M)
+    # On either side.
+    fused.state.max_exp_avg_sq[0, 1] = torch.nan
+    fused.state.exp_avg_sq[2, 3] = torch.nan
+    expected = torch.zeros(3, 5, dtype=torch.bool)
+    expected[0, 1] = expected[2, 3] = True
+    fused.sketch(grad, V, write=True)
+    assert torch.equal(fused.state.max_exp_avg_sq.isnan(), expected)
+    assert torch.equal(M.isnan(), expected)
 
 
 @pytest.mark.parametrize("rule", RULES)

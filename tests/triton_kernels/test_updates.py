@@ -18,7 +18,10 @@ from update_rules import (
     close,
     gradients,
     head,
+    like_torch,
+    of_torch,
     sketched,
+    with_extremes,
 )
 
 from lip_fast import backends, ops
@@ -282,6 +285,68 @@ def test_a_float16_overflow_is_not_rebuilt(rule: str, device: torch.device) -> N
     assert torch.equal(later.M, now.M)
     assert later.rebuild(grad, (A / 1e3, torch.ones(1, device=device), B))
     assert float(later.M[69, 74]) == 1e3
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(("rule", "options"), CASES, ids=case_name)
+def test_infinite_and_huge_weights_are_those_of_torch(
+    rule: str, options: dict[str, Any], write: bool, device: torch.device
+) -> None:
+    M, _, V, *factors = head(7, 29, 3, device=device)
+    with_extremes(M)
+    # The other kinds take decay * M from M, which makes infinite weights NaN.
+    parameter, optimizer = of_torch(rule, options, M, foreach=True)
+    fused = Fused(rule, options, M)
+    for grad in gradients(M, 2):
+        parameter.grad = grad.clone()
+        optimizer.step()
+        fused.sketch(grad, V, write=write)
+        if not write:
+            assert not fused.rebuild(grad, tuple(factors), ok=False)
+    for name, X in fused.tensors().items():
+        like_torch(X, parameter.detach() if name == "M" else optimizer.state[parameter][name])
+    if rule == "adamw" or not options.get("weight_decay"):
+        assert (float(M[0, 1]), float(M[1, 4])) == (torch.inf, -torch.inf)
+
+
+def test_a_maximum_of_squares_passes_nan_on(device: torch.device) -> None:
+    M, grad, V, *_ = head(3, 5, 2, device=device)
+    fused = Fused("adamw", {"amsgrad": True}, M)
+    # On either side.
+    fused.state.max_exp_avg_sq[0, 1] = torch.nan
+    fused.state.exp_avg_sq[2, 3] = torch.nan
+    expected = torch.zeros(3, 5, dtype=torch.bool, device=device)
+    expected[0, 1] = expected[2, 3] = True
+    fused.sketch(grad, V, write=True)
+    assert torch.equal(fused.state.max_exp_avg_sq.isnan(), expected)
+    assert torch.equal(M.isnan(), expected)
+
+
+@pytest.mark.parametrize("many_rows", [False, True])
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize("shape", [(7, 129, 9), (33, 70, 3)], ids=str)
+def test_what_lies_beyond_the_weight_is_no_nan(
+    shape: tuple[int, int, int],
+    write: bool,
+    many_rows: bool,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if many_rows:
+        monkeypatch.setattr(importlib.import_module("lip_fast.backends.triton.update"), "_MANY_ROWS", 0)
+    # Without eps an entry of nothing but zeros is 0 / 0, and such entries fill the tiles up.
+    options = {"eps": 0.0, "weight_decay": 0.1}
+    M, grad, V, *factors = head(*shape, device=device)
+    assert grad.all()
+    exact, fused = Exact("adamw", options, M), Fused("adamw", options, M)
+    exact.update(grad)
+    Y = fused.sketch(grad, V, write=write)
+    sketched(Y, exact.M, V)
+    if not write:
+        Z = fused.project(grad, Y)
+        assert not fused.rebuild(grad, tuple(factors), ok=False)
+        _projected(Z, fused.M, Y)
+    close(fused.M, exact.M)
 
 
 def test_a_square_that_overflowed_stays_infinite(device: torch.device) -> None:

@@ -129,6 +129,7 @@ def _updated(
     squares = exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq
     denominator = (squares.to(dtype).sqrt() / correction).add_(eps)
     old = M.to(dtype)
-    new = old - (rate * weight_decay).to(dtype) * old if weight_decay else old
+    # One factor, as in torch: what is infinite stays so, where inf - decay * inf is NaN.
+    new = old * (1 - rate * weight_decay).to(dtype) if weight_decay else old
     new = new - step_size * exp_avg.to(dtype) / denominator
     return torch.where(skip, old, new) if isinstance(skip, Tensor) else new

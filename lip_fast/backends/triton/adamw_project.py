@@ -41,14 +41,14 @@ def adamw_project_kernel(
     part = tl.program_id(1)
     directions = tl.arange(0, BLOCK_M)
     apply = is_unset(found_inf, BLOCK_L, BLOCK_Q)
-    step_size, correction, decay = adamw_scalars(lr, update_count, log_beta1, log_beta2, weight_decay)
+    step_size, correction, shrinkage = adamw_scalars(lr, update_count, log_beta1, log_beta2, weight_decay)
     acc = tl.zeros((BLOCK_Q, BLOCK_M), tl.float32)
     for i in range(0, steps):
         rows = (part.to(tl.int64) * steps + i) * BLOCK_L + tl.arange(0, BLOCK_L)
         there = (rows[:, None] < l) & (columns[None, :] < q)
         new = adamw_recompute(
             M, exp_avg, squares, offsets(rows, columns, M_s0, M_s1), there,
-            step_size, correction, decay, eps, apply,
+            step_size, correction, shrinkage, eps, apply,
         )  # fmt: skip
         in_y = (rows[:, None] < l) & (directions[None, :] < m)
         y = tl.load(Y + offsets(rows, directions, Y_s0, Y_s1), mask=in_y, other=0.0)

@@ -44,12 +44,14 @@ def adamw_rebuild_kernel(
     there = (rows[:, None] < l) & (columns[None, :] < q)
     where = offsets(rows, columns, M_s0, M_s1)
     apply = is_unset(found_inf, BLOCK_L, BLOCK_Q)
-    step_size, correction, decay = adamw_scalars(lr, update_count, log_beta1, log_beta2, weight_decay)
+    step_size, correction, shrinkage = adamw_scalars(lr, update_count, log_beta1, log_beta2, weight_decay)
     # The old weight and the state are not read where the factors replace them.
     needed = there
     if not ACCUMULATE:
         needed = there & is_unset(written, BLOCK_L, BLOCK_Q)
-    updated = adamw_recompute(M, exp_avg, squares, where, needed, step_size, correction, decay, eps, apply)
+    updated = adamw_recompute(
+        M, exp_avg, squares, where, needed, step_size, correction, shrinkage, eps, apply
+    )
     product = product_tile(
         A, s, B, rows, columns, l, q, t, A_s0, A_s1, B_s0, B_s1, BLOCK_L, BLOCK_Q, BLOCK_T, PRECISION
     )

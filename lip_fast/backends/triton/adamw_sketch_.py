@@ -43,7 +43,7 @@ def adamw_sketch_kernel(
     part = tl.program_id(1)
     directions = tl.arange(0, BLOCK_M)
     apply = is_unset(found_inf, BLOCK_L, BLOCK_Q)
-    step_size, correction, decay = adamw_scalars(lr, update_count, log_beta1, log_beta2, weight_decay)
+    step_size, correction, shrinkage = adamw_scalars(lr, update_count, log_beta1, log_beta2, weight_decay)
     acc = tl.zeros((BLOCK_L, BLOCK_M), tl.float32)
     for i in range(0, steps):
         columns = (part * steps + i) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -73,7 +73,7 @@ def adamw_sketch_kernel(
             square = square.to(max_exp_avg_sq.dtype.element_ty)
             tl.store(max_exp_avg_sq + where, square, mask=kept)
         new = adamw_weight(
-            old, mean.to(tl.float32), square.to(tl.float32), step_size, correction, decay, eps, apply
+            old, mean.to(tl.float32), square.to(tl.float32), step_size, correction, shrinkage, eps, apply
         )
         if WRITE:
             stored = new.to(M.dtype.element_ty)

@@ -27,28 +27,28 @@ def one_less_power(log_beta, n):
 
 @triton.jit
 def adamw_scalars(lr, update_count, log_beta1, log_beta2, weight_decay):
-    """lr / (1 - beta1^n), sqrt(1 - beta2^n) and lr weight_decay, from what lies in memory."""
+    """lr / (1 - beta1^n), sqrt(1 - beta2^n) and 1 - lr weight_decay, from what lies in memory."""
     rate = tl.load(lr).to(tl.float32)
     n = tl.load(update_count).to(tl.float32)
     step_size = tl.div_rn(rate, one_less_power(log_beta1, n))
-    return step_size, tl.sqrt_rn(one_less_power(log_beta2, n)), rate * weight_decay
+    return step_size, tl.sqrt_rn(one_less_power(log_beta2, n)), 1.0 - rate * weight_decay
 
 
 @triton.jit
-def adamw_weight(old, exp_avg, squares, step_size, correction, decay, eps, apply):
+def adamw_weight(old, exp_avg, squares, step_size, correction, shrinkage, eps, apply):
     """M' of float32 tiles: the old weight, the updated state; the old weight unless ``apply``."""
     denominator = tl.div_rn(tl.sqrt_rn(squares), correction) + eps
-    new = old - decay * old
-    new = new - tl.div_rn(step_size * exp_avg, denominator)
+    # One factor, as in torch: what is infinite stays so, where inf - decay * inf is NaN.
+    new = old * shrinkage - tl.div_rn(step_size * exp_avg, denominator)
     return tl.where(apply, new, old)
 
 
 @triton.jit
-def adamw_recompute(M, exp_avg, squares, where, needed, step_size, correction, decay, eps, apply):
+def adamw_recompute(M, exp_avg, squares, where, needed, step_size, correction, shrinkage, eps, apply):
     """M' from the old weight and the updated state in memory; 0 where it is not needed."""
     old = tl.load(M + where, mask=needed, other=0.0).to(tl.float32)
     mean = tl.load(exp_avg + where, mask=needed, other=0.0).to(tl.float32)
     square = tl.load(squares + where, mask=needed, other=0.0).to(tl.float32)
-    new = adamw_weight(old, mean, square, step_size, correction, decay, eps, apply)
+    new = adamw_weight(old, mean, square, step_size, correction, shrinkage, eps, apply)
     # 0 / 0 where eps is 0.
     return tl.where(needed, new, 0.0)

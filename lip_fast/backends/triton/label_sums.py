@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lip_fast.backends.triton.configuration import Configuration
+from lip_fast.backends.triton.update import offsets
 from lip_fast.targets import IGNORE_INDEX
 
 # Forms of the labels, as the kernel's FORM counts them.
@@ -36,12 +37,12 @@ def _dense_targets(Y, A, row, column, n, l, r, y_row, y_column, a_row, a_column,
     for first in range(0, l, K):
         k = first + tl.arange(0, K)
         y = tl.load(
-            Y + row[:, None] * y_row + k[None, :] * y_column,
+            Y + offsets(row, k, y_row, y_column),
             mask=(row[:, None] < n) & (k[None, :] < l),
             other=0,
         )
         a = tl.load(
-            A + k[:, None] * a_row + column[None, :] * a_column,
+            A + offsets(k, column, a_row, a_column),
             mask=(k[:, None] < l) & (column[None, :] < r),
             other=0.0,
         )
@@ -83,12 +84,12 @@ def label_sums_kernel(
             k = first + tl.arange(0, K)
             # Rows that do not count are not read: they may hold anything.
             x = tl.load(
-                X + row[:, None] * x_row + k[None, :] * x_column,
+                X + offsets(row, k, x_row, x_column),
                 mask=counts[:, None] & (k[None, :] < q),
                 other=0.0,
             ).to(tl.float32)
             b = tl.load(
-                B + k[:, None] * b_row + column[None, :] * b_column,
+                B + offsets(k, column, b_row, b_column),
                 mask=(k[:, None] < q) & (column[None, :] < r),
                 other=0.0,
             )
@@ -97,7 +98,7 @@ def label_sums_kernel(
             energy += tl.sum(tl.sum(x * x, 1), 0).to(tl.float64)
         if FORM == 0:
             targets = tl.load(
-                A + index[:, None] * a_row + column[None, :] * a_column,
+                A + offsets(index, column, a_row, a_column),
                 mask=counts[:, None] & (column[None, :] < r),
                 other=0.0,
             )
@@ -114,7 +115,7 @@ def label_sums_kernel(
                 masked += tl.sum((there & (within == 0)).to(tl.float64), 0)
                 value = tl.load(values + (begin + entry) * values_stride, mask=within, other=0)
                 a = tl.load(
-                    A + index[:, None] * a_row + column[None, :] * a_column,
+                    A + offsets(index, column, a_row, a_column),
                     mask=within[:, None] & (column[None, :] < r),
                     other=0.0,
                 )

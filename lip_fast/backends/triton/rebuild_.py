@@ -17,18 +17,19 @@ from torch import Tensor
 from lip_fast.backends.default.rebuild_ import DROPPED_BITS
 from lip_fast.backends.triton.configuration import Configuration
 from lip_fast.backends.triton.philox import round_stochastically, rounding_noise
+from lip_fast.backends.triton.update import offsets
 
 
 @triton.jit
 def _factors(A, s, B, row, column, k, l, q, t, a_row, a_column, b_row, b_column):
     """Columns k of both factors for the rows and columns of a tile: A diag(s) (L, T) and B^T (T, Q)."""
     a = tl.load(
-        A + row[:, None] * a_row + k[None, :] * a_column,
+        A + offsets(row, k, a_row, a_column),
         mask=(row[:, None] < l) & (k[None, :] < t),
         other=0.0,
     )
     b = tl.load(
-        B + column[None, :] * b_row + k[:, None] * b_column,
+        B + offsets(k, column, b_column, b_row),
         mask=(column[None, :] < q) & (k[:, None] < t),
         other=0.0,
     )
@@ -51,7 +52,7 @@ def _tile(
         new = tl.dot(a, b, new, input_precision="tf32x3")
     if ACCUMULATE:
         there = (row[:, None] < l) & (column[None, :] < q)
-        new += tl.load(M + row[:, None] * m_row + column[None, :] * m_column, mask=there, other=0.0)
+        new += tl.load(M + offsets(row, column, m_row, m_column), mask=there, other=0.0)
     if DROPPED > 0:
         noise = rounding_noise(row, first_column, tl.load(step), seed, Q)
         new = round_stochastically(new, noise, DROPPED)
@@ -80,7 +81,7 @@ def rebuild_kernel(
             m_row, m_column, a_row, a_column, b_row, b_column, ACCUMULATE, DROPPED, L, Q, T,
         )  # fmt: skip
         there = (row[:, None] < l) & (column[None, :] < q)
-        entry = M + row[:, None] * m_row + column[None, :] * m_column
+        entry = M + offsets(row, column, m_row, m_column)
         tl.store(entry, new.to(M.dtype.element_ty), mask=there)
 
 
@@ -105,7 +106,7 @@ def rebuild_fits_kernel(
             b_most = tl.max(tl.where(b == b, tl.abs(b), float("inf")), 1)
             bound += tl.sum(a_most * b_most)
         if ACCUMULATE:
-            m = tl.load(M + row[:, None] * m_row + column[None, :] * m_column, mask=there, other=0.0)
+            m = tl.load(M + offsets(row, column, m_row, m_column), mask=there, other=0.0)
             m = m.to(tl.float32)
             bound += tl.max(tl.max(tl.where(m == m, tl.abs(m), float("inf")), 1), 0)
         # Half of the range: rounding is far less. NaN is not cleared either.

@@ -10,7 +10,9 @@ import triton.language as tl
 @triton.jit
 def sgd_direction(old, g, weight_decay, sign):
     """The gradient, turned round to maximize, with the decay of the weight."""
-    return g * sign + weight_decay * old
+    direction = g * sign
+    # Of an infinite weight, 0 times it is NaN.
+    return tl.where(weight_decay == 0, direction, direction + weight_decay * old)
 
 
 @triton.jit
