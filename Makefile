@@ -21,7 +21,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 OLD_TRITON := 3.6.0
 
 # tests/triton_kernels/test_interpreted.py runs these for `pytest` alone, one file after the other.
-TRITON_TESTS := tests/triton_kernels tests/ops tests/optim/test_fused.py
+TRITON_OPS := class_sums gram label_sums project rebuild_
+TRITON_TESTS := tests/triton_kernels $(TRITON_OPS:%=tests/ops/test_%.py) tests/optim/test_fused.py tests/test_statistics.py
 
 test: lint $(VENV)/triton-$(OLD_TRITON)
 	$(PYTEST) --ignore tests/triton_kernels/test_interpreted.py
