@@ -1,4 +1,4 @@
-"""Compile every shipped form of every Triton kernel for a device that need not be there.
+"""Compile every listed form of every Triton kernel for a device that need not be there.
 
 Run as ``python tests/triton_kernels/compile_all.py 90 [--only FILE] [--plain]``, without TRITON_INTERPRET.
 Prints a JSON list: per form its name and registers, stack, local memory (both nonzero where registers spill)

@@ -6,6 +6,7 @@ device they are skipped outside of it.
 """
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -37,3 +38,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def device() -> torch.device:
     """Where the kernels run: the host in the interpreter, else the CUDA device."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture
+def far_apart(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Of a matrix of three columns, the same one with the last of them 2^31 entries from the first.
+
+    It begins in the middle of its storage, so that a product that wraps in 32 bits reads other entries, and no
+    other memory. On the host the storage is address space, of which next to nothing is touched.
+    """
+
+    def spread(X: torch.Tensor) -> torch.Tensor:
+        try:
+            storage = torch.empty(2**32 + len(X), dtype=X.dtype, device=device)
+        except RuntimeError as error:
+            pytest.skip(f"needs 2^32 entries: {error}")
+        return storage.as_strided(X.shape, (1, 2**30), 2**31).copy_(X)
+
+    return spread

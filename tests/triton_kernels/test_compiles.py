@@ -1,4 +1,4 @@
-"""Every shipped form of every Triton kernel compiles for the devices there are, without spills."""
+"""Every listed form of every Triton kernel compiles for the devices there are, without spills."""
 
 import json
 import os

@@ -1,5 +1,7 @@
 """The 2r sums: within rounding of float64, whatever the form of the labels, and the same bits each time."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -87,6 +89,23 @@ def test_the_sums_are_those_of_float64(
     _near(got[2], X.square().sum(), X.square().sum(), 64 + 16 + 2, device)
     assert got[3].dtype == torch.int64
     assert int(got[3]) == 0
+
+
+@pytest.mark.parametrize(
+    ("operand", "dense"), [("X", False), ("A", False), ("B", False), ("A", True), ("Y", True)]
+)
+def test_columns_may_be_far_apart(
+    operand: str,
+    dense: bool,
+    far_apart: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+) -> None:
+    X, y, A, B = _problem(5, 3, 3, 3, device)
+    operands = {"X": X, "Y": _random(5, 3, device=device) if dense else y, "A": A, "B": B}
+    expected = label_sums(**operands, bias=None)
+    operands[operand] = far_apart(operands[operand])
+    for got, want in zip(label_sums(**operands, bias=None), expected, strict=True):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3])

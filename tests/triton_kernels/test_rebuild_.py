@@ -1,5 +1,7 @@
 """Writing the weight: within rounding of float64, with the bits of other backends, and only where it may."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +171,15 @@ def test_the_same_bits_each_time(device: torch.device) -> None:
     assert _write(first, A, s, B)
     assert _write(again, A, s, B)
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("operand", [0, 2], ids=["A", "B"])
+def test_columns_may_be_far_apart(
+    operand: int, far_apart: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+) -> None:
+    factors = _factors(5, 7, 3, device)
+    plain, far = (torch.full((5, 7), torch.nan, device=device) for _ in range(2))
+    assert _write(plain, *factors)
+    factors[operand] = far_apart(factors[operand])
+    assert _write(far, *factors)
+    assert torch.equal(far, plain)

@@ -85,7 +85,7 @@ def _form(
     )
 
 
-CONFIGURATIONS = [*representative(_form), *representative(_form, guarded=True)[2:]]
+CONFIGURATIONS = [*representative(_form), *representative(_form, guarded=True)[3:]]
 
 
 def adamw_project(

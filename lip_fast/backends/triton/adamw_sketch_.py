@@ -136,7 +136,7 @@ def _form(
 
 CONFIGURATIONS = [
     *representative(_form),
-    *representative(_form, amsgrad=True, scaled=True, guarded=True, write=True)[2:],
+    *representative(_form, amsgrad=True, scaled=True, guarded=True, write=True)[3:],
 ]
 
 

@@ -9,8 +9,9 @@ __all__ = ["Configuration"]
 class Configuration(NamedTuple):
     """One shipped form of a kernel.
 
-    Every file of kernels lists those it launches as ``CONFIGURATIONS``: its launcher takes block sizes, warps
-    and stages from there, and a test compiles each for the devices there are.
+    A launcher takes block sizes, warps and stages from here. Every file of kernels lists what it launches as
+    ``CONFIGURATIONS``, which a test compiles for the devices there are: all forms, or, where formats and
+    options multiply, some that stand for the rest.
 
     Attributes:
         kernel: the function under ``@triton.jit``.

@@ -68,6 +68,7 @@ CONFIGURATIONS = [
     _form(torch.float32, 64, True),
     _form(torch.float32, 128, True),
     _form(torch.float32, 64, False),
+    _form(torch.float32, 128, False),
     _form(torch.bfloat16, 64, True),
 ]
 

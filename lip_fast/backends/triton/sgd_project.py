@@ -102,7 +102,7 @@ def _form(
 
 CONFIGURATIONS = [
     *representative(_form),
-    *representative(_form, nesterov=True, guarded=True)[2:],
+    *representative(_form, nesterov=True, guarded=True)[3:],
     _form((torch.float32, torch.float32, torch.float32), 64, False, buffered=False),
 ]
 

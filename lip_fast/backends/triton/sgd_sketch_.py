@@ -130,7 +130,7 @@ def _form(
 
 CONFIGURATIONS = [
     *representative(_form),
-    *representative(_form, nesterov=True, scaled=True, guarded=True, write=True)[2:],
+    *representative(_form, nesterov=True, scaled=True, guarded=True, write=True)[3:],
     _form((torch.float32, torch.float32, torch.float32), 64, False, buffered=False),
 ]
 

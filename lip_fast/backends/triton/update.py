@@ -139,12 +139,16 @@ def finish_tile(
 
 
 def representative(form: Any, **flags: Any) -> list[Any]:
-    """The forms to compile ahead: the usual, the widest, few rows, narrow formats."""
+    """The forms to compile ahead: the usual and the widest, each with many rows and few; narrow formats.
+
+    A kernel lists them without options and with all of them at once, which takes most registers.
+    """
     single, half = torch.float32, torch.bfloat16
     return [
         form((single, single, single), 64, True, **flags),
         form((single, single, single), 128, True, **flags),
         form((single, single, single), 64, False, **flags),
+        form((single, single, single), 128, False, **flags),
         form((half, half, half), 64, True, **flags),
     ]
 
