@@ -44,15 +44,16 @@ def device() -> torch.device:
 def far_apart(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Of a matrix of three columns, the same one with the last of them 2^31 entries from the first.
 
-    It begins in the middle of its storage, so that a product that wraps in 32 bits reads other entries, and no
-    other memory. On the host the storage is address space, of which next to nothing is touched.
+    It begins in the middle of its storage, so that a product that wraps in 32 bits reads other entries, and
+    no other memory. On the host the storage is address space, of which next to nothing is touched.
     """
 
     def spread(X: torch.Tensor) -> torch.Tensor:
         try:
-            storage = torch.empty(2**32 + len(X), dtype=X.dtype, device=device)
+            # No tensor yet: that would be filled where tests fill what is not written.
+            storage = torch.UntypedStorage((2**32 + len(X)) * X.element_size(), device=device)
         except RuntimeError as error:
             pytest.skip(f"needs 2^32 entries: {error}")
-        return storage.as_strided(X.shape, (1, 2**30), 2**31).copy_(X)
+        return torch.empty(0, dtype=X.dtype, device=device).set_(storage, 2**31, X.shape, (1, 2**30)).copy_(X)
 
     return spread

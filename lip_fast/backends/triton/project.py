@@ -60,7 +60,7 @@ def _form(dtype: torch.dtype, columns: int, rows_are_many: bool) -> Configuratio
             "BLOCK_M": columns,
             "PRECISION": PRECISION,
         },
-        num_warps=8 if rows_are_many and columns > 64 else 4,
+        num_warps=8 if columns > 64 else 4,
     )
 
 
