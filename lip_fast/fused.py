@@ -33,7 +33,56 @@ def can_fuse(weight: Tensor, columns: int) -> bool:
     )
 
 
-class AdamWUpdate:
+class _Update:
+    """What both have in common: when the updated weight M' is written, and by what.
+
+    Args:
+        weight: (l, q), with its gradient.
+        group: its group.
+        scaling: of the gradient.
+    """
+
+    def __init__(self, weight: Tensor, group: dict[str, Any], scaling: ops.Scaling) -> None:
+        assert weight.grad is not None
+        self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
+        # Whether M' is stored before LIP is.
+        replaced_at_once = group["lip_rest"] == "drop" and ops.reads_once(self._M)
+        self._stored = self._M.dtype == torch.float32 and not replaced_at_once
+        self._taken = self._written = False
+
+    def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
+        products = self._take(V)
+        self._taken, self._written = True, self._stored
+        return products
+
+    def rebuild_(
+        self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
+    ) -> Tensor:
+        """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
+        how: dict[str, Any] = {"ok": ok, "step": step, "accumulate": accumulate, "seed": seed}
+        if self._stored:
+            return ops.rebuild_(self._M, A, s, B, **how)
+        written = self._write(A, s, B, found_inf=self._scaling.found_inf, **how)
+        self._written = True
+        return written
+
+    def settle(self) -> bool:
+        """Write M' where an error came before :meth:`rebuild_`; False where the update was not even taken."""
+        if self._taken and not self._written:
+            self.rebuild_(**_nothing(self._M))
+        return self._taken
+
+    def _take(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Update, and return both products of M'."""
+        raise NotImplementedError
+
+    def _write(self, A: Tensor, s: Tensor, B: Tensor, **how: Any) -> Tensor:
+        """Write the factors or M', which is not stored."""
+        raise NotImplementedError
+
+
+class AdamWUpdate(_Update):
     """One update of :class:`torch.optim.AdamW`.
 
     Args:
@@ -46,18 +95,14 @@ class AdamWUpdate:
     def __init__(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any], scaling: ops.Scaling
     ) -> None:
-        self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
+        super().__init__(weight, group, scaling)
         # As torch, whatever else an earlier setting left in the state.
         largest = state["max_exp_avg_sq"] if group["amsgrad"] else None
         self._state = ops.AdamWState(state["exp_avg"], state["exp_avg_sq"], largest)
         self._group, self._count = group, state["step"]
-        self._stored = _is_stored(self._M, group)
-        self._taken = self._written = False
 
-    def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
-        """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
+    def _take(self, V: Tensor) -> tuple[Tensor, Tensor]:
         M, group, found_inf = self._M, self._group, self._scaling.found_inf
-        assert self._grad is not None
         count = self._count + 1
         if found_inf is not None:
             count = count - found_inf.to(count.device)
@@ -75,39 +120,13 @@ class AdamWUpdate:
         )
         # Where it lies, for captured steps.
         self._count.copy_(count)
-        self._taken, self._written = True, self._stored
         return products
 
-    def rebuild_(
-        self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
-    ) -> Tensor:
-        """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
-        M = self._M
-        self._written = True
-        if self._stored:
-            return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
-        return ops.adamw_rebuild_(
-            M,
-            self._state,
-            A,
-            s,
-            B,
-            self._rule,
-            ok=ok,
-            step=step,
-            accumulate=accumulate,
-            seed=seed,
-            found_inf=self._scaling.found_inf,
-        )
-
-    def settle(self) -> bool:
-        """Write M' where an error came before :meth:`rebuild_`; False where the update was not even taken."""
-        if self._taken and not self._written:
-            self.rebuild_(**_nothing(self._M))
-        return self._taken
+    def _write(self, A: Tensor, s: Tensor, B: Tensor, **how: Any) -> Tensor:
+        return ops.adamw_rebuild_(self._M, self._state, A, s, B, self._rule, **how)
 
 
-class SGDUpdate:
+class SGDUpdate(_Update):
     """One update of :class:`torch.optim.SGD`.
 
     Args:
@@ -120,11 +139,8 @@ class SGDUpdate:
     def __init__(
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any], scaling: ops.Scaling
     ) -> None:
-        assert weight.grad is not None
-        self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
+        super().__init__(weight, group, scaling)
         self._buffer = state["momentum_buffer"] if group["momentum"] else None
-        self._stored = _is_stored(self._M, group)
-        self._taken = self._written = False
         self._rule = ops.SGDRule(
             _scalar(group["lr"], weight),
             group["momentum"],
@@ -134,9 +150,8 @@ class SGDUpdate:
             group["maximize"],
         )
 
-    def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
-        """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
-        products = ops.sgd_one_read_(
+    def _take(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.sgd_one_read_(
             self._M,
             self._grad,
             self._buffer,
@@ -146,42 +161,9 @@ class SGDUpdate:
             write=self._stored,
             scaling=self._scaling,
         )
-        self._taken, self._written = True, self._stored
-        return products
 
-    def rebuild_(
-        self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
-    ) -> Tensor:
-        """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
-        M = self._M
-        self._written = True
-        if self._stored:
-            return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
-        return ops.sgd_rebuild_(
-            M,
-            self._grad,
-            self._buffer,
-            A,
-            s,
-            B,
-            self._rule,
-            ok=ok,
-            step=step,
-            accumulate=accumulate,
-            seed=seed,
-            found_inf=self._scaling.found_inf,
-        )
-
-    def settle(self) -> bool:
-        """Write M' where an error came before :meth:`rebuild_`; False where the update was not even taken."""
-        if self._taken and not self._written:
-            self.rebuild_(**_nothing(self._M))
-        return self._taken
-
-
-def _is_stored(M: Tensor, group: dict[str, Any]) -> bool:
-    """Whether the updated weight is written before LIP is."""
-    return M.dtype == torch.float32 and not (group["lip_rest"] == "drop" and ops.reads_once(M))
+    def _write(self, A: Tensor, s: Tensor, B: Tensor, **how: Any) -> Tensor:
+        return ops.sgd_rebuild_(self._M, self._grad, self._buffer, A, s, B, self._rule, **how)
 
 
 def _nothing(M: Tensor) -> dict[str, Any]:

@@ -469,7 +469,13 @@ class _WithLIP(Optimizer):
             except Exception as error:
                 errors.append(error)
         # Whatever went wrong, every weight has been updated then.
-        late = [head.weight for head in fused if not head.update.settle()]
+        late: list[Tensor] = []
+        for head in fused:
+            try:
+                if not head.update.settle():
+                    late.append(head.weight)
+            except Exception as error:
+                errors.append(error)
         if late and base:
             others = (p for group in self.param_groups for p in group["params"])
             self._base_step_without([p for p in others if not any(p is weight for weight in late)])

@@ -300,12 +300,16 @@ class LIP:
         else:
             self._steps += 1
         pending = self._take_pending(capturing=capturing)
-        return [] if step < self._start or (step - self._start) % self._every else pending
+        return pending if self._scheduled(step) else []
+
+    def _scheduled(self, step: int) -> bool:
+        """Whether LIP acts on this step by ``every`` and ``start``."""
+        return step >= self._start and (step - self._start) % self._every == 0
 
     def _acts_next(self, lr: float | Tensor) -> bool:
         """Whether the next step, with a gradient, is one that LIP acts on."""
-        scheduled = self._steps >= self._start and (self._steps - self._start) % self._every == 0
-        return bool(self._observations) and scheduled and not (_on_host(lr) and float(lr) == 0)
+        learns = not _on_host(lr) or float(lr) != 0
+        return bool(self._observations) and learns and self._scheduled(self._steps)
 
     @staticmethod
     def _admissible(weight: Tensor, lr: float | Tensor, found_inf: Tensor | None) -> Tensor:

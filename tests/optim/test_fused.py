@@ -325,6 +325,37 @@ def test_an_error_half_way_leaves_a_whole_step(
     assert torch.isfinite(run.weight).all()
 
 
+@pytest.mark.parametrize("rule", ["momentum", "adamw"])
+def test_an_error_in_the_write_leaves_a_whole_step(
+    rule: str, fused: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plain = (Run(rule, LIPS["keep"], dtype=torch.bfloat16).steps(0, 3) for _ in range(2))
+    name = "adamw_rebuild_" if rule == "adamw" else "sgd_rebuild_"
+    write, calls = getattr(ops, name), 0
+
+    def fail_once(*arguments: Any, **options: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise torch.OutOfMemoryError("in the middle")
+        return write(*arguments, **options)
+
+    for r in (run, plain):
+        r.backward(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, name, fail_once)
+        with pytest.raises(torch.OutOfMemoryError):
+            run.optimizer.step()
+    assert calls == 2
+    weight = plain.head.weight
+    base = (torch.optim.AdamW if rule == "adamw" else torch.optim.SGD)([weight], **RULES[rule][1])
+    base.state[weight] = copy.deepcopy(plain.optimizer.state[weight])
+    before = plain.weight
+    base.step()
+    assert not torch.equal(run.weight, before)
+    assert relative_error(run.weight, plain.weight) < torch.finfo(torch.bfloat16).eps
+
+
 def test_an_error_of_torch_leaves_the_gradients(fused: list[str]) -> None:
     run = Run("adamw", LIPS["keep"]).steps(0, 2)
     run.backward(2)
