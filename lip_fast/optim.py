@@ -139,6 +139,10 @@ class LIPState:
                 yield name, self._optimizer._lip_of(group, p)
 
 
+# A weight of a LIP group, with its group and its LIP.
+_Followed = tuple[dict[str, Any], Tensor, LIP]
+
+
 class _Fused(NamedTuple):
     """A weight in a step whose update LIP takes upon itself."""
 
@@ -295,7 +299,7 @@ class _WithLIP(Optimizer):
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
-    def _heads(self) -> list[tuple[dict[str, Any], Tensor, LIP]]:
+    def _heads(self) -> list[_Followed]:
         """Each weight of a LIP group, with its group and its LIP; LIPs of other weights are forgotten.
 
         Raises:
@@ -350,23 +354,22 @@ class _WithLIP(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._lips:
-            # What does not fit is told before anything is written.
-            self._heads()
+        # What does not fit is told before anything is written.
+        heads = self._heads() if self._lips else []
         if self._skip_nonfinite:
-            self._step_where_finite()
-        elif self._lips:
-            self._step_with_lip(getattr(self, "found_inf", None))
+            self._step_where_finite(heads)
+        elif heads:
+            self._step_with_lip(heads, getattr(self, "found_inf", None))
         else:
             self._base_step()
         return loss
 
-    def _step_with_lip(self, found_inf: Tensor | None, *, base: bool = True) -> None:
+    def _step_with_lip(self, heads: list[_Followed], found_inf: Tensor | None, *, base: bool = True) -> None:
         """A step of torch, where ``base``, then LIP; or both at once, for weights whose update is fused."""
-        fused = self._begin(found_inf)
+        fused = self._begin(heads, found_inf)
         if base:
             self._base_step_without([head.weight for head in fused])
-        self._repair(found_inf, fused, base=base)
+        self._repair(heads, fused, found_inf, base=base)
 
     def _base_step_without(self, weights: list[Tensor]) -> None:
         """The step of torch for all other parameters: to torch one without a gradient is none."""
@@ -390,7 +393,7 @@ class _WithLIP(Optimizer):
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
-    def _step_where_finite(self) -> None:
+    def _step_where_finite(self, heads: list[_Followed]) -> None:
         """A step, or where a gradient is not finite none, as after an overflow that a scaler finds."""
         bad = self._non_finite_gradient()
         given = getattr(self, "found_inf", None)
@@ -398,7 +401,7 @@ class _WithLIP(Optimizer):
         if getattr(self, "_step_supports_amp_scaling", False) and not host.reads_are_free(bad.device):
             self.found_inf = found_inf
             try:
-                self._step_with_lip(found_inf)
+                self._step_with_lip(heads, found_inf)
             finally:
                 if given is None:
                     del self.found_inf
@@ -406,7 +409,7 @@ class _WithLIP(Optimizer):
                     self.found_inf = given
             return
         # Waits for the device: torch's kernels that are not fused refuse to be told.
-        self._step_with_lip(found_inf, base=not bool(bad))
+        self._step_with_lip(heads, found_inf, base=not bool(bad))
 
     @torch.no_grad()
     def _non_finite_gradient(self) -> Tensor:
@@ -423,10 +426,10 @@ class _WithLIP(Optimizer):
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
-    def _begin(self, found_inf: Tensor | None) -> list["_Fused"]:
+    def _begin(self, heads: list[_Followed], found_inf: Tensor | None) -> list["_Fused"]:
         """The weights whose update LIP takes upon itself in this step: those that kernels can fuse it for."""
         fused: list[_Fused] = []
-        for group, p, lip in self._heads():
+        for group, p, lip in heads:
             if not lip._tracks or group["differentiable"]:
                 continue
             assert lip._subspace is not None
@@ -451,11 +454,13 @@ class _WithLIP(Optimizer):
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
-    def _repair(self, found_inf: Tensor | None, fused: list["_Fused"], *, base: bool) -> None:
+    def _repair(
+        self, heads: list[_Followed], fused: list["_Fused"], found_inf: Tensor | None, *, base: bool
+    ) -> None:
         """LIP on each weight that saw a batch; on all of them before an error of one is raised."""
         errors: list[Exception] = []
         begun = {head.lip: head for head in fused}
-        for group, p, lip in self._heads():
+        for group, p, lip in heads:
             head = begun.get(lip)
             if head is None:
                 pending, update = lip._due(p, group["lr"], self), None
