@@ -44,6 +44,18 @@ COMMANDS = {
         "harness",
         ("jsonargparse", "matplotlib", "sklearn", "tqdm", "yaml"),
     ),
+    "study": Command(
+        "study what wrong labels do to a classifier's weight: spectra, subspaces, angles and bounds",
+        "lip_fast.harness.commands.study",
+        "harness",
+        ("jsonargparse", "matplotlib", "scipy", "sklearn", "tqdm", "yaml"),
+    ),
+    "sweep": Command(
+        "run train with many settings and seeds, several at once",
+        "lip_fast.harness.commands.sweep",
+        "harness",
+        ("jsonargparse", "matplotlib", "sklearn", "tqdm", "yaml"),
+    ),
     "repair": Command(
         "repair the last layer of a saved model from features and noisy labels, without training",
         "lip_fast.harness.commands.repair",

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import re
+import tempfile
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from lip_fast.harness.config import TrainConfig, option
 from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.study_config import StudyConfig
 
-__all__ = ["TrainCommand", "parse_resumed", "parse_stored", "parse_train"]
+__all__ = ["TrainCommand", "parse_resumed", "parse_stored", "parse_study", "parse_train", "parse_values"]
 
 
 class TrainCommand(NamedTuple):
@@ -41,6 +43,16 @@ def parse_train(arguments: Sequence[str]) -> TrainCommand:
         SystemExit: after ``--help``, with code 0.
     """
     return _parsed(arguments, TrainConfig())
+
+
+def parse_study(arguments: Sequence[str]) -> StudyConfig:
+    """Read the arguments of ``lip-fast study``, as :func:`parse_train` does those of ``lip-fast train``."""
+    parser = _parser(
+        "study",
+        "Train a network on labels of rising inaccuracy, and compare the singular subspaces of its weight "
+        "with those that clean labels give: why accurate models can be learned from wrong labels.",
+    )
+    return StudyConfig(**_values(parser, arguments, StudyConfig()))
 
 
 def parse_resumed(arguments: Sequence[str], stored: TrainConfig, folder: Path) -> None:
@@ -87,33 +99,74 @@ def parse_stored(path: Path, *, whole: bool) -> TrainConfig:
     return parse_train(["--config", str(path)]).config
 
 
+def parse_values(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+    """Settings of ``lip-fast train`` from plain values, as YAML gives them.
+
+    Args:
+        values: by the names of settings; what is missing has its default.
+        overrides: options that come after them.
+
+    Raises:
+        UserError: an unknown setting or a value that cannot be.
+    """
+    # Through a file, so that there is one reader of settings.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "settings.yaml"
+        path.write_text(yaml.safe_dump(dict(values)), encoding="utf-8")
+        command = parse_train(["--config", str(path), *overrides])
+    if command.resume is not None:
+        raise UserError("expected options of settings, got --resume")
+    return command.config
+
+
 def _parsed(arguments: Sequence[str], defaults: TrainConfig) -> TrainCommand:
-    parser = ArgumentParser(
-        prog="lip-fast train",
-        description="Train a small network on wrong labels: plain, with LIP in the step, and with LIP "
+    parser = _parser(
+        "train",
+        "Train a small network on wrong labels: plain, with LIP in the step, and with LIP "
         "applied to the trained plain network.",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings")
     parser.add_argument(
         "--resume",
         type=str,
         metavar="RUN_FOLDER",
         help="continue the interrupted run in this folder from its last checkpoint, to the same bits",
     )
-    for setting in dataclasses.fields(TrainConfig):
+    values = _values(parser, arguments, defaults, "resume")
+    resume = values.pop("resume")
+    return TrainCommand(TrainConfig(**values), None if resume is None else Path(resume))
+
+
+def _parser(command: str, description: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"lip-fast {command}", description=description, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings")
+    return parser
+
+
+def _values(
+    parser: ArgumentParser, arguments: Sequence[str], defaults: TrainConfig | StudyConfig, *others: str
+) -> dict[str, Any]:
+    """The values of all settings, and of the ``others`` that the parser knows.
+
+    Args:
+        parser: gets an option for each setting.
+        arguments: of the subcommand.
+        defaults: the settings, with the values they have where the arguments give none.
+        others: names of further options, beside ``config``.
+    """
+    settings = dataclasses.fields(defaults)
+    for setting in settings:
         parser.add_argument(option(setting.name), **_reading(setting), **setting.metadata)
     parser.set_defaults(defaults.as_dict())
     try:
-        values = parser.parse_args(list(arguments)).as_dict()
+        values: dict[str, Any] = parser.parse_args(list(arguments)).as_dict()
     except argparse.ArgumentError as error:
-        raise _user_error(error) from error
+        raise _user_error(error, ["config", *others, *(setting.name for setting in settings)]) from error
     except UnicodeDecodeError as error:
         raise UserError(f"expected --config to be text in UTF-8: {error}") from error
     del values["config"]
-    resume = values.pop("resume")
-    return TrainCommand(TrainConfig(**values), None if resume is None else Path(resume))
+    return values
 
 
 def _spelled(value: object) -> str:
@@ -128,13 +181,19 @@ def _reading(setting: "dataclasses.Field[Any]") -> dict[str, Any]:
     if typing.get_origin(setting.type) is tuple:
         default: Any = setting.default
         return {"type": typing.get_args(setting.type)[0], "nargs": "+", "default": list(default)}
-    return {"type": setting.type, "default": setting.default}
+    return {"type": setting.type, "default": _default(setting)}
 
 
-def _user_error(error: argparse.ArgumentError) -> UserError:
-    """The parser's complaint; of an unknown name it also knows the nearest."""
+def _default(setting: "dataclasses.Field[Any]") -> Any:
+    """The default of a field, made anew where it has a factory."""
+    if setting.default_factory is not dataclasses.MISSING:
+        return setting.default_factory()
+    return setting.default
+
+
+def _user_error(error: argparse.ArgumentError, names: Sequence[str]) -> UserError:
+    """The parser's complaint; of an unknown name it also knows the nearest among ``names``."""
     text = str(error)
-    names = ["config", "resume", *(setting.name for setting in dataclasses.fields(TrainConfig))]
     # Two wordings each: jsonargparse 4.40 and 4.53.
     if match := re.search(r"[Uu]nrecognized arguments: .*?(--[^\s=]+)", text):
         return unknown_name("option", match[1], [option(name) for name in names])

@@ -6,29 +6,38 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from lip_fast.harness.algorithms import ALGORITHMS, AUTO
+from lip_fast.harness.augmentation import AUGMENTATIONS
 from lip_fast.harness.errors import UserError, unknown_name
 from lip_fast.harness.labels import check_source
+from lip_fast.harness.models import MODELS
 from lip_fast.harness.noise import NOISES
 
-__all__ = ["CHOOSING", "METHODS", "OPTIMIZERS", "REPAIRS", "TrainConfig"]
+__all__ = ["CHOOSING", "DEVICES", "METHODS", "OPTIMIZERS", "REPAIRS", "SCHEDULES", "TrainConfig", "option"]
 
 METHODS = {
     "plain": "plain",
     "in-step": "LIP in the step",
+    "per-epoch": "LIP each epoch",
     "post-hoc": "LIP afterwards",
+    "swept": "LIP, best rank",
     "ridge": "ridge afterwards",
-    "auto": "best repair afterwards",
+    "auto": "best repair",
 }
 # Those that repair the plain network's head instead of training one of their own, and those of them that
 # choose by held-out labels.
-REPAIRS = ("post-hoc", "ridge", "auto")
-CHOOSING = ("ridge", "auto")
+REPAIRS = ("post-hoc", "swept", "ridge", "auto")
+CHOOSING = ("swept", "ridge", "auto")
 DEFAULT_METHODS = ("plain", "in-step", "post-hoc")
 OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("constant", "cosine")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def _setting(default: Any, text: str) -> Any:
     """A field with its help text."""
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -46,7 +55,11 @@ class TrainConfig:
         "data set: digits, fashion-mnist[:FOLDER], cifar10:FOLDER, partial labels in FILE.mat or embeddings "
         "in FILE.npz",
     )
-    seeds: int = _setting(3, "number of repetitions: seeds 0 to N - 1")
+    samples: int | None = _setting(
+        None, "number of training samples, drawn by the seed; null: all that the data have"
+    )
+    seeds: int = _setting(3, "number of repetitions: seeds first-seed to first-seed + N - 1")
+    first_seed: int = _setting(0, "the first of the seeds")
     noise: str = _setting(
         "auto",
         f"wrong labels: made ({', '.join(NOISES)}), the data's own (own), human:FILE#SET of CIFAR-10N, or "
@@ -56,6 +69,16 @@ class TrainConfig:
         0.4,
         "share of wrong training labels, in [0, 1); of partial labels the probability of a wrong candidate",
     )
+    algorithm: str = _setting(
+        AUTO,
+        f"what the network minimises: {', '.join(ALGORITHMS)}; auto: cross-entropy, or cc for candidate sets",
+    )
+    options: dict[str, float] = _setting(
+        {}, "hyper-parameters of the algorithm that differ from its source's, e.g. --options.q 0.5"
+    )
+    clean_per_class: int = _setting(
+        10, "samples of each class whose clean label an algorithm that asks for some is told"
+    )
     methods: tuple[str, ...] = _setting(
         DEFAULT_METHODS, f"what to compare, one or more of: {', '.join(METHODS)}"
     )
@@ -63,15 +86,20 @@ class TrainConfig:
     holdout_fraction: float = _setting(
         0.1,
         "share of the training samples that no method trains on and whose labels, wrong as they are, "
-        "choose the repair; only with the methods " + " and ".join(CHOOSING),
+        "choose epochs and repairs; 0: nothing is chosen",
     )
     # Network, epochs and learning rate: chosen on the plain network alone (seed 0, its test accuracy), so
     # that it trains in seconds and long enough to learn wrong labels by heart.
-    hidden: tuple[int, ...] = _setting((256, 128), "widths of the hidden layers")
+    model: str = _setting("mlp", f"the network: {', '.join(MODELS)}")
+    hidden: tuple[int, ...] = _setting((256, 128), "widths of the hidden layers of mlp")
+    augment: str = _setting("none", f"change of images before each step: {', '.join(AUGMENTATIONS)}")
     epochs: int = _setting(60, "passes over the training data")
     batch_size: int = _setting(64, "samples in a step")
     optimizer: str = _setting("adamw", f"base optimizer; known: {', '.join(OPTIMIZERS)}")
-    lr: float = _setting(2e-3, "learning rate")
+    lr: float = _setting(2e-3, "learning rate, in the first epoch")
+    schedule: str = _setting(
+        "constant", "learning rate of later epochs: constant, or cosine, down to 0 after the last"
+    )
     weight_decay: float = _setting(1e-2, "weight decay")
     momentum: float = _setting(0.9, "momentum of sgd, in [0, 1)")
     # Chosen without clean labels and without the test part: a fifth of the training part was held out with
@@ -97,10 +125,12 @@ class TrainConfig:
     # One: more do not help networks of this size, and where another process holds a core, two threads that
     # wait for each other took 20 times as long (450 s against 19 s).
     threads: int | None = _setting(1, "threads of torch; null: its own default")
+    device: str = _setting("auto", "where to train: cpu, cuda, or auto: cuda where there is one")
     checkpoint_every: int | None = _setting(
         None,
         "steps from one checkpoint to the next; null: at the end of epochs, as often as takes 2% of the time",
     )
+    tensorboard: bool = _setting(False, "write curves for TensorBoard into the run folder")
     out: str = _setting("runs", "folder that run folders are made in")
     name: str | None = _setting(None, "name of the run folder; null: the time of the start")
 
@@ -112,22 +142,43 @@ class TrainConfig:
         # YAML and the command line give lists; a setting cannot be changed.
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
+        object.__setattr__(self, "options", dict(self.options))
         check_source(self.noise)
-        _check_known("optimizer", self.optimizer, OPTIMIZERS)
-        for method in self.methods:
-            _check_known("method", method, METHODS)
+        for kind, name, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("model", self.model, MODELS),
+            ("algorithm", self.algorithm, (*ALGORITHMS, AUTO)),
+            ("augmentation", self.augment, AUGMENTATIONS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("device", self.device, DEVICES),
+            *(("method", method, METHODS) for method in self.methods),
+        ):
+            if name not in known:
+                raise unknown_name(kind, name, known)
+        if self.algorithm == AUTO:
+            _check("options", self.options, "none with --algorithm auto", not self.options)
+        else:
+            ALGORITHMS[self.algorithm].checked_options(self.options)
         _check("methods", self.methods, "at least one", len(self.methods) > 0)
         _check("hidden", list(self.hidden), "at least one width", len(self.hidden) > 0)
         for name, value in (
             ("hidden", min(self.hidden, default=1)),
             ("seeds", self.seeds),
+            ("clean_per_class", self.clean_per_class),
             ("epochs", self.epochs),
             ("batch_size", self.batch_size),
             ("threads", 1 if self.threads is None else self.threads),
             ("checkpoint_every", 1 if self.checkpoint_every is None else self.checkpoint_every),
         ):
             _check(name, value, "at least 1", value >= 1)
-        _check("holdout_fraction", self.holdout_fraction, "in (0, 1)", 0 < self.holdout_fraction < 1)
+        _check("first_seed", self.first_seed, "at least 0", self.first_seed >= 0)
+        _check("samples", self.samples, "at least 2", self.samples is None or self.samples >= 2)
+        _check("holdout_fraction", self.holdout_fraction, "in [0, 1)", 0 <= self.holdout_fraction < 1)
+        if self.holdout_fraction == 0 and (choosing := [m for m in self.methods if m in CHOOSING]):
+            raise UserError(
+                f"expected --holdout-fraction above 0 for {', '.join(choosing)}, which choose by held-out "
+                "labels, got 0"
+            )
         _check("noise_rate", self.noise_rate, "in [0, 1)", 0 <= self.noise_rate < 1)
         _check("lr", self.lr, "above 0 and finite", 0 < self.lr < math.inf)
         _check("weight_decay", self.weight_decay, "finite, 0 or more", 0 <= self.weight_decay < math.inf)
@@ -147,8 +198,3 @@ def option(name: str) -> str:
 def _check(name: str, value: object, expected: str, holds: bool) -> None:
     if not holds:
         raise UserError(f"expected {option(name)} {expected}, got {value}")
-
-
-def _check_known(kind: str, name: str, known: Any) -> None:
-    if name not in known:
-        raise unknown_name(kind, name, known)

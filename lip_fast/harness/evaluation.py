@@ -1,15 +1,43 @@
-"""What a network knows: test accuracy, and how many wrong labels it has learned by heart."""
+"""What a network knows: test accuracy, agreement with held-out labels, wrong labels learned by heart."""
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lip_fast.harness.data import Dataset
-from lip_fast.harness.models import MLP
+from lip_fast.harness.models import Network
+from lip_fast.harness.training import features_of
 
-__all__ = ["Evaluator", "Scores"]
+__all__ = ["Evaluator", "Rows", "Scores", "Seen"]
+
+
+class Rows(NamedTuple):
+    """Samples with labels.
+
+    Attributes:
+        X: (n, d) float32 inputs of a network, or (n, q) what its head sees of them.
+        Y: (n,) int64 class indices, or candidate sets (n, l) float32.
+    """
+
+    X: Tensor
+    Y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+
+class Seen(NamedTuple):
+    """What the head of one network sees of the samples.
+
+    Attributes:
+        train: of the training part, with the labels that are learned from.
+        held: of the samples held out, with such labels; there may be none.
+        test: of the test part, with clean labels.
+    """
+
+    train: Rows
+    held: Rows
+    test: Rows
 
 
 class Scores(NamedTuple):
@@ -17,42 +45,58 @@ class Scores(NamedTuple):
 
     Attributes:
         test_accuracy: on the test part, whose labels are clean.
+        validation: of the samples held out, those whose label, wrong as it may be, is predicted, or one of
+            the candidates; None where there are none.
         memorised: share of the wrongly labelled training samples for which the network predicts that
             wrong label, or one of the wrong candidates; None where there are none.
     """
 
     test_accuracy: float
+    validation: float | None
     memorised: float | None
 
 
 class Evaluator:
-    """Scores heads on a network's features; clean labels serve here and nowhere else.
+    """Scores classifiers on a network's features; clean labels serve here and nowhere else.
 
     Args:
-        dataset: the data.
-        labels: (n,) int64 training labels learned from, or (n, l) uint8 candidate sets.
+        train: the training part with its labels.
+        held: the samples held out, with theirs.
+        test: the test part with clean labels, (n,) int64.
+        clean: (n,) int64, the clean labels of the training part.
     """
 
-    def __init__(self, dataset: Dataset, labels: np.ndarray) -> None:
-        if labels.ndim == 2:  # the wrong candidates of each sample
-            wrong_labels = labels.astype(bool)
-            wrong_labels[np.arange(len(labels)), dataset.train_labels] = False
+    def __init__(self, train: Rows, held: Rows, test: Rows, clean: Tensor) -> None:
+        self._train, self._held, self._test = train, held, test
+        if train.Y.ndim == 2:  # the wrong candidates of each sample
+            wrong_labels = train.Y.clone()
+            wrong_labels.scatter_(1, clean[:, None], 0)
             wrong = wrong_labels.any(1)
         else:
-            wrong_labels, wrong = labels, labels != dataset.train_labels
-        self._test_x = torch.from_numpy(dataset.test_features)
-        self._test_y = torch.from_numpy(dataset.test_labels)
-        self._wrong_x = torch.from_numpy(dataset.train_features[wrong])
-        self._wrong_y = torch.from_numpy(wrong_labels[wrong])
+            wrong_labels, wrong = train.Y, train.Y != clean
+        self._wrong = wrong.nonzero()[:, 0]
+        self._wrong_labels = wrong_labels[self._wrong]
+
+    def look(self, model: Network) -> Seen:
+        """The features that the head of ``model`` sees of all samples; leaves the model in eval mode."""
+        parts = (self._train, self._held, self._test)
+        return Seen(*(Rows(features_of(model, part.X), part.Y) for part in parts))
 
     @torch.no_grad()
-    def __call__(self, model: MLP, head: nn.Linear) -> Scores:
-        """Score ``head`` on the features of ``model``; ``model.head`` scores the network itself."""
+    def __call__(self, seen: Seen, classifier: nn.Module) -> Scores:
+        """Score a classifier of features."""
+        memorised = None
+        if len(self._wrong):
+            memorised = agreement(classifier(seen.train.X[self._wrong]), self._wrong_labels)
+        return Scores(
+            agreement(classifier(seen.test.X), seen.test.Y),
+            agreement(classifier(seen.held.X), seen.held.Y) if len(seen.held) else None,
+            memorised,
+        )
 
-        def agreement(x: torch.Tensor, y: torch.Tensor) -> float:
-            predicted = head(model.features(x)).argmax(1)
-            hits = predicted == y if y.ndim == 1 else y.gather(1, predicted[:, None])
-            return hits.double().mean().item()
 
-        memorised = agreement(self._wrong_x, self._wrong_y) if len(self._wrong_y) else None
-        return Scores(agreement(self._test_x, self._test_y), memorised)
+def agreement(logits: Tensor, targets: Tensor) -> float:
+    """Share of the rows whose largest of ``logits`` (n, l) is the target, or one of its candidates."""
+    predicted = logits.argmax(1)
+    hits = predicted == targets if targets.ndim == 1 else targets.gather(1, predicted[:, None]) > 0
+    return hits.double().mean().item()

@@ -11,7 +11,8 @@ from lip_fast.harness.data import Dataset
 from lip_fast.harness.data.human_labels import read_human_labels
 from lip_fast.harness.data.reading import checked_labels
 from lip_fast.harness.errors import UserError, unknown_name
-from lip_fast.harness.noise import NOISES, labels_sha256, load_labels, make_noisy
+from lip_fast.harness.label_files import labels_sha256, load_labels
+from lip_fast.harness.noise import NOISES, make_noisy
 from lip_fast.harness.seeding import stream
 
 __all__ = ["SOURCES", "as_targets", "check_source", "describe_labels", "training_labels"]
@@ -67,7 +68,8 @@ def training_labels(noise: str, rate: float, dataset: Dataset, seed: int) -> np.
         return read_human_labels(argument, clean, classes)
     if kind == "file":
         return _saved_labels(Path(argument), dataset, seed)
-    return make_noisy(kind, clean, rate, classes, stream(seed, "noise"), dataset.similar_classes)
+    generator, features = stream(seed, "noise"), dataset.train_features
+    return make_noisy(kind, clean, rate, classes, generator, dataset.similar_classes, features)
 
 
 def describe_labels(noise: str, rate: float, dataset: Dataset) -> str:
@@ -80,8 +82,11 @@ def describe_labels(noise: str, rate: float, dataset: Dataset) -> str:
         return "clean labels"
     if kind == "partial":
         return f"candidate sets with {100 * rate:g}% of the wrong classes"
+    if kind == "competitor":
+        return f"candidate sets with a similar class in {100 * rate:g}%"
     if kind in ("human", "file"):
         return f"{'human labels' if kind == 'human' else 'labels'} of {Path(argument).name}"
+    kind = "instance-dependent" if kind == "instance" else kind
     return f"{100 * rate:g}% {kind} label noise"
 
 

@@ -11,17 +11,11 @@ from lip_fast.backends import served
 from lip_fast.harness.config import TrainConfig, option
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.experiment import (
-    Record,
-    SeedResult,
-    as_plain,
-    check_labels,
-    epochs_done,
-    restoring,
-    trained_methods,
-)
+from lip_fast.harness.experiment import check_labels, epochs_done, restoring
+from lip_fast.harness.label_files import labels_sha256
 from lip_fast.harness.labels import training_labels
-from lip_fast.harness.noise import labels_sha256
+from lip_fast.harness.plan import Plan
+from lip_fast.harness.records import Record, SeedResult, as_plain
 from lip_fast.harness.runs import RunFolder, environment
 
 __all__ = ["Pace", "Progress"]
@@ -69,6 +63,7 @@ class Progress:
         folder: of the run.
         config: its settings.
         dataset: its data.
+        plan: what the settings come to with them.
 
     Attributes:
         results: of the finished seeds, in their order.
@@ -78,13 +73,13 @@ class Progress:
         notes: what else than the settings has changed since the run began, and may change the bits.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, dataset: Dataset) -> None:
+    def __init__(self, folder: RunFolder, config: TrainConfig, dataset: Dataset, plan: Plan) -> None:
         self.results: list[SeedResult] = []
         self.current: Mapping[str, Any] | None = None
         self.epochs = 0
         self.sessions = 1
         self.notes: list[str] = []
-        self._folder, self._config = folder, config
+        self._folder, self._config, self._plan = folder, config, plan
         self._data = _fingerprint(dataset)
         self._software = _software()
         self._earlier, self._start = 0.0, time.perf_counter()
@@ -126,13 +121,14 @@ class Progress:
             ]
             self._software = state["software"]
             self.results = [
-                self._result(seed, saved, dataset) for seed, saved in enumerate(state["finished"])
+                self._result(seed, saved, dataset)
+                for seed, saved in enumerate(state["finished"], self._config.first_seed)
             ]
-            self.epochs = len(self.results) * len(trained_methods(self._config)) * self._config.epochs
+            self.epochs = len(self.results) * self._plan.epochs_of_seed
             if (current := state["current"]) is not None:
-                seed = len(self.results)
+                seed = self._config.first_seed + len(self.results)
                 check_labels(seed, self._labels(seed, dataset), current["labels_sha256"])
-                self.epochs += epochs_done(current)
+                self.epochs += epochs_done(current, self._plan)
                 self.current = current
             self.sessions = state["sessions"] + 1
             self._earlier = state["seconds"]

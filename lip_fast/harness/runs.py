@@ -36,7 +36,9 @@ __all__ = [
     "CONFIG",
     "METRICS",
     "RunFolder",
+    "check_name",
     "environment",
+    "lock_folder",
     "new_run",
     "opened_run",
     "write_json",
@@ -47,7 +49,7 @@ CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.json"
 # The first entry of a checkpoint: what it is of. The number changes with what is in it.
-_FORMAT = "lip-fast train, 1"
+_FORMAT = "lip-fast train, 2"
 
 
 class RunFolder:
@@ -157,8 +159,7 @@ def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterato
         UserError: the name is no folder name or is taken, or the folder cannot be written.
         KeyboardInterrupt: with a text that says how to continue, where that is possible.
     """
-    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        raise UserError(f"expected --name to be the name of a folder, got {name!r}")
+    check_name(name)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     folder = None
     try:
@@ -185,6 +186,12 @@ def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterato
             folder.close()
 
 
+def check_name(name: str | None) -> None:
+    """UserError where ``name`` cannot be the name of a folder; None can."""
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+        raise UserError(f"expected --name to be the name of a folder, got {name!r}")
+
+
 @contextmanager
 def opened_run(path: Path) -> Iterator[RunFolder]:
     """Open the folder of a run that was interrupted, or is complete.
@@ -199,7 +206,7 @@ def opened_run(path: Path) -> Iterator[RunFolder]:
         raise UserError(f"expected --resume to be the folder of a run, found no {CONFIG} in {path}")
     folder = RunFolder(path)
     try:
-        folder = RunFolder(path, _lock(path))
+        folder = RunFolder(path, lock_folder(path))
         folder.clean()
         with _explaining(folder, stays=True):
             yield folder
@@ -237,7 +244,7 @@ def _make(out: Path, name: str | None, settings: Mapping[str, Any]) -> RunFolder
         write_yaml(temporary / CONFIG, settings)
         sync(temporary / CONFIG)
         sync(temporary)
-        lock = _lock(temporary)  # before others can find it
+        lock = lock_folder(temporary)  # before others can find it
         target = next((out / name for name in names if _renamed(temporary, out / name)), None)
         if target is None:
             raise UserError(f"expected --name to be new, got {name!r}: {out / str(name)} exists already")
@@ -265,7 +272,7 @@ def _renamed(folder: Path, target: Path) -> bool:
     return True
 
 
-def _lock(path: Path) -> int | None:
+def lock_folder(path: Path) -> int | None:
     """Lock a folder, until the descriptor is closed or the process is no more, however it ends.
 
     Raises:

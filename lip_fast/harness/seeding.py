@@ -6,20 +6,37 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["BatchOrder", "initialisation", "stream"]
+__all__ = ["BatchOrder", "initialisation", "stream", "torch_stream"]
 
 # The place of a purpose in this tuple enters its stream: append, never reorder.
-PURPOSES = ("noise", "initialisation", "order", "split", "holdout")
+PURPOSES = (
+    "noise",
+    "initialisation",
+    "order",
+    "split",
+    "holdout",
+    "subset",
+    "clean",
+    "folds",
+    "augmentation",
+    "weights",
+)
 
 
-def stream(seed: int, purpose: str) -> np.random.Generator:
-    """The generator of one purpose; streams of different seeds or purposes are independent.
+def stream(seed: int, purpose: str, *place: int) -> np.random.Generator:
+    """The generator of one purpose; streams of different seeds, purposes or places are independent.
 
     Args:
         seed: the experiment's seed, at least 0.
         purpose: one of ``PURPOSES``.
+        place: numbers that tell the streams of one purpose apart, such as epoch and batch.
     """
-    return np.random.default_rng([seed, PURPOSES.index(purpose)])
+    return np.random.default_rng([seed, PURPOSES.index(purpose), *place])
+
+
+def torch_stream(seed: int, purpose: str, *place: int) -> torch.Generator:
+    """The same for torch, on the CPU."""
+    return torch.Generator().manual_seed(int(stream(seed, purpose, *place).integers(2**63)))
 
 
 class BatchOrder:
@@ -49,16 +66,12 @@ class BatchOrder:
 
     def _restart(self) -> None:
         self._next = 0
-        self._generator = torch.Generator().manual_seed(_torch_seed(self._seed, "order"))
+        self._generator = torch_stream(self._seed, "order")
 
 
 @contextmanager
 def initialisation(seed: int) -> Iterator[None]:
     """Inside, torch's layers start from ``seed``; outside, the global state is as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_torch_seed(seed, "initialisation"))
+        torch.manual_seed(torch_stream(seed, "initialisation").initial_seed())
         yield
-
-
-def _torch_seed(seed: int, purpose: str) -> int:
-    return int(stream(seed, purpose).integers(2**63))

@@ -1,68 +1,105 @@
-"""The training loop of one network, with or without LIP in the step."""
+"""The training loop of one network, with or without LIP."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lip_fast
+from lip_fast.harness.algorithms import Algorithm, Task
+from lip_fast.harness.augmentation import AUGMENTATIONS
 from lip_fast.harness.config import TrainConfig
-from lip_fast.harness.data import Dataset
-from lip_fast.harness.labels import as_targets
-from lip_fast.harness.losses import label_loss
-from lip_fast.harness.models import MLP
-from lip_fast.harness.seeding import BatchOrder, initialisation
+from lip_fast.harness.lip_settings import make_lip, rank_of
+from lip_fast.harness.models import Network, make_model
+from lip_fast.harness.seeding import BatchOrder, initialisation, torch_stream
 
-__all__ = ["Epoch", "Training", "make_lip"]
+__all__ = ["Epoch", "Training", "features_of"]
+
+# Rows that go through a network at once where nothing is trained: enough to fill it, and of images not too much.
+_BLOCK = 1024
+# On CUDA a time costs a wait for the device: one step in so many is timed.
+_TIMED = 16
 
 
 class Epoch(NamedTuple):
     """What one epoch reports.
 
     Attributes:
-        loss: mean loss over the (noisy) training labels, before each step.
-        step_seconds: mean time of ``observe`` (where LIP is on) and ``optimizer.step``.
+        loss: mean loss over the (noisy) training labels, before each step; None of an algorithm without steps.
+        step_seconds: mean time of what an optimizer step takes, LIP with it.
+        lip_seconds: what LIP takes of that: the observation, and its part of the step; for LIP once an epoch its
+            time, divided by the steps; 0 without LIP.
     """
 
-    loss: float
+    loss: float | None
     step_seconds: float
+    lip_seconds: float
 
 
 class Training:
-    """One network in training; the same settings, data, labels and seed give the same bits.
+    """One network in training; the same settings, task and seed give the same bits.
 
     Initialisation and batches depend on the seed alone, so that runs with and without LIP are pairs.
 
     Args:
         config: the settings.
-        dataset: the data.
-        labels: (n,) int64 training labels to learn from, or (n, l) uint8 candidate sets.
-        seed: of initialisation and batches.
-        in_step: apply LIP in the optimizer step.
+        task: what is learned, on the device to train on.
+        algorithm: the class of the algorithm.
+        image_shape: (channels, height, width) of a row of features; None where they are no images.
+        method: "in-step" applies LIP in the optimizer step, "per-epoch" after each epoch, all else nowhere.
+
+    Attributes:
+        model: the network.
+        algorithm: the algorithm, with its state.
+        lip: LIP in the step; None elsewhere.
+        epoch: complete epochs.
 
     Raises:
+        UserError: the model does not fit the data.
         ValueError: settings of LIP that do not fit the head.
     """
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, labels: np.ndarray, seed: int, *, in_step: bool
+        self,
+        config: TrainConfig,
+        task: Task,
+        algorithm: type[Algorithm],
+        image_shape: tuple[int, int, int] | None,
+        method: str,
     ) -> None:
-        self._features = torch.from_numpy(dataset.train_features)
-        self._labels = as_targets(labels)
-        self._batch_size = config.batch_size
-        self._order = BatchOrder(seed, len(labels))
-        with initialisation(seed):
-            self.model = MLP(dataset.train_features.shape[1], config.hidden, len(dataset.class_names))
+        self._config, self._task, self._method = config, task, method
+        self._image_shape = image_shape
+        self._order = BatchOrder(task.seed, len(task.features))
+        with initialisation(task.seed):
+            self.model = make_model(
+                config.model,
+                inputs=task.features.shape[1],
+                image_shape=image_shape,
+                hidden=config.hidden,
+                classes=task.classes,
+            )
+        self.model.to(task.features.device)
         self._optimizer = _make_optimizer(config, self.model)
-        self.lip = make_lip(config, self.model.head, seed) if in_step else None
-        if self.lip is not None:
+        self.algorithm = algorithm(task)
+        self._base_start = self._base_end = 0.0
+        self.lip: lip_fast.LIP | None = None
+        if method == "in-step":
+            self.lip = make_lip(config, self.model.head, task.seed)
+            # Hooks run in the order in which they came: these two enclose the base step alone.
+            self._optimizer.register_step_post_hook(self._base_ends)
             self.lip.attach(self._optimizer)
-        # Complete epochs, and of the one under way the steps taken, with their losses and times.
+            self._optimizer.register_step_pre_hook(self._base_starts)
         self.epoch = 0
-        self._batch, self._loss_sum, self._seconds = 0, 0.0, 0.0
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        """Of the epoch under way: the steps taken, those timed, their losses and times."""
+        self._batch, self._timed = 0, 0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._task.features.device)
+        self._seconds = self._lip_seconds = 0.0
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> Epoch:
         """Pass once over the training data in a fresh order, or end the pass that was loaded.
@@ -70,29 +107,93 @@ class Training:
         Args:
             on_step: called after each step; :meth:`state_dict` is whole then.
         """
-        batches = self._order.epoch(self.epoch).split(self._batch_size)
-        for rows in batches[self._batch :]:
-            loss, seconds = self._step(self._features[rows], self._labels[rows])
-            self._loss_sum += loss * len(rows)
-            self._seconds += seconds
-            self._batch += 1
-            on_step()
-        epoch = Epoch(self._loss_sum / len(self._labels), self._seconds / len(batches))
+        self.model.train()
+        if self.algorithm.WHOLE:
+            start = time.perf_counter()
+            self.algorithm.fit(self.model)
+            epoch = Epoch(None, time.perf_counter() - start, 0.0)
+        else:
+            epoch = self._pass(on_step)
+        self.algorithm.end_epoch(self.model)
         self.epoch += 1
-        self._batch, self._loss_sum, self._seconds = 0, 0.0, 0.0
+        self._begin_epoch()
         return epoch
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+    def _pass(self, on_step: Callable[[], None]) -> Epoch:
+        order = self._order.epoch(self.epoch).to(self._task.features.device)
+        batches = _batches(order, self._config.batch_size)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        for rows in batches[self._batch :]:
+            self._loss_sum += self._step(rows).double() * len(rows)
+            self._batch += 1
+            on_step()
+        lip_seconds = self._lip_seconds / max(self._timed, 1)
+        if self._method == "per-epoch":
+            start = self._now()
+            self._apply_once()
+            lip_seconds = (self._now() - start) / len(batches)
+        step_seconds = self._seconds / max(self._timed, 1)
+        if self._method == "per-epoch":
+            step_seconds += lip_seconds
+        return Epoch(self._loss_sum.item() / len(order), step_seconds, lip_seconds)
+
+    def _learning_rate(self) -> float:
+        if self._config.schedule == "cosine":
+            return self._config.lr * (1 + math.cos(math.pi * self.epoch / self._task.epochs)) / 2
+        return self._config.lr
+
+    def _step(self, rows: Tensor) -> Tensor:
+        """Take one step; the loss before it, on the device."""
         self._optimizer.zero_grad()
-        features = self.model.features(x)
-        loss = label_loss(self.model.head(features), y)
+        self.algorithm.before_forward(self.model)
+        features = self.model.features(self._inputs(rows))
+        loss = self.algorithm.loss(self.model.head(features), rows)
         loss.backward()
-        start = time.perf_counter()
+        self.algorithm.before_step(self.model)
+        timed = not loss.is_cuda or self._batch % _TIMED == 0
+        start = self._now() if timed else 0.0
         if self.lip is not None:
-            self.lip.observe(features, y)
+            self.lip.observe(features, self._task.targets[rows])
         self._optimizer.step()
-        seconds = time.perf_counter() - start
-        return loss.item(), seconds
+        if timed:
+            seconds = self._now() - start
+            self._timed += 1
+            self._seconds += seconds
+            if self.lip is not None:
+                self._lip_seconds += seconds - (self._base_end - self._base_start)
+        return loss.detach()
+
+    def _inputs(self, rows: Tensor) -> Tensor:
+        x = self._task.features[rows]
+        change = AUGMENTATIONS[self._config.augment]
+        if change is None:
+            return x
+        assert self._image_shape is not None  # checked with the settings
+        # A function of the place alone: a resumed run draws the same.
+        generator = torch_stream(self._task.seed, "augmentation", self.epoch, self._batch)
+        return change(x.view(-1, *self._image_shape), generator).flatten(1)
+
+    def _apply_once(self) -> None:
+        head = self.model.head
+        features = features_of(self.model, self._task.features)
+        rank = rank_of(self._config, head)
+        with torch.no_grad():
+            head.weight.copy_(lip_fast.lip(head.weight.T, features, self._task.targets, rank, bias=head.bias).T)
+        self.model.train()
+
+    def _now(self) -> float:
+        if self._task.features.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _base_starts(self, *arguments: Any) -> None:
+        if not self._task.features.is_cuda or self._batch % _TIMED == 0:
+            self._base_start = self._now()
+
+    def _base_ends(self, *arguments: Any) -> None:
+        if not self._task.features.is_cuda or self._batch % _TIMED == 0:
+            self._base_end = self._now()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact continuation needs, between any two steps.
@@ -102,11 +203,14 @@ class Training:
         return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
             "lip": None if self.lip is None else self.lip.state_dict(),
             "epoch": self.epoch,
             "batch": self._batch,
-            "loss_sum": self._loss_sum,
+            "timed": self._timed,
+            "loss_sum": self._loss_sum.item(),
             "seconds": self._seconds,
+            "lip_seconds": self._lip_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -119,33 +223,30 @@ class Training:
             raise ValueError("expected the state of a training with LIP in the step, or without, as this one")
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self.algorithm.load_state_dict(state["algorithm"])
         if self.lip is not None:
             self.lip.load_state_dict(state["lip"])
-        self.epoch, self._batch = state["epoch"], state["batch"]
-        self._loss_sum, self._seconds = state["loss_sum"], state["seconds"]
+        self.epoch, self._batch, self._timed = state["epoch"], state["batch"], state["timed"]
+        self._loss_sum.fill_(state["loss_sum"])
+        self._seconds, self._lip_seconds = state["seconds"], state["lip_seconds"]
 
 
-def make_lip(config: TrainConfig, head: torch.nn.Linear, seed: int) -> lip_fast.LIP:
-    """LIP for a head, with the run's settings.
-
-    Raises:
-        ValueError: settings that do not fit the head.
-    """
-    return lip_fast.LIP(
-        head,
-        config.rank,
-        tail_rank=config.tail_rank,
-        tail=config.tail,
-        rest=config.rest,
-        every=config.every,
-        start=config.start,
-        decay=config.decay,
-        clip=config.clip,
-        seed=seed,
-    )
+@torch.no_grad()
+def features_of(model: Network, inputs: Tensor) -> Tensor:
+    """What the head sees of ``inputs`` (n, d) when nothing is trained: (n, q); leaves the model in eval mode."""
+    model.eval()
+    return torch.cat([model.features(block) for block in inputs.split(_BLOCK)])
 
 
-def _make_optimizer(config: TrainConfig, model: MLP) -> torch.optim.Optimizer:
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """The rows of each step; one left over joins the step before, for batch normalisation needs two."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             model.parameters(),

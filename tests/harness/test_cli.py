@@ -13,7 +13,7 @@ import yaml
 from lip_fast.cli import main
 from lip_fast.harness.arguments import parse_train
 from lip_fast.harness.config import TrainConfig
-from lip_fast.harness.noise import labels_sha256, load_labels
+from lip_fast.harness.label_files import labels_sha256, load_labels
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = ["train", "--epochs", "1", "--seeds", "1", "--hidden", "16"]

@@ -12,7 +12,7 @@ from harness.sample_files import REPOSITORY, write_human, write_mat, write_npz
 
 from lip_fast.cli import main
 from lip_fast.harness.arguments import parse_train
-from lip_fast.harness.noise import load_labels
+from lip_fast.harness.label_files import load_labels
 
 SHORT = ["--epochs", "1", "--seeds", "2", "--hidden", "16", "--rank", "2"]
 

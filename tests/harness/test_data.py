@@ -16,6 +16,8 @@ def test_digits_have_the_shapes_and_types_they_promise(digits: Dataset) -> None:
     for labels in (digits.train_labels, digits.test_labels, digits.train_indices):
         assert labels.dtype == np.int64
     assert digits.class_names == tuple("0123456789")
+    assert digits.image_shape == (1, 8, 8)
+    assert digits.with_training_rows(np.arange(5)).image_shape == (1, 8, 8)
 
 
 def test_indices_lead_back_to_the_source(digits: Dataset) -> None:

@@ -37,8 +37,8 @@ from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import load
 from lip_fast.harness.data.human_labels import read_human_labels
 from lip_fast.harness.errors import UserError
+from lip_fast.harness.label_files import save_labels
 from lip_fast.harness.labels import training_labels
-from lip_fast.harness.noise import save_labels
 from lip_fast.harness.progress import Progress
 from lip_fast.harness.repair_data import read_features
 from lip_fast.harness.runs import CHECKPOINT, CONFIG, RunFolder, new_run

@@ -8,8 +8,8 @@ from harness.sample_files import write_human, write_mat, write_npz
 
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.errors import UserError
+from lip_fast.harness.label_files import load_labels, save_labels
 from lip_fast.harness.labels import check_source, describe_labels, training_labels
-from lip_fast.harness.noise import load_labels, save_labels
 
 
 def saved(path: Path, dataset: Dataset, kind: str, seeds: tuple[int, ...] = (0, 1)) -> Path:
@@ -23,13 +23,13 @@ def saved(path: Path, dataset: Dataset, kind: str, seeds: tuple[int, ...] = (0, 
     return path
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "partial"])
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "instance", "partial", "competitor"])
 def test_saved_labels_are_used_again(tmp_path: Path, digits: Dataset, kind: str) -> None:
     path = saved(tmp_path / "labels.npz", digits, kind)
     for seed in (0, 1):
         again = training_labels(f"file:{path}", 0.1, digits, seed)
         np.testing.assert_array_equal(again, training_labels(kind, 0.4, digits, seed))
-        assert again.dtype == (np.uint8 if kind == "partial" else np.int64)
+        assert again.dtype == (np.uint8 if kind in ("partial", "competitor") else np.int64)
 
 
 @pytest.mark.parametrize("kind", ["own", "symmetric"])
@@ -110,6 +110,17 @@ def test_auto_takes_the_datas_own_labels_where_there_are_some(tmp_path: Path, di
         training_labels("own", 0.4, digits, 0)
 
 
+def test_noise_sees_the_datas_features_and_similar_classes(digits: Dataset) -> None:
+    clean = digits.train_labels
+    pairs = training_labels("competitor", 0.999, digits, 0)
+    assert pairs[clean == 2, 7].mean() > 0.9
+    assert pairs[clean == 4, 5].mean() > 0.9  # 4 is mistaken for none
+    # Images of a class that look alike go to one class: a few hold most of its wrong labels.
+    noisy = training_labels("instance", 0.4, digits, 0)
+    seen = Dataset(**{**vars(digits), "train_features": digits.train_features[::-1]})
+    assert (training_labels("instance", 0.4, seen, 0) != noisy).any()
+
+
 def test_human_labels_of_the_training_rows(tmp_path: Path, digits: Dataset) -> None:
     clean = digits.train_labels
     path = write_human(tmp_path / "h.pt", {"clean_label": clean, "worse_label": (clean + 3) % 10})
@@ -122,6 +133,9 @@ def test_titles(tmp_path: Path, digits: Dataset) -> None:
     assert describe_labels("auto", 0.4, digits) == "40% symmetric label noise"
     assert describe_labels("auto", 0.4, sets) == "its own candidate sets"
     assert describe_labels("none", 0.4, sets) == "clean labels"
+    assert describe_labels("instance", 0.2, digits) == "20% instance-dependent label noise"
+    assert describe_labels("partial", 0.3, digits) == "candidate sets with 30% of the wrong classes"
+    assert describe_labels("competitor", 0.7, digits) == "candidate sets with a similar class in 70%"
     assert describe_labels("human:a/b.pt#worse_label", 0.4, digits) == "human labels of b.pt#worse_label"
 
 

@@ -1,5 +1,6 @@
 """CIFAR-10: 60000 photographs, 32 x 32 pixels in three colours, ten classes."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = "test_batch"
-PIXELS = 3 * 32 * 32
+SHAPE = (3, 32, 32)
+PIXELS = math.prod(SHAPE)
 
 
 def cifar10(argument: str) -> Dataset:
@@ -59,6 +61,7 @@ def _dataset(paths: list[Path], parts: list[tuple[np.ndarray, np.ndarray]]) -> D
         test_labels=parts[-1][1],
         class_names=CLASSES,
         similar_classes=class_map(CONFUSIONS, len(CLASSES)),
+        image_shape=SHAPE,
     )
 
 

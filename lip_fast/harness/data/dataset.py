@@ -25,6 +25,8 @@ class Dataset:
             (n, l) uint8 candidate sets; None where it comes with clean labels alone.
         similar_classes: (l,) int64, the class that each class is mistaken for in asymmetric noise, itself
             where it is mistaken for none; None for the next class.
+        image_shape: (channels, height, width) of the images that the rows of the features are, in that order;
+            None where they are no images.
         split: gives the data set in the split of a seed; None where training and test part are fixed.
     """
 
@@ -37,6 +39,7 @@ class Dataset:
     class_names: tuple[str, ...]
     given_labels: np.ndarray | None = None
     similar_classes: np.ndarray | None = None
+    image_shape: tuple[int, int, int] | None = None
     split: "Callable[[int], Dataset] | None" = dataclasses.field(default=None, repr=False)
 
     def for_seed(self, seed: int) -> "Dataset":

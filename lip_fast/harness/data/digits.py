@@ -36,4 +36,5 @@ def digits(argument: str) -> Dataset:
         test_labels=labels[test],
         class_names=tuple(str(name) for name in source.target_names),
         similar_classes=class_map(CONFUSIONS, 10),
+        image_shape=(1, 8, 8),
     )

@@ -43,9 +43,11 @@ def fashion_mnist(argument: str) -> Dataset:
     folder = Path(argument or FOLDER)
     images, labels = zip(_part(folder, "train"), _part(folder, "t10k"), strict=True)
     train, test = images
-    if train.shape[1] != test.shape[1]:
-        raise UserError(f"expected test images of {train.shape[1]} pixels in {folder}, found {test.shape[1]}")
-    train_features, test_features = standardised(train, test)
+    height, width = train.shape[1:]
+    if test.shape[1:] != (height, width):
+        found = " x ".join(map(str, test.shape[1:]))
+        raise UserError(f"expected test images of {height} x {width} pixels in {folder}, found {found}")
+    train_features, test_features = standardised(*(part.reshape(len(part), -1) for part in images))
     return Dataset(
         name="fashion-mnist",
         train_features=train_features,
@@ -55,14 +57,13 @@ def fashion_mnist(argument: str) -> Dataset:
         test_labels=labels[1],
         class_names=CLASSES,
         similar_classes=class_map(CONFUSIONS, len(CLASSES)),
+        image_shape=(1, height, width),
     )
 
 
 def _part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, d) uint8 and labels (n,) int64 of ``train`` or ``t10k``."""
+    """Images (n, h, w) uint8 and labels (n,) int64 of ``train`` or ``t10k``."""
     images = read_idx(folder, f"{part}-images-idx3-ubyte", 3)
     labels = read_idx(folder, f"{part}-labels-idx1-ubyte", 1)
     path = folder / f"{part}-labels-idx1-ubyte"
-    return images.reshape(len(images), -1), checked_labels(
-        path, "the content", labels, len(images), len(CLASSES)
-    )
+    return images, checked_labels(path, "the content", labels, len(images), len(CLASSES))

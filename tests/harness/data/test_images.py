@@ -49,6 +49,10 @@ def test_fashion_mnist(tmp_path: Path, suffix: str) -> None:
     check_valid(dataset)
     assert dataset.train_features.shape == (30, 6)
     assert dataset.test_features.shape == (10, 6)
+    assert dataset.image_shape == (1, 3, 2)
+    pixels = read_idx(tmp_path, "train-images-idx3-ubyte", 3)
+    images = dataset.train_features.reshape(30, *dataset.image_shape)
+    np.testing.assert_array_equal(images[:, 0].argsort(None, "stable"), pixels.argsort(None, "stable"))
     np.testing.assert_array_equal(dataset.train_labels, np.arange(30) % 10)
     assert dataset.class_names[9] == "ankle boot"
 
@@ -60,13 +64,17 @@ def test_the_installed_fashion_mnist() -> None:
     assert (len(dataset.train_labels), len(dataset.test_labels)) == (60_000, 10_000)
     assert (np.bincount(dataset.train_labels) == 6000).all()
     assert dataset.train_features.mean(dtype=np.float64) == pytest.approx(0, abs=1e-5)
+    assert dataset.image_shape == (1, 28, 28)
 
 
 def test_fashion_mnist_of_parts_that_do_not_fit(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path)
     images = tmp_path / "t10k-images-idx3-ubyte"
     write_idx(images, np.zeros((10, 3, 3)))
-    with pytest.raises(UserError, match=r"expected test images of 6 pixels in .*, found 9"):
+    with pytest.raises(UserError, match=r"expected test images of 3 x 2 pixels in .*, found 3 x 3$"):
+        load(f"fashion-mnist:{tmp_path}")
+    write_idx(images, np.zeros((10, 2, 3)))  # as many pixels, in another shape
+    with pytest.raises(UserError, match=r"expected test images of 3 x 2 pixels in .*, found 2 x 3$"):
         load(f"fashion-mnist:{tmp_path}")
     write_idx(images, np.zeros((9, 3, 2)))
     with pytest.raises(UserError, match="to hold 9 labels, found 10"):
@@ -101,6 +109,7 @@ def test_cifar10(tmp_path: Path, kind: str, inside: bool) -> None:
     np.testing.assert_array_equal(dataset.train_labels, [c for _, labels in arrays[:-1] for c in labels])
     np.testing.assert_array_equal(dataset.test_labels, arrays[-1][1])
     assert dataset.train_features.shape == (20, PIXELS)
+    assert dataset.image_shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "python 2", "binary"])

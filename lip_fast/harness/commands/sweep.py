@@ -1,0 +1,167 @@
+"""``lip-fast sweep``: many runs of ``lip-fast train``, several at once, from files of settings."""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from tqdm import tqdm
+
+from lip_fast.harness.arguments import parse_values
+from lip_fast.harness.atomic import replacing
+from lip_fast.harness.collect import collect
+from lip_fast.harness.data.reading import reading
+from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.runs import CONFIG, METRICS, check_name, lock_folder, write_yaml
+from lip_fast.harness.summary import summarise
+from lip_fast.harness.sweep_rows import Row, read_rows, units_of
+from lip_fast.harness.sweeping import Failure, check_units, run_units
+from lip_fast.harness.tables import summary_table
+
+__all__ = ["main"]
+
+# What a sweep runs: written before anything else, so that it can be continued whatever happens.
+SWEEP = "sweep.yaml"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run all rows with all their seeds, print a table for each row.
+
+    Returns:
+        0 where every run is complete, 2 where some failed; the others are complete then.
+
+    Raises:
+        UserError: arguments, settings, data or the folder are not what they must be, before any run starts.
+        KeyboardInterrupt: with a text that says how to continue.
+    """
+    arguments = list(arguments)
+    # Options of the rows may have values that look like anything: they stand apart.
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options, overrides = _parse(arguments[:cut]), arguments[cut + 1 :]
+    if options.resume is not None:
+        if options.rows or overrides or options.name is not None:
+            raise UserError("expected --resume FOLDER alone, with --jobs at most: the folder knows what it runs")
+        folder = Path(options.resume)
+        rows = _stored_rows(folder)
+    else:
+        rows = read_rows([Path(path) for path in options.rows], overrides)
+        name = options.name or f"sweep-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = Path(options.out) / name
+        if folder.exists():
+            raise UserError(f"expected a new folder, found {folder}: --resume {folder} continues it")
+    units = units_of(rows, folder)
+    epochs = check_units(units)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if options.resume is None:
+                _store_rows(folder, rows)
+            failures = _run(folder, rows, epochs, options.jobs)
+    except OSError as error:
+        raise UserError(f"expected a folder that can be written, got {folder}: {error}") from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"stopped; to continue: {_continuation(folder)}") from error
+    return _finish(folder, failures)
+
+
+def _run(folder: Path, rows: Sequence[Row], epochs: dict[Path, int], jobs: int) -> list[Failure]:
+    units = units_of(rows, folder)
+    for row in rows:  # before two seeds of one make it at once
+        (folder / row.name).mkdir(parents=True, exist_ok=True)
+    left = [unit for unit in units if not _is_complete(folder / unit.path)]
+    print(f"{len(rows)} rows, {len(units)} runs, {len(left)} to do, {jobs} at once", flush=True)
+    finished = sum(epochs[unit.path] for unit in units) - sum(epochs[unit.path] for unit in left)
+    with tqdm(total=sum(epochs.values()), initial=finished, unit="epoch", disable=None, leave=False) as bar:
+
+        def advance(path: Path, count: int, done: str) -> None:
+            bar.set_postfix_str(f"{path} {done}", refresh=False)
+            bar.update(count)
+
+        return run_units(left, folder, jobs, advance)
+
+
+def _finish(folder: Path, failures: Sequence[Failure]) -> int:
+    if len(failures) < len([*folder.rglob(CONFIG)]) or not failures:
+        for result in collect([folder])[0]:
+            print(f"\n{result.name}: {result.data}, {result.labels}, {result.algorithm}; seeds: {len(result.seeds)}")
+            print(summary_table(summarise(list(result.seeds.values()))))
+    print(f"\nsweep folder: {folder}\nreport: lip-fast report {folder}")
+    if failures:
+        listed = "; ".join(f"{failure.path}: {failure.message}" for failure in failures)
+        raise UserError(f"{len(failures)} runs failed, to try them again: {_continuation(folder)}. {listed}")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, printed by the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="lip-fast sweep",
+        usage="lip-fast sweep [options] SETTINGS.yaml|FOLDER ... [-- OPTIONS OF EVERY ROW]",
+        description="Run lip-fast train for each file of settings and each seed, several at once. A setting that is "
+        "a list takes each of its values in turn. What follows -- are options of lip-fast train for every row.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("rows", nargs="*", metavar="SETTINGS.yaml|FOLDER", help="settings, one file a row")
+    parser.add_argument("--resume", metavar="FOLDER", help="continue the sweep in this folder")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="runs at once (default: one a processor)"
+    )
+    parser.add_argument("--out", default="runs", help="folder that sweep folders are made in (default: runs)")
+    parser.add_argument("--name", help="name of the sweep folder (default: the time of the start)")
+    options, rest = parser.parse_known_args(list(arguments))
+    if rest:
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise unknown_name("option", rest[0].partition("=")[0], known)
+    if options.jobs < 1:
+        raise UserError(f"expected --jobs at least 1, got {options.jobs}")
+    if options.resume is None and not options.rows:
+        raise UserError("expected at least one file or folder of settings, got none")
+    check_name(options.name)
+    return options
+
+
+# The folder ------------------------------------------------------------------------------------------
+
+
+def _continuation(folder: Path) -> str:
+    return f"lip-fast sweep --resume {folder}"
+
+
+def _is_complete(run: Path) -> bool:
+    return (run / METRICS).exists()
+
+
+def _store_rows(folder: Path, rows: Sequence[Row]) -> None:
+    with replacing(folder / SWEEP) as temporary:
+        write_yaml(temporary, {row.name: row.config.as_dict() for row in rows})
+
+
+def _stored_rows(folder: Path) -> list[Row]:
+    path = folder / SWEEP
+    if not path.is_file():
+        raise UserError(f"expected --resume to be the folder of a sweep, found no {SWEEP} in {folder}")
+    with reading(path, "the settings of a sweep"):
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(stored, dict) or not stored:
+        raise UserError(f"expected the rows of a sweep in {path}, found none")
+    return [Row(str(name), parse_values(settings)) for name, settings in stored.items()]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = lock_folder(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

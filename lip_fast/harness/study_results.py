@@ -1,0 +1,305 @@
+"""What a study measures of each training, and what it comes to."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lip_fast.harness.errors import UserError
+from lip_fast.harness.evaluation import Seen
+from lip_fast.harness.models import Network
+from lip_fast.harness.study import (
+    Ridge,
+    Turn,
+    chance_similarity,
+    directions,
+    label_matrix,
+    largest_gap,
+    residual,
+    similarity,
+    turns,
+)
+
+__all__ = ["COMPARISONS", "CleanNetwork", "Measured", "Study", "similarity_table", "turn_table"]
+
+# Whose directions are compared with those of clean labels, and in which space they lie.
+COMPARISONS = {
+    "ridge_features": "ridge head on shared features, among features",
+    "ridge_classes": "ridge head on shared features, among classes",
+    "head_features": "head as trained, among features",
+    "head_classes": "head as trained, among classes",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One training on labels of one rate, beside the training of the same seed on clean labels.
+
+    Attributes:
+        seed: of noise, initialisation and batches.
+        rate: of the noise.
+        wrong_rows: share of the rows with a wrong label, or with a wrong candidate.
+        wrong_entries: share of the entries of the (n, l) label matrix that are wrong: the theorem's p.
+        test_accuracy: of the network, a fraction.
+        head_spectrum: (r,) singular values of the network's head, descending, r = min(q, l).
+        ridge_spectrum: (r',) of the ridge head on the features of the clean network; r' is the number of
+            directions that it has for clean labels.
+        similarity: by the names of ``COMPARISONS``: (r, r), or (r', r') of ridge heads, phi(i, j) of
+            :func:`lip_fast.harness.study.similarity`.
+        turns: of the ridge head, by k = 1..r' - 1.
+    """
+
+    seed: int
+    rate: float
+    wrong_rows: float
+    wrong_entries: float
+    test_accuracy: float
+    head_spectrum: np.ndarray
+    ridge_spectrum: np.ndarray
+    similarity: dict[str, np.ndarray]
+    turns: list[Turn]
+
+    def as_plain(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {
+            "seed": self.seed,
+            "rate": self.rate,
+            "wrong_rows": self.wrong_rows,
+            "wrong_entries": self.wrong_entries,
+            "test_accuracy": self.test_accuracy,
+            "head_spectrum": self.head_spectrum.tolist(),
+            "ridge_spectrum": self.ridge_spectrum.tolist(),
+            "similarity": {name: phi.tolist() for name, phi in self.similarity.items()},
+            "turns": [asdict(turn) for turn in self.turns],
+        }
+
+
+class CleanNetwork:
+    """The network that learned from clean labels, which the others of its seed are compared with.
+
+    Args:
+        network: the network.
+        seen: what its head sees, with the clean labels that it was trained on.
+        seed: of its training.
+        ridge: penalty of the ridge heads, see :class:`lip_fast.harness.study.Ridge`.
+
+    Attributes:
+        directions: of the ridge head, at least 2.
+
+    Raises:
+        UserError: the ridge head has less than two directions, or the features are all constant.
+    """
+
+    def __init__(self, network: Network, seen: Seen, seed: int, ridge: float) -> None:
+        self._seed = seed
+        self._W = _weight(network)
+        self._Y = self._labels(seen)
+        try:
+            self._ridge = Ridge(seen.train.X.cpu().double().numpy(), ridge)
+        except ValueError as error:  # every unit of the last layer is dead
+            raise UserError(f"{error}, of the network trained on clean labels with seed {seed}") from error
+        self.directions = directions(self._ridge.weight(self._Y))
+        if self.directions < 2:
+            raise UserError(
+                "expected a ridge head with at least two directions to compare, one less than classes, got "
+                f"{self.directions} with {self._W.shape[0]} features and {self._W.shape[1]} classes"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(q, l)."""
+        return self._W.shape[0], self._W.shape[1]
+
+    @property
+    def penalty(self) -> float:
+        """The ridge heads' lambda."""
+        return self._ridge.penalty
+
+    def measure(self, network: Network, seen: Seen, rate: float) -> Measured:
+        """Compare a network that was trained on the same rows with labels of ``rate``.
+
+        Args:
+            network: the network; this one's own, too.
+            seen: what its head sees; the labels of the training part are those it was trained on.
+            rate: of the noise.
+        """
+        Y, W = self._labels(seen), _weight(network)
+        wrong, pair = self._Y != Y, self._ridge.pair(self._Y, Y)
+        vectors = {
+            **_vectors("ridge", pair.W, pair.W_noisy, self.directions),
+            **_vectors("head", self._W, W, min(W.shape)),
+        }
+        with torch.no_grad():
+            predicted = network.head(seen.test.X).argmax(1)
+        return Measured(
+            seed=self._seed,
+            rate=rate,
+            wrong_rows=float(wrong.any(1).mean()),
+            wrong_entries=float(wrong.mean()),
+            test_accuracy=float((predicted == seen.test.Y).double().mean()),
+            head_spectrum=np.linalg.svd(W, compute_uv=False),
+            ridge_spectrum=np.linalg.svd(pair.W_noisy, compute_uv=False)[: self.directions],
+            similarity={name: similarity(*both) for name, both in vectors.items()},
+            turns=turns(pair),
+        )
+
+    def _labels(self, seen: Seen) -> np.ndarray:
+        return label_matrix(seen.train.Y.cpu().numpy(), self._W.shape[1])
+
+
+class Study:
+    """All that was measured, and means over seeds.
+
+    Args:
+        measured: of every seed and rate.
+        shape: (q, l) of the heads.
+        rank: dimension k of the principal subspace, below ``directions``; None for where the singular values
+            of the ridge heads on clean labels, means over seeds, fall most steeply.
+
+    Attributes:
+        rates: ascending, 0 first.
+        directions: those that the ridge heads of all seeds have on clean labels.
+    """
+
+    def __init__(self, measured: Sequence[Measured], shape: tuple[int, int], rank: int | None) -> None:
+        self.measured, self.shape = measured, shape
+        self.rates = sorted({one.rate for one in measured})
+        self.directions = min(len(one.ridge_spectrum) for one in measured)
+        self.rank = largest_gap(self.spectra(0.0, "ridge").mean(0)) if rank is None else rank
+
+    def of(self, rate: float) -> list[Measured]:
+        """What was measured at a rate, by seed."""
+        return [one for one in self.measured if one.rate == rate]
+
+    def mean(self, rate: float, name: str) -> float:
+        """Mean over seeds of a number of :class:`Measured`, by the attribute's name."""
+        return float(np.mean([getattr(one, name) for one in self.of(rate)]))
+
+    def spectra(self, rate: float, weight: str) -> np.ndarray:
+        """Singular values by seed, (seeds, r), of ``"ridge"`` heads or the ``"head"`` as trained."""
+        count = self.directions if weight == "ridge" else min(self.shape)
+        return np.array([getattr(one, f"{weight}_spectrum")[:count] for one in self.of(rate)])
+
+    def phi(self, rate: float, comparison: str) -> np.ndarray:
+        """Similarities of a comparison, (r, r): means over seeds."""
+        count = self.directions if comparison.startswith("ridge") else min(self.shape)
+        phi: np.ndarray = np.mean(
+            [one.similarity[comparison][:count, :count] for one in self.of(rate)], axis=0
+        )
+        return phi
+
+    def principal_and_residual(self, rate: float, comparison: str) -> tuple[float, float]:
+        """Mean phi of the first k = ``rank`` directions, and of the others."""
+        phi = self.phi(rate, comparison)
+        return float(phi[self.rank - 1, self.rank - 1]), float(residual(phi)[self.rank - 1])
+
+    def chance(self, comparison: str) -> tuple[float, float]:
+        """What :meth:`principal_and_residual` would be on average for random directions."""
+        d = self.shape[0 if comparison.endswith("features") else 1]
+        left = len(self.phi(0.0, comparison)) - self.rank
+        return chance_similarity(self.rank, self.rank, d), chance_similarity(left, left, d)
+
+    def turn(self, rate: float, k: int, name: str) -> float | None:
+        """Mean over seeds of a number of :class:`Turn`; None where a seed has none."""
+        values = [getattr(one.turns[k - 1], name) for one in self.of(rate)]
+        return None if None in values else float(np.mean(values))
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Means over seeds by rate, at k = ``rank``, as plain values for JSON."""
+        return [
+            {
+                "rate": rate,
+                **{n: self.mean(rate, n) for n in ("wrong_rows", "wrong_entries", "test_accuracy")},
+                "principal": {n: self.principal_and_residual(rate, n)[0] for n in COMPARISONS},
+                "residual": {n: self.principal_and_residual(rate, n)[1] for n in COMPARISONS},
+                "turn": {n: self.turn(rate, self.rank, n) for n in TURN_COLUMNS},
+            }
+            for rate in self.rates
+        ]
+
+
+TURN_COLUMNS = {
+    "features": "sine, features",
+    "classes": "sine, classes",
+    "gap": "gap",
+    "bound": "bound from the labels",
+    "theorem": "bound of the theorem",
+}
+
+
+def similarity_table(study: Study) -> str:
+    """Accuracy and phi of principal subspace and residual at ``study.rank``, one row for each rate."""
+    rows = [
+        [
+            "rate",
+            "wrong labels",
+            "test accuracy",
+            *(f"{weight}, {space}" for weight in ("ridge", "head") for space in ("features", "classes")),
+        ]
+    ]
+    for rate in study.rates:
+        accuracy = [100 * one.test_accuracy for one in study.of(rate)]
+        deviation = f" ± {np.std(accuracy, ddof=1):.1f}" if len(accuracy) > 1 else ""
+        rows.append(
+            [
+                f"{rate:g}",
+                f"{100 * study.mean(rate, 'wrong_rows'):.1f}%",
+                f"{np.mean(accuracy):.1f}{deviation}",
+                *(_pair(study.principal_and_residual(rate, name)) for name in COMPARISONS),
+            ]
+        )
+    rows.append(["by chance", "", "", *(_pair(study.chance(name)) for name in COMPARISONS)])
+    return _aligned(rows)
+
+
+def turn_table(study: Study, ks: Sequence[int]) -> str:
+    """Measured angles of the ridge heads beside what bounds them, one row for each rate above 0 and k."""
+    rows = [["rate", "k", *TURN_COLUMNS.values()]]
+    for k in ks:
+        for rate in study.rates[1:]:
+            values = (_number(study.turn(rate, k, name), name) for name in TURN_COLUMNS)
+            rows.append([f"{rate:g}", str(k), *values])
+    return _aligned(rows)
+
+
+def _pair(values: tuple[float, float]) -> str:
+    return f"{values[0]:.3f} / {values[1]:.3f}"
+
+
+def _number(value: float | None, name: str) -> str:
+    if value is None:
+        return "-"
+    if name in ("bound", "theorem") and value >= 1:
+        return f"{value:.0f} (vacuous)" if value >= 100 else f"{value:.2g} (vacuous)"
+    return f"{value:.3f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table that reads well as it is and is Markdown too."""
+    header, *body = rows
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    lines = (header, ["-" * width for width in widths], *body)
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def _weight(network: Network) -> np.ndarray:
+    """(q, l) float64 weight of the network's head, as the paper lays it out."""
+    W: np.ndarray = network.head.weight.detach().cpu().double().T.numpy()
+    return W
+
+
+def _vectors(
+    name: str, W: np.ndarray, W_other: np.ndarray, count: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The first ``count`` singular vectors of both, among features and among classes."""
+    U, _, Vt = np.linalg.svd(W, full_matrices=False)
+    U_other, _, Vt_other = np.linalg.svd(W_other, full_matrices=False)
+    return {
+        f"{name}_features": (U[:, :count], U_other[:, :count]),
+        f"{name}_classes": (Vt[:count].T, Vt_other[:count].T),
+    }
