@@ -56,6 +56,12 @@ COMMANDS = {
         "harness",
         ("jsonargparse", "matplotlib", "sklearn", "tqdm", "yaml"),
     ),
+    "report": Command(
+        "tables, confidence intervals and figures of many runs, as HTML and Markdown",
+        "lip_fast.harness.commands.report",
+        "harness",
+        ("jinja2", "jsonargparse", "matplotlib", "sklearn", "yaml"),
+    ),
     "repair": Command(
         "repair the last layer of a saved model from features and noisy labels, without training",
         "lip_fast.harness.commands.repair",

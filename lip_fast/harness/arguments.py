@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import re
 import tempfile
 import typing
@@ -171,6 +172,8 @@ def _values(
 
 def _spelled(value: object) -> str:
     """A value as one writes it after an option."""
+    if isinstance(value, dict):
+        return json.dumps(value)
     if isinstance(value, list):
         return " ".join(map(str, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

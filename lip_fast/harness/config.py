@@ -36,8 +36,6 @@ DEVICES = ("auto", "cpu", "cuda")
 
 def _setting(default: Any, text: str) -> Any:
     """A field with its help text."""
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -73,8 +71,9 @@ class TrainConfig:
         AUTO,
         f"what the network minimises: {', '.join(ALGORITHMS)}; auto: cross-entropy, or cc for candidate sets",
     )
-    options: dict[str, float] = _setting(
-        {}, "hyper-parameters of the algorithm that differ from its source's, e.g. --options.q 0.5"
+    options: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "hyper-parameters of the algorithm, other than its source's: --options.q 0.5"},
     )
     clean_per_class: int = _setting(
         10, "samples of each class whose clean label an algorithm that asks for some is told"

@@ -127,7 +127,16 @@ def run_seed(
                 seen = _run_epoch(training, records[method], evaluate, partial(keep, state_of, False))
                 if method == "plain" and repairs:
                     last = epoch + 1 == plan.epochs
-                    _repair(repairs, config, training, problem.trained(seen, chosen), seen, records, evaluate, last)
+                    _repair(
+                        repairs,
+                        config,
+                        training,
+                        problem.trained(seen, chosen),
+                        seen,
+                        records,
+                        evaluate,
+                        last,
+                    )
             except _DivergedError as error:
                 raise UserError(
                     f"training diverged with --lr {config.lr}, epoch {epoch + 1} of {METHODS[method]}, "

@@ -46,10 +46,11 @@ def repaired_head(
         return repaired, rank
     statistics = lip_fast.LabelStatistics(head.in_features, head.out_features, device=head.weight.device)
     statistics.update(*trained)
-    report = lip_fast.repair(head, statistics, _REPAIR[method], tuple(held_out))
+    report = lip_fast.repair(head, statistics, _REPAIR[method], (held_out.X, held_out.Y))
     chosen = report.chosen
-    rank = int(chosen.parameter) if chosen.method == "lip" and chosen.parameter is not None else None
-    return report.head, rank
+    if chosen.method == "lip" and chosen.parameter is not None:
+        return report.head, int(chosen.parameter)
+    return report.head, None
 
 
 @torch.no_grad()

@@ -66,7 +66,9 @@ class Problem:
 
     def learned(self, chosen: Tensor | None) -> Task:
         """The task of the rows that are trained on."""
-        rows = torch.arange(len(self._train), device=self._device) if chosen is None else chosen.to(self._device)
+        rows = (
+            torch.arange(len(self._train), device=self._device) if chosen is None else chosen.to(self._device)
+        )
         train = self._train if chosen is None else Rows(self._train.X[rows], self._train.Y[rows])
         clean_rows = self._clean_rows(rows)
         return Task(
@@ -105,9 +107,7 @@ class Problem:
         algorithm = self._algorithm
         options = algorithm.checked_options(self._config.options)
         cross_predict = partial(self._cross_predict, on_epoch=on_epoch)
-        chosen = algorithm.choose_rows(
-            self._train.Y, len(self._dataset.class_names), options, cross_predict
-        )
+        chosen = algorithm.choose_rows(self._train.Y, len(self._dataset.class_names), options, cross_predict)
         return None if chosen is None else chosen.cpu()
 
     def _cross_predict(self, folds: int, *, on_epoch: Callable[[float], None]) -> Tensor:

@@ -99,7 +99,8 @@ def save_angles(path: Path, study: Study, ks: Sequence[int], title: str) -> None
         ks: dimensions of the subspaces, one panel for each.
         title: what was studied.
     """
-    figure = Figure(figsize=(1.5 + 4.2 * len(ks), 4.6), dpi=150, layout="constrained")
+    # Wide enough for the legend below.
+    figure = Figure(figsize=(max(6.5, 1.5 + 3.2 * len(ks)), 4.8), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
     # Clean labels turn nothing, and a sine of 0 has no place on a logarithmic axis.
     rates = study.rates[1:]
@@ -119,7 +120,8 @@ def save_angles(path: Path, study: Study, ks: Sequence[int], title: str) -> None
             highest = max([highest, *values[np.isfinite(values)].tolist()])
         gaps = [rate for rate in rates if study.turn(rate, k, "bound") is None]
         axes.set_title(
-            f"top {k} directions" + (f"\nno gap at {', '.join(f'{r:g}' for r in gaps)}" if gaps else ""),
+            ("first direction" if k == 1 else f"first {k} directions")
+            + (f"\nno gap at {', '.join(f'{r:g}' for r in gaps)}" if gaps else ""),
             fontsize="medium",
         )
         axes.set_xlabel("noise rate")
@@ -132,7 +134,10 @@ def save_angles(path: Path, study: Study, ks: Sequence[int], title: str) -> None
         axes.set_ylim(top=top)
     panels[0].set_ylabel("sine of the largest principal angle")
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small"
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2 if len(ks) < 3 else 3,
+        fontsize="small",
     )
     _titled(figure, title)
     figure.savefig(path)
@@ -144,10 +149,12 @@ def _colours(rates: Sequence[float]) -> list[tuple[float, ...]]:
 
 
 def _log_scale(axes: Axes) -> None:
+    """A logarithmic axis that has labels also where it spans hardly a power of ten."""
     axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(LogLocator(subs="auto", numticks=20))
     low, high = axes.get_ylim()
-    if high / low > 10:  # else there is hardly a power of ten to put a label to
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -22,7 +22,7 @@ from lip_fast.harness.study import (
     turns,
 )
 
-__all__ = ["COMPARISONS", "CleanNetwork", "Measured", "Study", "similarity_table", "turn_table"]
+__all__ = ["COMPARISONS", "CleanNetwork", "Measured", "Study", "rank_table", "similarity_table", "turn_table"]
 
 # Whose directions are compared with those of clean labels, and in which space they lie.
 COMPARISONS = {
@@ -89,12 +89,13 @@ class CleanNetwork:
         directions: of the ridge head, at least 2.
 
     Raises:
-        UserError: the ridge head has less than two directions, or the features are all constant.
+        UserError: training diverged, the ridge head has less than two directions, or the features are all
+            constant.
     """
 
     def __init__(self, network: Network, seen: Seen, seed: int, ridge: float) -> None:
         self._seed = seed
-        self._W = _weight(network)
+        self._W = _weight(network, seed)
         self._Y = self._labels(seen)
         try:
             self._ridge = Ridge(seen.train.X.cpu().double().numpy(), ridge)
@@ -124,8 +125,11 @@ class CleanNetwork:
             network: the network; this one's own, too.
             seen: what its head sees; the labels of the training part are those it was trained on.
             rate: of the noise.
+
+        Raises:
+            UserError: training diverged.
         """
-        Y, W = self._labels(seen), _weight(network)
+        Y, W = self._labels(seen), _weight(network, self._seed)
         wrong, pair = self._Y != Y, self._ridge.pair(self._Y, Y)
         vectors = {
             **_vectors("ridge", pair.W, pair.W_noisy, self.directions),
@@ -190,16 +194,16 @@ class Study:
         )
         return phi
 
-    def principal_and_residual(self, rate: float, comparison: str) -> tuple[float, float]:
-        """Mean phi of the first k = ``rank`` directions, and of the others."""
+    def principal_and_residual(self, rate: float, comparison: str, k: int) -> tuple[float, float]:
+        """Mean phi of the first k directions, and of the others."""
         phi = self.phi(rate, comparison)
-        return float(phi[self.rank - 1, self.rank - 1]), float(residual(phi)[self.rank - 1])
+        return float(phi[k - 1, k - 1]), float(residual(phi)[k - 1])
 
-    def chance(self, comparison: str) -> tuple[float, float]:
+    def chance(self, comparison: str, k: int) -> tuple[float, float]:
         """What :meth:`principal_and_residual` would be on average for random directions."""
         d = self.shape[0 if comparison.endswith("features") else 1]
-        left = len(self.phi(0.0, comparison)) - self.rank
-        return chance_similarity(self.rank, self.rank, d), chance_similarity(left, left, d)
+        left = len(self.phi(0.0, comparison)) - k
+        return chance_similarity(k, k, d), chance_similarity(left, left, d)
 
     def turn(self, rate: float, k: int, name: str) -> float | None:
         """Mean over seeds of a number of :class:`Turn`; None where a seed has none."""
@@ -212,8 +216,8 @@ class Study:
             {
                 "rate": rate,
                 **{n: self.mean(rate, n) for n in ("wrong_rows", "wrong_entries", "test_accuracy")},
-                "principal": {n: self.principal_and_residual(rate, n)[0] for n in COMPARISONS},
-                "residual": {n: self.principal_and_residual(rate, n)[1] for n in COMPARISONS},
+                "principal": {n: self.principal_and_residual(rate, n, self.rank)[0] for n in COMPARISONS},
+                "residual": {n: self.principal_and_residual(rate, n, self.rank)[1] for n in COMPARISONS},
                 "turn": {n: self.turn(rate, self.rank, n) for n in TURN_COLUMNS},
             }
             for rate in self.rates
@@ -247,10 +251,20 @@ def similarity_table(study: Study) -> str:
                 f"{rate:g}",
                 f"{100 * study.mean(rate, 'wrong_rows'):.1f}%",
                 f"{np.mean(accuracy):.1f}{deviation}",
-                *(_pair(study.principal_and_residual(rate, name)) for name in COMPARISONS),
+                *(_pair(study.principal_and_residual(rate, name, study.rank)) for name in COMPARISONS),
             ]
         )
-    rows.append(["by chance", "", "", *(_pair(study.chance(name)) for name in COMPARISONS)])
+    rows.append(["by chance", "", "", *(_pair(study.chance(name, study.rank)) for name in COMPARISONS)])
+    return _aligned(rows)
+
+
+def rank_table(study: Study, comparison: str) -> str:
+    """phi of principal subspace and residual of one comparison: a row for each k, a column for each rate."""
+    rates = study.rates[1:]
+    rows = [["k", *(f"rate {rate:g}" for rate in rates), "by chance"]]
+    for k in range(1, study.directions):
+        values = [study.principal_and_residual(rate, comparison, k) for rate in rates]
+        rows.append([str(k), *map(_pair, [*values, study.chance(comparison, k)])])
     return _aligned(rows)
 
 
@@ -287,8 +301,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _weight(network: Network) -> np.ndarray:
+def _weight(network: Network, seed: int) -> np.ndarray:
     """(q, l) float64 weight of the network's head, as the paper lays it out."""
+    # The loss of an epoch is taken before the last step.
+    if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+        raise UserError(f"training diverged in its last step, seed {seed}: expected finite weights")
     W: np.ndarray = network.head.weight.detach().cpu().double().T.numpy()
     return W
 

@@ -35,8 +35,8 @@ class Summary:
     Attributes:
         last: test accuracy after the last epoch, a fraction.
         last_five: its mean over the last five epochs.
-        chosen: after the epoch that agrees best with held-out labels, noisy as they are, the latest of equals;
-            None without a hold-out.
+        chosen: after the epoch that agrees best with held-out labels, noisy as they are, the latest of
+            equals; None without a hold-out.
         best: the highest of any epoch; it looks at the test part, so it bounds what a perfect choice of the
             epoch would give.
         gain: what ``last`` gains on plain training, seed by seed; None for that itself, and where it is not

@@ -60,19 +60,18 @@ def units_of(rows: Sequence[Row], folder: Path) -> list[Unit]:
     for row in rows:
         for seed in range(row.config.first_seed, row.config.first_seed + row.config.seeds):
             path = Path(row.name) / f"seed-{seed}"
-            place = {"out": str((folder / path).parent), "name": path.name}
-            units.append(
-                Unit(path, dataclasses.replace(row.config, first_seed=seed, seeds=1, **place))
-            )
+            out = str((folder / path).parent)
+            config = dataclasses.replace(row.config, first_seed=seed, seeds=1, out=out, name=path.name)
+            units.append(Unit(path, config))
     return units
 
 
 def read_rows(paths: Sequence[Path], overrides: Sequence[str]) -> list[Row]:
     """The rows of files of settings.
 
-    A file holds settings of ``lip-fast train``. A setting given as a list takes each of its values in turn, and
-    several such settings all combinations; a setting that is a list itself, such as ``methods``, takes a list
-    of lists.
+    A file holds settings of ``lip-fast train``. A setting given as a list takes each of its values in turn,
+    and several such settings all combinations; a setting that is a list itself, such as ``methods``, takes a
+    list of lists.
 
     Args:
         paths: files, or folders whose files are taken, in the order of their names.
@@ -102,7 +101,9 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
             if not inside:
-                raise UserError(f"expected files of settings ending in {' or '.join(SUFFIXES)}, found none in {path}")
+                raise UserError(
+                    f"expected files of settings ending in {' or '.join(SUFFIXES)}, found none in {path}"
+                )
             for file in inside:
                 yield file, f"{path.resolve().name}/{file.stem}"
         else:

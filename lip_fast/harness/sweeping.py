@@ -73,7 +73,7 @@ def run_units(
         units: the runs, in the order to start them.
         folder: of the sweep.
         jobs: how many at once, at least 1.
-        on_epochs: called with a run, how many epochs of it are done since the last call, and what was trained.
+        on_epochs: called with a run, how many more epochs of it are done, and what was trained.
 
     Returns:
         the runs that failed; the others are complete.

@@ -18,7 +18,7 @@ from lip_fast.harness.seeding import BatchOrder, initialisation, torch_stream
 
 __all__ = ["Epoch", "Training", "features_of"]
 
-# Rows that go through a network at once where nothing is trained: enough to fill it, and of images not too much.
+# Rows that go through a network at once where nothing is trained: its activations stay in bounds.
 _BLOCK = 1024
 # On CUDA a time costs a wait for the device: one step in so many is timed.
 _TIMED = 16
@@ -28,10 +28,11 @@ class Epoch(NamedTuple):
     """What one epoch reports.
 
     Attributes:
-        loss: mean loss over the (noisy) training labels, before each step; None of an algorithm without steps.
+        loss: mean loss over the (noisy) training labels, before each step; None of an algorithm without
+            steps.
         step_seconds: mean time of what an optimizer step takes, LIP with it.
-        lip_seconds: what LIP takes of that: the observation, and its part of the step; for LIP once an epoch its
-            time, divided by the steps; 0 without LIP.
+        lip_seconds: what LIP takes of that: the observation, and its part of the step; for LIP once an epoch
+            its time, divided by the steps; 0 without LIP.
     """
 
     loss: float | None
@@ -179,7 +180,9 @@ class Training:
         features = features_of(self.model, self._task.features)
         rank = rank_of(self._config, head)
         with torch.no_grad():
-            head.weight.copy_(lip_fast.lip(head.weight.T, features, self._task.targets, rank, bias=head.bias).T)
+            head.weight.copy_(
+                lip_fast.lip(head.weight.T, features, self._task.targets, rank, bias=head.bias).T
+            )
         self.model.train()
 
     def _now(self) -> float:
@@ -233,7 +236,7 @@ class Training:
 
 @torch.no_grad()
 def features_of(model: Network, inputs: Tensor) -> Tensor:
-    """What the head sees of ``inputs`` (n, d) when nothing is trained: (n, q); leaves the model in eval mode."""
+    """What the head sees of ``inputs`` (n, d) where nothing is trained, (n, q); sets ``model.eval()``."""
     model.eval()
     return torch.cat([model.features(block) for block in inputs.split(_BLOCK)])
 

@@ -1,12 +1,15 @@
 import copy
 import hashlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
@@ -136,14 +139,55 @@ def test_strides_of_a_residual_network(generator: torch.Generator) -> None:
     assert sizes == stages
 
 
-def test_a_block_without_residual_passes_its_input_on(generator: torch.Generator) -> None:
-    model = made("resnet18").eval()
-    block = model.body[4]
-    for parameter in block.residual.parameters():
-        nn.init.zeros_(parameter)
-    x = torch.randn(2, 64, 5, 5, generator=generator)
+def layers(model: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
+    return iter([module for module in model.modules() if isinstance(module, kind)])
+
+
+def moved(model: Network, generator: torch.Generator) -> Network:
+    """The model with all of its numbers away from 0 and 1, where a forgotten one would not show."""
     with torch.no_grad():
-        assert torch.equal(block(x), x.relu())
+        for norm in layers(model, nn.BatchNorm2d):
+            for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                values.add_(0.3 * torch.rand(values.shape, generator=generator))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_the_small_network_as_its_docstring_has_it(generator: torch.Generator) -> None:
+    model = moved(made("cnn", FASHION), generator)
+    flat = rows(FASHION, 3, generator)
+    norms, (dense, head) = layers(model, nn.BatchNorm2d), layers(model, nn.Linear)
+    x = flat.view(-1, *FASHION)
+    for convolution in layers(model, nn.Conv2d):
+        x = functional.max_pool2d(next(norms)(convolution(x)).relu(), 2, ceil_mode=True)
+    features = dense(x.flatten(2).mean(2)).relu()
+    torch.testing.assert_close(model.features(flat), features)
+    torch.testing.assert_close(model(flat), head(features))
+    assert (features == 0).any()
+    assert features.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "depths"), [("resnet18", (2, 2, 2, 2)), ("resnet34", (3, 4, 6, 3))])
+def test_residual_networks_as_the_paper_has_them(
+    name: str, depths: tuple[int, ...], generator: torch.Generator
+) -> None:
+    # float64: 34 layers add up what the orders of memory round differently.
+    model = moved(made(name), generator).double()
+    flat = rows(DIGITS, 2, generator).double()
+    convolutions, norms = layers(model, nn.Conv2d), layers(model, nn.BatchNorm2d)
+
+    def convolved(x: Tensor, stride: int, padding: int = 1) -> Tensor:
+        weight = next(convolutions).weight
+        return next(norms)(functional.conv2d(x, weight, stride=stride, padding=padding))
+
+    x = convolved(flat.view(-1, *DIGITS), 1).relu()
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            first = stage > 0 and block == 0
+            residual = convolved(convolved(x, 2 if first else 1).relu(), 1)
+            x = (residual + (convolved(x, 2, 0) if first else x)).relu()
+    torch.testing.assert_close(model.features(flat), x.flatten(2).mean(2))
 
 
 def test_convolutions_of_a_residual_network_start_as_he_et_al_have_it() -> None:
@@ -162,7 +206,7 @@ def test_every_parameter_is_trained(name: str, digits: Dataset) -> None:
     losses = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(6):
-        loss = nn.functional.cross_entropy(model(x), y)
+        loss = functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         assert all(p.grad is not None and p.grad.any() for p in model.parameters())
@@ -215,5 +259,5 @@ def test_models_of_images_on_what_is_none(name: str) -> None:
 
 
 def test_an_unknown_model() -> None:
-    with pytest.raises(UserError, match="unknown model 'resnet50': known are linear, mlp, cnn, .*resnet"):
+    with pytest.raises(UserError, match=r"unknown model 'resnet50': known are linear, mlp, cnn, .*resnet"):
         make_model("resnet50", inputs=64, image_shape=DIGITS, hidden=(), classes=3)

@@ -15,7 +15,14 @@ from lip_fast.harness.plan import plan_of
 from lip_fast.harness.runs import METRICS, environment, new_run, write_json
 from lip_fast.harness.study_config import StudyConfig
 from lip_fast.harness.study_figures import save_angles, save_similarity, save_spectra
-from lip_fast.harness.study_results import CleanNetwork, Measured, Study, similarity_table, turn_table
+from lip_fast.harness.study_results import (
+    CleanNetwork,
+    Measured,
+    Study,
+    rank_table,
+    similarity_table,
+    turn_table,
+)
 
 __all__ = ["main"]
 
@@ -110,8 +117,8 @@ def _write(folder: Path, *, study: Study, penalties: Sequence[float], subject: s
     (folder / "study.md").write_text(_report(study, subject), encoding="utf-8")
     save_spectra(folder / "spectra.png", study, f"Singular values: {subject}")
     save_similarity(folder / "similarity.png", study, f"Similarity with clean labels: {subject}")
-    # The last k beside the chosen one: all directions but the weakest.
-    ks = sorted({study.rank, study.directions - 1})
+    # Beside the chosen k the strongest direction alone, and all but the weakest.
+    ks = sorted({1, study.rank, study.directions - 1})
     save_angles(folder / "angles.png", study, ks, f"Angles of the ridge heads: {subject}")
 
 
@@ -125,6 +132,9 @@ def _report(study: Study, subject: str) -> str:
         "![similarity](similarity.png)",
         "## How to read it",
         _READING,
+        "## Other k",
+        "phi of ridge heads among features, of the first k directions / of the rest.",
+        rank_table(study, "ridge_features"),
         "## Angles",
         _ANGLES,
         turn_table(study, range(1, study.directions)),

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = _parse(arguments[:cut]), arguments[cut + 1 :]
     if options.resume is not None:
         if options.rows or overrides or options.name is not None:
-            raise UserError("expected --resume FOLDER alone, with --jobs at most: the folder knows what it runs")
+            raise UserError(
+                "expected --resume FOLDER alone, with --jobs at most: the folder knows what it runs"
+            )
         folder = Path(options.resume)
         rows = _stored_rows(folder)
     else:
@@ -87,7 +89,8 @@ def _run(folder: Path, rows: Sequence[Row], epochs: dict[Path, int], jobs: int) 
 def _finish(folder: Path, failures: Sequence[Failure]) -> int:
     if len(failures) < len([*folder.rglob(CONFIG)]) or not failures:
         for result in collect([folder])[0]:
-            print(f"\n{result.name}: {result.data}, {result.labels}, {result.algorithm}; seeds: {len(result.seeds)}")
+            title = f"{result.name}: {result.data}, {result.labels}, {result.algorithm}"
+            print(f"\n{title}; seeds: {len(result.seeds)}")
             print(summary_table(summarise(list(result.seeds.values()))))
     print(f"\nsweep folder: {folder}\nreport: lip-fast report {folder}")
     if failures:
@@ -107,8 +110,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="lip-fast sweep",
         usage="lip-fast sweep [options] SETTINGS.yaml|FOLDER ... [-- OPTIONS OF EVERY ROW]",
-        description="Run lip-fast train for each file of settings and each seed, several at once. A setting that is "
-        "a list takes each of its values in turn. What follows -- are options of lip-fast train for every row.",
+        description="Run lip-fast train for each file of settings and each seed, several at once. A setting "
+        "that is a list takes each of its values in turn. What follows -- are options of lip-fast train for "
+        "every row.",
         allow_abbrev=False,
     )
     parser.add_argument("rows", nargs="*", metavar="SETTINGS.yaml|FOLDER", help="settings, one file a row")

@@ -119,7 +119,7 @@ def resnet34(image_shape: ImageShape, classes: int) -> ResNet:
 
 
 class _BasicBlock(nn.Module):
-    """relu(F(x) + shortcut(x)), F two 3x3 convolutions, the first of the given stride."""
+    """relu(F(x) + shortcut(x)), F two 3x3 convolutions; with a stride the first halves the image."""
 
     def __init__(self, width: int, next_width: int, stride: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _BasicBlock(nn.Module):
             nn.BatchNorm2d(next_width),
         )
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or width != next_width:
+        if width != next_width:
             self.shortcut = nn.Sequential(
                 _convolution(width, next_width, size=1, stride=stride), nn.BatchNorm2d(next_width)
             )

@@ -1,0 +1,138 @@
+"""``lip-fast report``: what many runs come to, as one HTML file, Markdown, figures and numbers."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lip_fast.harness.atomic import replacing
+from lip_fast.harness.collect import Result, collect
+from lip_fast.harness.data.reading import reading
+from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.rendering import as_html, as_markdown, table_as_markdown
+from lip_fast.harness.report import plain_numbers, tables_of
+from lip_fast.harness.report_figures import FIGURES
+from lip_fast.harness.runs import write_json
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the report; returns the exit code 0.
+
+    Raises:
+        UserError: arguments or runs are not what they must be, or a file cannot be written.
+    """
+    options = _parse(arguments)
+    folders = [Path(folder) for folder in options.runs]
+    results, unfinished = collect(folders)
+    out = folders[0] if options.out is None else Path(options.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        figures = _draw(out, results)
+        _write(out, options.title, results, unfinished, figures)
+        if options.into is not None:
+            _write_into(Path(options.into), results)
+    except OSError as error:
+        raise UserError(f"expected a folder that can be written, got {out}: {error}") from error
+    runs = sum(len(result.seeds) for result in results)
+    print(f"{len(results)} rows of {runs} runs; {len(unfinished)} runs are not complete")
+    for name in ("report.html", "report.md", "report.json"):
+        print(out / name)
+    return 0
+
+
+def _draw(out: Path, results: Sequence[Result]) -> dict[str, str]:
+    """Captions of the figures that there are data for, by file name."""
+    captions = {}
+    for name, (caption, save) in FIGURES.items():
+        drawn = []
+        with replacing(out / name) as temporary:
+            drawn.append(save(temporary, results))
+            if not drawn[0]:
+                temporary.touch()
+        if drawn[0]:
+            captions[name] = caption
+        else:
+            (out / name).unlink()
+    return captions
+
+
+def _write(
+    out: Path, title: str, results: Sequence[Result], unfinished: Sequence[Path], figures: dict[str, str]
+) -> None:
+    tables, lead = tables_of(results), _lead(results, unfinished)
+    foot = f"lip-fast report, {date.today().isoformat()}"
+    with replacing(out / "report.md") as temporary:
+        temporary.write_text(as_markdown(title, lead, tables, figures, foot), encoding="utf-8")
+    inside = {out / name: caption for name, caption in figures.items()}
+    with replacing(out / "report.html") as temporary:
+        temporary.write_text(as_html(title, lead, tables, inside, foot), encoding="utf-8")
+    numbers: dict[str, Any] = {"environment": results[0].environment, "rows": plain_numbers(results)}
+    with replacing(out / "report.json") as temporary:
+        write_json(temporary, numbers)
+
+
+def _lead(results: Sequence[Result], unfinished: Sequence[Path]) -> list[str]:
+    runs = sum(len(result.seeds) for result in results)
+    hours = sum(result.seconds for result in results) / 3600
+    environment = results[0].environment
+    lines = [
+        f"{len(results)} rows, {runs} runs, {hours:.2f} hours of work in all; torch {environment['torch']}, "
+        f"Python {environment['python']}, {environment['threads']} threads each, {environment['system']}. "
+        "All methods of a row and seed have the same data, wrong labels, initialisation and batches.",
+    ]
+    if unfinished:
+        listed = ", ".join(map(str, unfinished))
+        lines.append(f"Not complete, and so not in the tables: {listed}.")
+    few = [result.name for result in results if len(result.seeds) < 3]
+    if few:
+        lines.append(f"Fewer than three seeds, too few to tell differences from chance: {', '.join(few)}.")
+    return lines
+
+
+def _write_into(path: Path, results: Sequence[Result]) -> None:
+    """Put the accuracies between the marks in a file."""
+    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
+    with reading(path, "a text file"):
+        text = path.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"expected {begin} and, after it, {end} once each in {path}")
+    parts = [f"{table.note}\n\n{table_as_markdown(table)}" for table in tables_of(results)[:1]]
+    before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([before, *parts, after]), encoding="utf-8")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, printed by the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="lip-fast report",
+        description="Put the results of runs together: report.html, which needs no other file, report.md "
+        "with its figures, and report.json.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="FOLDER", help="sweeps or runs, with all that is below")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: the first of the folders)")
+    parser.add_argument("--title", default="Learning with inaccurate labels", help="of the report")
+    parser.add_argument(
+        "--into",
+        metavar="FILE.md",
+        help="write the table of accuracies into this file too, between <!-- results:begin --> and "
+        "<!-- results:end -->",
+    )
+    options, rest = parser.parse_known_args(list(arguments))
+    if rest:
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise unknown_name("option", rest[0].partition("=")[0], known)
+    if options.into is not None and not os.path.isfile(options.into):
+        raise UserError(f"expected --into to be a file, found none at {options.into}")
+    return options
