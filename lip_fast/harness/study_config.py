@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lip_fast.harness.config import TrainConfig, option
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.labels import SOURCES
 from lip_fast.harness.noise import NOISES
 
 __all__ = ["StudyConfig"]
@@ -69,11 +70,15 @@ class StudyConfig:
         if self.rates is None or self.ridge is None:
             raise UserError("expected --rates and --ridge to have a value, got null")
         # YAML and the command line give lists; a setting cannot be changed.
+        for rate in self.rates:
+            if not 0 <= rate < 1:
+                raise UserError(f"expected --rates in [0, 1), got {rate:g}")
         object.__setattr__(self, "rates", tuple(sorted({0.0, *self.rates})))
-        if not all(0 <= rate < 1 for rate in self.rates):
-            raise UserError(f"expected --rates in [0, 1), got {' '.join(map(str, self.rates))}")
         if len(self.rates) < 2:
             raise UserError("expected --rates to have at least one above 0, got none")
+        kind = self.noise.partition(":")[0]
+        if kind not in NOISES and kind not in SOURCES:
+            raise unknown_name("label noise", kind, KINDS)
         if self.noise not in KINDS:
             raise UserError(
                 f"expected --noise to be of a kind that has a rate: {', '.join(KINDS)}, got {self.noise!r}"

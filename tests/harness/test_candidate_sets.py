@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from lip_fast import reference
-from lip_fast.harness.config import TrainConfig
+from lip_fast.harness.algorithms import ALGORITHMS
+from lip_fast.harness.config import METHODS, TrainConfig
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.evaluation import Evaluator
+from lip_fast.harness.evaluation import Evaluator, Rows, agreement
 from lip_fast.harness.experiment import run_seed
 from lip_fast.harness.labels import as_targets, training_labels
 from lip_fast.harness.losses import label_loss
 from lip_fast.harness.models import MLP
-from lip_fast.harness.posthoc import Rows, repaired_head
+from lip_fast.harness.posthoc import repaired_head
+from lip_fast.harness.problem import Problem
 from lip_fast.harness.seeding import initialisation
-from lip_fast.harness.training import Training
 
 SMALL = {"epochs": 2, "hidden": (32, 16), "seeds": 1, "noise": "partial", "noise_rate": 0.3}
 
@@ -46,18 +47,22 @@ def test_loss_of_extreme_logits_is_finite() -> None:
 
 
 def test_training_on_sets_learns(digits: Dataset) -> None:
-    candidates = training_labels("partial", 0.3, digits, 0)
-    training = Training(TrainConfig(), digits, candidates, 0, in_step=False)
+    config = TrainConfig(noise="partial", noise_rate=0.3)
+    problem = Problem(config, digits, 0, ALGORITHMS["cc"], config.epochs)
+    training = problem.training(problem.learned(None), "plain")
     losses = [training.run_epoch().loss for _ in range(8)]
     assert losses[-1] < losses[0] / 2
-    assert Evaluator(digits, candidates)(training.model, training.model.head).test_accuracy > 0.9
+    evaluate = problem.evaluator()
+    assert evaluate(evaluate.look(training.model), training.model.head).test_accuracy > 0.9
 
 
 def test_every_method_runs_on_sets(digits: Dataset) -> None:
-    result = run_seed(TrainConfig(**SMALL, rank=6), digits, 0, lambda method, accuracy: None)
+    result = run_seed(TrainConfig(**SMALL, rank=6, methods=tuple(METHODS)), digits, 0, lambda method, accuracy: None)
     assert result.labels.shape == (1437, 10)
-    assert result.records["in-step"].lip["applied"] == 2 * 23
+    assert result.records["in-step"].lip["applied"] == 2 * 21
+    assert list(result.records) == list(METHODS)
     for record in result.records.values():
+        assert all(0 <= value <= 1 for value in record.validation if value is not None)
         assert all(0 <= value <= 1 for value in record.memorised if value is not None)
     plain, in_step = (result.records[method].singular_values for method in ("plain", "in-step"))
     assert plain != in_step
@@ -67,15 +72,17 @@ def test_repaired_head_is_the_papers(digits: Dataset) -> None:
     candidates = training_labels("partial", 0.3, digits, 0)
     with initialisation(0):
         model = MLP(64, [16], 10).double()
-    wide = Dataset(**{**vars(digits), "train_features": digits.train_features.astype(np.float64)})
+    X, Y = torch.from_numpy(digits.train_features.astype(np.float64)), as_targets(candidates)
+    with torch.no_grad():
+        features = model.features(X)
     head, k = repaired_head(
-        "post-hoc", TrainConfig(rank=4), model, Rows(wide.train_features, candidates), None
+        "post-hoc", TrainConfig(rank=4), model.head, Rows(features, Y), Rows(features[:0], Y[:0])
     )
     with torch.no_grad():
         expected = reference.lip(
             model.head.weight.T,
-            model.features(torch.from_numpy(wide.train_features)),
-            as_targets(candidates).double(),
+            features,
+            Y.double(),
             k,
             bias=model.head.bias,
         ).T
@@ -88,11 +95,23 @@ def test_memorised_counts_wrong_candidates(digits: Dataset) -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.arange(10) == 4)  # says 4, whatever comes
-    clean = digits.train_labels
+    clean, X = digits.train_labels, torch.from_numpy(digits.train_features)
+    test = Rows(torch.from_numpy(digits.test_features), torch.from_numpy(digits.test_labels))
+
+    def memorised(candidates: np.ndarray) -> float | None:
+        Y = as_targets(candidates)
+        evaluate = Evaluator(Rows(X, Y), Rows(X[:0], Y[:0]), test, torch.from_numpy(clean))
+        return evaluate(evaluate.look(model), model.head).memorised
+
     candidates = np.eye(10, dtype=np.uint8)[clean]
-    assert Evaluator(digits, candidates)(model, model.head).memorised is None
+    assert memorised(candidates) is None
     candidates[:100, 4] = 1
     candidates[100:150, 5] = 1
     wrong = np.r_[(clean[:100] != 4), (clean[100:150] != 5)].sum()
-    expected = (clean[:100] != 4).sum() / wrong
-    assert Evaluator(digits, candidates)(model, model.head).memorised == pytest.approx(expected)
+    assert memorised(candidates) == pytest.approx((clean[:100] != 4).sum() / wrong)
+
+
+def test_agreement_with_candidates() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0], [5.0, 1.0, 1.0], [0.0, 0.0, 9.0], [0.0, 3.0, 1.0]])
+    candidates = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    assert agreement(logits, candidates) == 0.5

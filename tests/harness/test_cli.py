@@ -44,13 +44,14 @@ def test_run_ends_with_the_table_and_the_folder(finished) -> None:
     assert lines[-1] == f"run folder: {folder}"
     for start in ("plain ", "LIP in the step ", "LIP afterwards "):
         assert sum(line.startswith(start) for line in lines) == 1
-    assert sum("x plain" in line for line in lines) == 1
+    assert sum("LIP adds" in line for line in lines) == 1
 
 
 def test_run_folder_holds_what_was_run(finished) -> None:
     _, folder = finished
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.yaml",
+        "curves.png",
         "labels.npz",
         "metrics.json",
         "spectrum.png",
@@ -58,7 +59,8 @@ def test_run_folder_holds_what_was_run(finished) -> None:
     assert [p.name for p in folder.parent.iterdir()] == ["a"]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["epochs"], config["seeds"], config["hidden"]) == (2, 2, [32])
-    assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("spectrum.png", "curves.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_metrics_have_every_seed_method_and_epoch(finished) -> None:
@@ -70,7 +72,7 @@ def test_metrics_have_every_seed_method_and_epoch(finished) -> None:
     for entry in metrics["seeds"]:
         assert list(entry["methods"]) == ["plain", "in-step", "post-hoc"]
         for record in entry["methods"].values():
-            for values in ("test_accuracy", "train_loss", "step_seconds"):
+            for values in ("test_accuracy", "validation", "train_loss", "step_seconds", "lip_seconds"):
                 assert len(record[values]) == 2
     last = [entry["methods"]["plain"]["test_accuracy"][-1] for entry in metrics["seeds"]]
     assert metrics["summary"]["plain"]["last"]["mean"] == pytest.approx(np.mean(last))
@@ -231,7 +233,7 @@ def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(tmp_path: Path, capsy
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lip_fast.harness.commands.train.run_seed", interrupt)
+    monkeypatch.setattr("lip_fast.harness.single_run.run_seed", interrupt)
     assert main([*TINY, "--out", str(tmp_path / "runs")]) == 130
     assert capsys.readouterr().err == "\nlip-fast train: stopped\n"
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ def train(folder: Path, *arguments: str) -> str:
 def test_embeddings(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "faces.npz")
     output = train(tmp_path, "--data", str(path), "--noise", "pair", "--noise-rate", "0.2")
-    assert output.startswith("faces, 20% pair label noise: 60 training and 30 test samples")
+    assert output.startswith("faces, 20% pair label noise: cross entropy, mlp: 60 training and 30 test samples")
     labels = load_labels(tmp_path / "run" / "labels.npz")
     assert labels["noisy"].shape == (2, 60)
     np.testing.assert_array_equal((labels["noisy"] != labels["clean"]).sum(1), [12, 12])
@@ -53,7 +53,7 @@ def test_embeddings(tmp_path: Path) -> None:
 def test_partial_labels_and_back_through_their_file(tmp_path: Path) -> None:
     path = write_mat(tmp_path / "faces.mat", sparse=True)
     output = train(tmp_path, "--data", str(path))
-    assert output.startswith("faces, its own candidate sets: 20 training and 20 test samples")
+    assert output.startswith("faces, its own candidate sets: CC, mlp: 20 training and 20 test samples")
     labels = load_labels(tmp_path / "run" / "labels.npz")
     assert labels["noisy"].shape == (2, 20, 4)
     assert labels["indices"].shape == labels["clean"].shape == (2, 20)

@@ -39,6 +39,7 @@ from lip_fast.harness.data.human_labels import read_human_labels
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.label_files import save_labels
 from lip_fast.harness.labels import training_labels
+from lip_fast.harness.plan import plan_of
 from lip_fast.harness.progress import Progress
 from lip_fast.harness.repair_data import read_features
 from lip_fast.harness.runs import CHECKPOINT, CONFIG, RunFolder, new_run
@@ -153,13 +154,14 @@ def _run_folder(folder: Path, file: str) -> Reader:
     data = write_npz(folder / "data.npz")
     config = TrainConfig(data=str(data), out=str(folder), name="run", seeds=1, epochs=1)
     dataset = load(config.data)
+    plan = plan_of(config, dataset)
     with suppress(ArithmeticError), new_run(folder, "run", config.as_dict()) as run:
-        Progress(run, config, dataset).save()
+        Progress(run, config, dataset, plan).save()
         raise ArithmeticError
 
     def read() -> Progress:
         run = RunFolder(folder / "run")
-        progress = Progress(run, parse_stored(run.path / CONFIG, whole=True), dataset)
+        progress = Progress(run, parse_stored(run.path / CONFIG, whole=True), dataset, plan)
         progress.load(dataset)
         return progress
 

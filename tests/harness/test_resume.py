@@ -20,13 +20,17 @@ from harness.damage import damaged
 from harness.fork_server import REPOSITORY, ForkServer
 
 from lip_fast.cli import main
-from lip_fast.harness import experiment, progress
+from lip_fast.harness import progress
+from lip_fast.harness.algorithms import ALGORITHMS, Task
 from lip_fast.harness.atomic import replacing
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.experiment import as_plain, run_seed
+from lip_fast.harness.experiment import FOLD, run_seed
+from lip_fast.harness.plan import plan_of
+from lip_fast.harness.problem import Problem
 from lip_fast.harness.progress import Pace, Progress
+from lip_fast.harness.records import as_plain
 from lip_fast.harness.runs import RunFolder
 from lip_fast.harness.seeding import BatchOrder
 from lip_fast.harness.training import Training
@@ -34,8 +38,8 @@ from lip_fast.harness.training import Training
 pytestmark = pytest.mark.reliability
 
 # Times, and what tells how they were taken: all else of a run is the same, however often it was killed.
-MEASURED = ("seconds", "sessions", "step_seconds", "repair_seconds")
-FILES = ["config.yaml", "labels.npz", "metrics.json", "spectrum.png"]
+MEASURED = ("seconds", "sessions", "step_seconds", "lip_seconds", "repair_seconds")
+FILES = ["config.yaml", "curves.png", "labels.npz", "metrics.json", "spectrum.png"]
 
 
 def copied(state: Any) -> Any:
@@ -189,11 +193,12 @@ LIPS: dict[str, dict[str, object] | None] = {
 @pytest.mark.parametrize("lip", LIPS)
 def test_a_training_goes_on_from_every_step_to_the_same_bits(optimizer: str, lip: str) -> None:
     dataset, epochs, batches = many_classes(), 3, 7  # the last batch of an epoch is smaller
-    settings = {"hidden": (24, 28), "epochs": epochs, "batch_size": 32}
-    config = TrainConfig(**settings | SETTINGS[optimizer] | (LIPS[lip] or {}))
+    settings = {"hidden": (24, 28), "epochs": epochs, "batch_size": 32, "holdout_fraction": 0}
+    config = TrainConfig(**settings | SETTINGS[optimizer] | (LIPS[lip] or {}), noise="none")
+    problem = Problem(config, dataset, 3, ALGORITHMS["cross-entropy"], epochs)
 
     def fresh() -> Training:
-        return Training(config, dataset, dataset.train_labels, 3, in_step=LIPS[lip] is not None)
+        return problem.training(problem.learned(None), "plain" if LIPS[lip] is None else "in-step")
 
     states: list[dict[str, Any]] = []
     straight = fresh()
@@ -214,16 +219,18 @@ def test_a_training_goes_on_from_every_step_to_the_same_bits(optimizer: str, lip
 def test_the_state_of_another_training_is_refused() -> None:
     dataset = many_classes()
 
-    def training(in_step: bool, **settings: object) -> Training:
-        config = TrainConfig(**{"hidden": (8,), "rank": 4, **settings})
-        return Training(config, dataset, dataset.train_labels, 0, in_step=in_step)
+    def training(method: str, algorithm: str = "cross-entropy", **settings: object) -> Training:
+        config = TrainConfig(**{"hidden": (8,), "rank": 4, "noise": "none", **settings})
+        problem = Problem(config, dataset, 0, ALGORITHMS[algorithm], config.epochs)
+        return problem.training(problem.learned(None), method)
 
-    state = copied(training(True).state_dict())
-    for other in (training(False), training(True, hidden=(9,)), training(True, decay=None)):
-        with pytest.raises((RuntimeError, ValueError)):
+    state = copied(training("in-step").state_dict())
+    others = [training("plain"), training("in-step", hidden=(9,)), training("in-step", decay=None)]
+    for other in [*others, training("in-step", "elr"), training("in-step", "nvrm")]:
+        with pytest.raises((KeyError, RuntimeError, ValueError)):
             other.load_state_dict(state)
     with pytest.raises(KeyError):
-        training(True).load_state_dict({"lip": {}})
+        training("in-step").load_state_dict({"lip": {}})
 
 
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
@@ -252,13 +259,13 @@ def test_a_seed_goes_on_from_every_place_to_the_same_records(split: bool, monkey
     assert len(states) == 2 * 2 * (3 + 1)
     started: list[str] = []
     seen: list[str] = []
-    original = experiment.Training
+    original = Problem.training
 
-    def training(*arguments: Any, in_step: bool) -> Training:
-        started.append("in-step" if in_step else "plain")
-        return original(*arguments, in_step=in_step)
+    def training(self: Problem, task: Task, method: str) -> Training:
+        started.append(method)
+        return original(self, task, method)
 
-    monkeypatch.setattr(experiment, "Training", training)
+    monkeypatch.setattr(Problem, "training", training)
     for epoch, state in states:
         started.clear()
         seen.clear()
@@ -390,14 +397,14 @@ def test_settings_are_those_of_the_run(interrupted: Path, capsys, tmp_path: Path
         ),
         (lambda folder: (folder / "config.yaml").write_text("a: [1"), "expected the settings of a run"),
         (
-            lambda folder: (folder / "config.yaml").write_text("model: x\n"),
+            lambda folder: (folder / "config.yaml").write_text("lr: 0.1\n"),
             "expected all settings of a run in",
         ),
-        (lambda folder: changed(folder / "config.yaml", model=1), "unknown setting 'model'"),
+        (lambda folder: changed(folder / "config.yaml", models=1), "unknown setting 'models'"),
         (lambda folder: changed(folder / "config.yaml", epochs="x"), "epochs"),
         (lambda folder: (folder / "config.yaml").write_bytes(b"\xff\x00"), "expected the settings of a run"),
         (lambda folder: (folder / "config.yaml").write_text(""), "expected the settings of a run in"),
-        (lambda folder: (folder / "config.yaml").write_text("epochs: 4\n"), "found none of data, seeds"),
+        (lambda folder: (folder / "config.yaml").write_text("epochs: 4\n"), "found none of data, samples, seeds"),
         (
             lambda folder: changed(folder / "config.yaml", epochs=5),
             "expected --epochs 4 in the settings of runs/a, with which its checkpoint was made, found 5",

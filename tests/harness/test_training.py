@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,80 +7,148 @@ from torch import nn
 
 import lip_fast
 from lip_fast import reference
-from lip_fast.harness import experiment
+from lip_fast.harness import problem as problems
+from lip_fast.harness.algorithms import ALGORITHMS
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.evaluation import Evaluator
-from lip_fast.harness.experiment import check_fits, run_seed, trained_methods
-from lip_fast.harness.models import MLP
-from lip_fast.harness.noise import make_noisy
-from lip_fast.harness.posthoc import Rows, repaired_head
-from lip_fast.harness.seeding import initialisation, stream
-from lip_fast.harness.training import Training
+from lip_fast.harness.evaluation import Evaluator, Rows
+from lip_fast.harness.experiment import run_seed
+from lip_fast.harness.models import MLP, Network
+from lip_fast.harness.plan import plan_of, trained_methods
+from lip_fast.harness.posthoc import repaired_head
+from lip_fast.harness.problem import Problem
+from lip_fast.harness.seeding import initialisation
+from lip_fast.harness.training import Training, features_of
 
 SMALL = {"epochs": 2, "hidden": (32, 16), "seeds": 1}
 
 
-def noisy_labels(dataset: Dataset, seed: int = 0) -> np.ndarray:
-    return make_noisy("symmetric", dataset.train_labels, 0.4, 10, stream(seed, "noise"))
+def problem_of(dataset: Dataset, seed: int = 0, **settings: object) -> Problem:
+    """All training samples are learned from: nothing is held out."""
+    config = TrainConfig(**SMALL | {"holdout_fraction": 0} | settings)
+    return Problem(config, dataset, seed, ALGORITHMS["cross-entropy"], config.epochs)
 
 
-def trained(dataset: Dataset, *, in_step: bool, seed: int = 0, **settings: object) -> Training:
-    training = Training(
-        TrainConfig(**SMALL | settings), dataset, noisy_labels(dataset), seed, in_step=in_step
-    )
+def fresh(dataset: Dataset, method: str, seed: int = 0, **settings: object) -> Training:
+    problem = problem_of(dataset, seed, **settings)
+    return problem.training(problem.learned(None), method)
+
+
+def trained(dataset: Dataset, method: str, seed: int = 0, **settings: object) -> Training:
+    training = fresh(dataset, method, seed, **settings)
     for _ in range(2):
         training.run_epoch()
     return training
+
+
+def rows_of(features: np.ndarray, labels: np.ndarray) -> Rows:
+    return Rows(torch.from_numpy(features), torch.from_numpy(labels))
+
+
+def seen_by(model: Network, rows: Rows) -> Rows:
+    return Rows(features_of(model, rows.X), rows.Y)
+
+
+NOTHING = Rows(torch.empty(0, 16), torch.empty(0, dtype=torch.int64))
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("in_step", [False, True])
+@pytest.mark.parametrize("method", ["plain", "in-step", "per-epoch"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_same_seed_same_bits_and_another_seed_another(digits: Dataset, in_step: bool, optimizer: str) -> None:
+def test_same_seed_same_bits_and_another_seed_another(digits: Dataset, method: str, optimizer: str) -> None:
     first, again, other = (
-        trained(digits, in_step=in_step, seed=seed, optimizer=optimizer).model for seed in (0, 0, 1)
+        trained(digits, method, seed, optimizer=optimizer).model for seed in (0, 0, 1)
     )
     assert same_weights(first, again)
     assert not same_weights(first, other)
 
 
 def test_methods_start_alike_and_see_the_same_batches(digits: Dataset) -> None:
-    labels = noisy_labels(digits)
-    plain, lip = (
-        Training(TrainConfig(**SMALL), digits, labels, 0, in_step=in_step) for in_step in (False, True)
-    )
+    plain, lip, epoch = (fresh(digits, method) for method in ("plain", "in-step", "per-epoch"))
     assert same_weights(plain.model, lip.model)
+    assert same_weights(plain.model, epoch.model)
     # LIP that never acts leaves no trace but in the batches, were they others.
-    assert same_weights(
-        trained(digits, in_step=False).model, trained(digits, in_step=True, start=10**6).model
-    )
+    assert same_weights(trained(digits, "plain").model, trained(digits, "in-step", start=10**6).model)
 
 
 def test_lip_in_the_step_acts_and_changes_the_head(digits: Dataset) -> None:
-    training = trained(digits, in_step=True, rank=4)
+    training = trained(digits, "in-step", rank=4)
     assert training.lip is not None
     assert training.lip.stats()["applied"] == training.lip.stats()["steps"] == 2 * 23
-    assert not same_weights(trained(digits, in_step=False).model.head, training.model.head)
+    assert not same_weights(trained(digits, "plain").model.head, training.model.head)
+
+
+def test_lip_each_epoch_is_lip_of_the_plain_head_then(digits: Dataset) -> None:
+    plain, each = fresh(digits, "plain"), fresh(digits, "per-epoch", rank=4)
+    plain.run_epoch()
+    epoch = each.run_epoch()
+    assert same_weights(plain.model.body, each.model.body)
+    labels = problem_of(digits).labels
+    with torch.no_grad():
+        expected = lip_fast.lip(
+            plain.model.head.weight.T,
+            features_of(plain.model, torch.from_numpy(digits.train_features)),
+            torch.from_numpy(labels),
+            4,
+            bias=plain.model.head.bias,
+        ).T
+    assert torch.equal(each.model.head.weight, expected)
+    assert 0 < epoch.lip_seconds < epoch.step_seconds
+    assert each.model.training
+
+
+def test_times_of_lip_are_part_of_the_step(digits: Dataset) -> None:
+    plain, lip = (fresh(digits, method).run_epoch() for method in ("plain", "in-step"))
+    assert plain.lip_seconds == 0 < plain.step_seconds
+    assert 0 < lip.lip_seconds < lip.step_seconds
 
 
 def test_training_learns(digits: Dataset) -> None:
-    training = Training(TrainConfig(), digits, digits.train_labels, 0, in_step=False)
+    problem = problem_of(digits, **dataclasses.asdict(TrainConfig(noise="none", holdout_fraction=0)))
+    training = problem.training(problem.learned(None), "plain")
     losses = [training.run_epoch().loss for _ in range(5)]
     assert losses[-1] < losses[0] / 2
-    scores = Evaluator(digits, digits.train_labels)(training.model, training.model.head)
+    evaluate = problem.evaluator()
+    scores = evaluate(evaluate.look(training.model), training.model.head)
     assert scores.test_accuracy > 0.9
     assert scores.memorised is None  # no label is wrong
+    assert scores.validation is None  # none is held out
+
+
+def test_the_rate_of_a_cosine_goes_down_to_nothing_after_the_last_epoch(digits: Dataset) -> None:
+    training = fresh(digits, "plain", schedule="cosine", epochs=4, lr=0.1, batch_size=2000)
+    rates = []
+    for _ in range(4):
+        training.run_epoch()
+        rates.append(training.state_dict()["optimizer"]["param_groups"][0]["lr"])
+    assert rates == pytest.approx([0.1, 0.1 * (2 + 2**0.5) / 4, 0.05, 0.1 * (2 - 2**0.5) / 4])
+
+
+def test_a_sample_left_over_joins_the_batch_before(digits: Dataset) -> None:
+    training = fresh(digits, "plain", samples=129, model="cnn")  # batch normalisation needs two
+    seen: list[int] = []
+    training.run_epoch(lambda: seen.append(training.state_dict()["batch"]))
+    assert seen == [1, 2]
+
+
+def test_augmentation_changes_what_is_learned_and_nothing_else(digits: Dataset) -> None:
+    settings = {"model": "cnn", "samples": 200}
+    plain, changed, again = (
+        trained(digits, "plain", augment=augment, **settings).model
+        for augment in ("none", "crop-flip", "crop-flip")
+    )
+    assert same_weights(changed, again)
+    assert not same_weights(plain, changed)
 
 
 def test_global_random_state_is_left_alone(digits: Dataset) -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     config = TrainConfig(**SMALL)
-    check_fits(config, digits)
+    plan_of(config, digits)
     run_seed(config, digits, 0, lambda method, accuracy: None)
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
@@ -86,19 +156,18 @@ def test_global_random_state_is_left_alone(digits: Dataset) -> None:
 
 @pytest.mark.parametrize(("rank", "kept"), [(3, 3), (0.25, 3), ("auto", None)])
 def test_repaired_head_is_the_papers(digits: Dataset, rank: int | float | str, kept: int | None) -> None:
-    model = trained(digits, in_step=False).model.double()
-    labels = noisy_labels(digits)
-    wide = Dataset(**{**vars(digits), "train_features": digits.train_features.astype(np.float64)})
+    model = trained(digits, "plain").model.double()
+    labels = problem_of(digits).labels
+    rows = rows_of(digits.train_features.astype(np.float64), labels)
     before = model.head.weight.clone()
-    rows = Rows(wide.train_features, labels)
-    head, k = repaired_head("post-hoc", TrainConfig(rank=rank), model, rows, None)
+    head, k = repaired_head("post-hoc", TrainConfig(rank=rank), model.head, seen_by(model, rows), NOTHING)
     assert 0 < k < 10
     assert kept in (k, None)
     with torch.no_grad():
         expected = reference.lip(
             model.head.weight.T,
-            model.features(torch.from_numpy(wide.train_features)),
-            reference.one_hot(torch.from_numpy(labels), 10, torch.float64),
+            model.features(rows.X),
+            reference.one_hot(rows.Y, 10, torch.float64),
             k,
             bias=model.head.bias,
         ).T
@@ -107,18 +176,26 @@ def test_repaired_head_is_the_papers(digits: Dataset, rank: int | float | str, k
     assert torch.equal(model.head.weight, before)
 
 
-def test_evaluator_counts_right_and_memorised(digits: Dataset) -> None:
+def test_evaluator_counts_right_memorised_and_held_out(digits: Dataset) -> None:
     with initialisation(0):
         model = MLP(64, [8], 10)
-    labels = digits.train_labels.copy()
+    clean, labels = digits.train_labels, digits.train_labels.copy()
     labels[:100] = (labels[:100] + 1) % 10
-    evaluate = Evaluator(digits, labels)
+    train, held = slice(0, 1000), slice(1000, None)
+    labels[1000:1100] = 4
+    evaluate = Evaluator(
+        rows_of(digits.train_features[train], labels[train]),
+        rows_of(digits.train_features[held], labels[held]),
+        rows_of(digits.test_features, digits.test_labels),
+        torch.from_numpy(clean[train]),
+    )
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.arange(10) == 4)  # says 4, whatever comes
-    scores = evaluate(model, model.head)
+    scores = evaluate(evaluate.look(model), model.head)
     assert scores.test_accuracy == pytest.approx((digits.test_labels == 4).mean())
     assert scores.memorised == pytest.approx((labels[:100] == 4).mean())
+    assert scores.validation == pytest.approx((labels[1000:] == 4).mean())
 
 
 def test_seed_result_has_one_entry_for_each_epoch_and_method(digits: Dataset) -> None:
@@ -130,10 +207,13 @@ def test_seed_result_has_one_entry_for_each_epoch_and_method(digits: Dataset) ->
     for method, record in result.records.items():
         assert [len(values) for values in (record.test_accuracy, record.memorised)] == [2, 2]
         assert [len(values) for values in (record.train_loss, record.step_seconds)] == [2, 2]
+        assert [len(values) for values in (record.validation, record.lip_seconds)] == [2, 2]
+        assert None not in record.validation
         assert len(record.singular_values) == 10
         assert record.rank == (None if method == "plain" else 6)
         assert len(record.repair_seconds) == (2 if method == "post-hoc" else 0)
-    assert result.records["in-step"].lip["applied"] == 2 * 23
+        assert bool(record.path) == (method == "post-hoc")
+    assert result.records["in-step"].lip["applied"] == 2 * 21  # of 1293: the others are held out
     assert (result.labels != digits.train_labels).sum() == round(0.4 * 1437)
 
 
@@ -148,55 +228,68 @@ def test_afterwards_shares_the_plain_training(digits: Dataset) -> None:
 
 
 def test_no_method_learns_from_clean_labels(digits: Dataset, monkeypatch) -> None:
-    labels = noisy_labels(digits)
-    monkeypatch.setattr(experiment, "training_labels", lambda *arguments: labels)
-    config = TrainConfig(**SMALL, rank=4)
+    labels = problem_of(digits).labels
+    monkeypatch.setattr(problems, "training_labels", lambda *arguments: labels)
+    methods = ("plain", "in-step", "per-epoch", "post-hoc", "swept", "ridge", "auto")
+    config = TrainConfig(**SMALL, rank=4, methods=methods)
     lie = Dataset(**{**vars(digits), "train_labels": (digits.train_labels + 1) % 10})
     told_truth, told_lie = (
         run_seed(config, dataset, 0, lambda method, accuracy: None).records for dataset in (digits, lie)
     )
-    for method in ("plain", "in-step", "post-hoc"):
+    assert list(told_truth) == list(methods)
+    for method in methods:
+        assert told_truth[method].validation == told_lie[method].validation
         assert told_truth[method].test_accuracy == told_lie[method].test_accuracy
         assert told_truth[method].singular_values == told_lie[method].singular_values
         assert told_truth[method].memorised != told_lie[method].memorised  # these are for scoring
 
 
-@pytest.mark.parametrize("method", ["plain", "in-step", "post-hoc"])
+@pytest.mark.parametrize("method", ["plain", "in-step", "per-epoch", "post-hoc"])
 def test_divergence_is_the_users_to_put_right(digits: Dataset, method: str) -> None:
     config = TrainConfig(**SMALL, methods=(method,), optimizer="sgd", lr=1e9)
     with pytest.raises(UserError, match="training diverged with --lr"):
         run_seed(config, digits, 0, lambda method, accuracy: None)
 
 
-def test_choosing_repairs_hold_samples_out_of_every_training(digits: Dataset) -> None:
-    config = TrainConfig(**SMALL, methods=("plain", "in-step", "ridge", "auto"), holdout_fraction=0.2)
+def test_all_methods_hold_the_same_samples_out_of_every_training(digits: Dataset) -> None:
+    config = TrainConfig(**SMALL, methods=("plain", "in-step", "swept", "ridge", "auto"), holdout_fraction=0.2)
     result = run_seed(config, digits, 0, lambda method, accuracy: None)
-    assert list(result.records) == ["plain", "in-step", "ridge", "auto"]
+    assert list(result.records) == ["plain", "in-step", "swept", "ridge", "auto"]
     assert len(result.labels) == len(digits.train_labels)
     # Repairs share the plain training; the in-step one sees the same samples.
     assert result.records["ridge"].train_loss == result.records["plain"].train_loss
     without = run_seed(TrainConfig(**SMALL, methods=("plain",)), digits, 0, lambda method, accuracy: None)
     assert without.records["plain"].train_loss != result.records["plain"].train_loss
-    for method in ("ridge", "auto"):
+    for method in ("swept", "ridge", "auto"):
         assert len(result.records[method].test_accuracy) == 2
         assert len(result.records[method].repair_seconds) == 2
+    # What it keeps is chosen anew in each epoch.
+    assert result.records["swept"].rank in range(11)
+    # What a method is compared with does not change what it does.
+    alone = dataclasses.replace(config, methods=("plain",))
+    assert (
+        run_seed(alone, digits, 0, lambda method, accuracy: None).records["plain"].test_accuracy
+        == result.records["plain"].test_accuracy
+    )
 
 
-def test_held_out_samples_choose_and_nothing_else(digits: Dataset) -> None:
-    model = trained(digits, in_step=False).model
-    labels = noisy_labels(digits)
-    rows = Rows(digits.train_features[:1000], labels[:1000])
-    held = Rows(digits.train_features[1000:], labels[1000:])
-    head, rank = repaired_head("ridge", TrainConfig(), model, rows, held)
-    assert rank is None
+@pytest.mark.parametrize("method", ["ridge", "swept"])
+def test_held_out_samples_choose_and_nothing_else(digits: Dataset, method: str) -> None:
+    model, labels = trained(digits, "plain").model, problem_of(digits).labels
+    rows, held = (
+        seen_by(model, rows_of(digits.train_features[part], labels[part]))
+        for part in (slice(0, 1000), slice(1000, None))
+    )
+    head, rank = repaired_head(method, TrainConfig(), model.head, rows, held)
     with torch.no_grad():
-        features, targets = rows.of(model)
-        statistics = lip_fast.LabelStatistics(features.shape[1], 10).update(features, targets)
-        report = lip_fast.repair(model.head, statistics, "ridge", held.of(model))
+        statistics = lip_fast.LabelStatistics(16, 10).update(*rows)
+        name = "lip" if method == "swept" else method
+        report = lip_fast.repair(model.head, statistics, name, tuple(held))
         assert torch.equal(head.weight, report.head.weight)
-        held_features, held_targets = held.of(model)
-        agreement = (head(held_features).argmax(1) == held_targets).double().mean()
-    assert float(agreement) == pytest.approx(max(c.score for c in report.candidates[1:]))
+        agreement = (head(held.X).argmax(1) == held.Y).double().mean()
+    assert rank == (report.chosen.parameter if method == "swept" else None)
+    candidates = report.candidates if method == "swept" else report.candidates[1:]
+    assert float(agreement) == pytest.approx(max(c.score for c in candidates))
 
 
 def test_a_ridge_head_on_wrong_labels_is_better_than_the_head_that_learned_them(digits: Dataset) -> None:

@@ -40,8 +40,7 @@ class Votes(nn.Module):
         return torch.cat([self._scores(X) for X in blocks]).to(features.device)
 
     def _scores(self, X: Tensor) -> Tensor:
-        # In the order of the rows, so that sums do not depend on how the neighbours were found.
-        near = torch.from_numpy(self._index.kneighbors(X.numpy(), return_distance=False)).sort(1).values
+        near = torch.from_numpy(self._index.kneighbors(X.numpy(), return_distance=False))
         # Anew, from differences: by the products of the search equal rows may be a rounding error apart.
         distances = (X[:, None] - self._features[near]).norm(dim=2)
         total = distances.sum(1, keepdim=True)

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     with new_run(Path(config.out), config.name, config.as_dict()) as folder:
         subject = f"{dataset.name}, {config.noise} label noise, {config.model}"
         print(
-            f"{subject}: rates {', '.join(f'{rate:g}' for rate in config.rates)}, {config.seeds} seeds, "
+            f"{subject}: rates {', '.join(f'{rate:g}' for rate in config.rates)}; seeds: {config.seeds}; "
             f"{config.epochs} epochs of {config.optimizer}",
             flush=True,
         )
@@ -147,6 +147,6 @@ def _explained(study: Study) -> str:
     q, l = study.shape
     return (
         f"Heads have {q} features and {l} classes; k = {study.rank} of {study.directions} directions are the "
-        f"principal subspace. Means over {len(study.of(0.0))} seeds.\n"
+        f"principal subspace. Means over the seeds: {len(study.of(0.0))}.\n"
         "phi with the weight of clean labels, of the first k directions / of the rest; 1: the same subspace."
     )

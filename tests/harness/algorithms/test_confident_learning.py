@@ -39,6 +39,13 @@ def test_planted_wrong_labels_are_left_out_and_no_others() -> None:
     assert asked == [5]
 
 
+def test_a_row_that_is_merely_unsure_stays() -> None:
+    labels = np.arange(40) % 4
+    P = sure(labels)
+    P[0] = 0.3, 0.4, 0.2, 0.1  # another class is likelier, though not as likely as where it is the label
+    assert choose(labels, P)[0] == list(range(40))
+
+
 def test_folds_can_be_set() -> None:
     labels = np.arange(40) % 4
     rows, asked = choose(labels, sure(labels), folds=3.0)
