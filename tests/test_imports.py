@@ -109,7 +109,20 @@ def test_arrows_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "heavy"),
     [
-        ("harness", {"sklearn", "matplotlib", "jsonargparse", "tqdm", "yaml", "scipy"}),
+        (
+            "harness",
+            {
+                "sklearn",
+                "matplotlib",
+                "jsonargparse",
+                "tqdm",
+                "yaml",
+                "scipy",
+                "cleanlab",
+                "pandas",
+                "jinja2",
+            },
+        ),
         ("integrations", {"lightning", "pytorch_lightning", "transformers", "accelerate"}),
     ],
 )

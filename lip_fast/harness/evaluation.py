@@ -5,25 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.models import Network
-from lip_fast.harness.training import features_of
+from lip_fast.harness.rows import Rows
 
-__all__ = ["Evaluator", "Rows", "Scores", "Seen"]
-
-
-class Rows(NamedTuple):
-    """Samples with labels.
-
-    Attributes:
-        X: (n, d) float32 inputs of a network, or (n, q) what its head sees of them.
-        Y: (n,) int64 class indices, or candidate sets (n, l) float32.
-    """
-
-    X: Tensor
-    Y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.X)
+__all__ = ["Evaluator", "Scores", "Seen", "agreement"]
 
 
 class Seen(NamedTuple):
@@ -78,7 +64,7 @@ class Evaluator:
         self._wrong_labels = wrong_labels[self._wrong]
 
     def look(self, model: Network) -> Seen:
-        """The features that the head of ``model`` sees of all samples; leaves the model in eval mode."""
+        """The features that the head of ``model`` sees of all samples."""
         parts = (self._train, self._held, self._test)
         return Seen(*(Rows(features_of(model, part.X), part.Y) for part in parts))
 
@@ -90,7 +76,7 @@ class Evaluator:
             memorised = agreement(classifier(seen.train.X[self._wrong]), self._wrong_labels)
         return Scores(
             agreement(classifier(seen.test.X), seen.test.Y),
-            agreement(classifier(seen.held.X), seen.held.Y) if len(seen.held) else None,
+            agreement(classifier(seen.held.X), seen.held.Y) if seen.held.size else None,
             memorised,
         )
 

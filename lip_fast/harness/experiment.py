@@ -16,13 +16,14 @@ from lip_fast.harness.config import METHODS, REPAIRS, TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.data.reading import explain_error
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.evaluation import Evaluator, Rows, Seen
+from lip_fast.harness.evaluation import Evaluator, Seen
 from lip_fast.harness.label_files import labels_sha256
 from lip_fast.harness.models import Network
 from lip_fast.harness.plan import Plan, plan_of
 from lip_fast.harness.posthoc import rank_path, repaired_head
 from lip_fast.harness.problem import Problem
 from lip_fast.harness.records import Record, SeedResult, as_plain
+from lip_fast.harness.rows import Rows
 from lip_fast.harness.training import Training
 
 __all__ = ["FOLD", "Keep", "check_labels", "epochs_done", "restoring", "run_seed", "train_network"]
@@ -209,6 +210,8 @@ def _run_epoch(training: Training, record: Record, evaluate: Evaluator, on_step:
     if training.lip is not None:
         record.lip = training.lip.stats()
         record.rank = record.lip["rank"]
+    elif training.rank is not None:
+        record.rank = training.rank
     return seen
 
 

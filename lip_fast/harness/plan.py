@@ -11,7 +11,7 @@ from lip_fast.harness.config import METHODS, REPAIRS, TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.labels import training_labels
-from lip_fast.harness.lip_settings import make_lip
+from lip_fast.harness.lip_settings import fixed_rank, make_lip
 from lip_fast.harness.models import make_model
 from lip_fast.harness.problem import split
 from lip_fast.harness.seeding import initialisation
@@ -79,6 +79,7 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> Plan:
         with initialisation(seed=0):  # the global random state stays as it is
             head = nn.Linear(sizes.in_features, sizes.out_features)
         make_lip(config, head, seed=0)
+        fixed_rank(config, head)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     epochs, trained = 1 if algorithm.WHOLE else config.epochs, trained_methods(config)

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from lip_fast.harness.algorithms import ALGORITHMS, Algorithm, Task, resolved
+from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.evaluation import Evaluator, Rows, Seen
+from lip_fast.harness.evaluation import Evaluator, Seen
 from lip_fast.harness.labels import as_targets, training_labels
+from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import stream
-from lip_fast.harness.training import Training, features_of
+from lip_fast.harness.training import Training
 
 __all__ = ["Problem", "split"]
 
@@ -67,7 +69,7 @@ class Problem:
     def learned(self, chosen: Tensor | None) -> Task:
         """The task of the rows that are trained on."""
         rows = (
-            torch.arange(len(self._train), device=self._device) if chosen is None else chosen.to(self._device)
+            torch.arange(self._train.size, device=self._device) if chosen is None else chosen.to(self._device)
         )
         train = self._train if chosen is None else Rows(self._train.X[rows], self._train.Y[rows])
         clean_rows = self._clean_rows(rows)
@@ -100,7 +102,7 @@ class Problem:
 
     def training(self, task: Task, method: str) -> Training:
         """A fresh network on ``task``, see :class:`Training`."""
-        return Training(self._config, task, self._algorithm, self._dataset.image_shape, method)
+        return Training(self._config, task, self._algorithm, self._dataset.image_shape, method, self._held)
 
     def choose_rows(self, on_epoch: Callable[[float], None]) -> Tensor | None:
         """The rows that the algorithm wants to train on; None for all."""
@@ -124,7 +126,9 @@ class Problem:
             task = dataclasses.replace(
                 whole, features=whole.features[inside], targets=whole.targets[inside], options={}
             )
-            training = Training(config, task, ALGORITHMS[name], self._dataset.image_shape, "plain")
+            training = Training(
+                config, task, ALGORITHMS[name], self._dataset.image_shape, "plain", self._held
+            )
             for _ in range(self._epochs):
                 training.run_epoch()
                 on_epoch(math.nan)

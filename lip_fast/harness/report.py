@@ -159,7 +159,7 @@ def _selections(results: Sequence[Result]) -> Table:
                 )
             )
     note = (
-        "Test accuracy in % by how the epoch is taken. Held-out labels are wrong as often as those trained on; "
+        "Test accuracy in % by how the epoch is taken. Held-out labels are wrong as often as others; "
         "the best epoch is known to the test part alone, and shown as a bound. Last column: wrong training "
         "labels that are predicted after the last epoch."
     )
@@ -195,8 +195,9 @@ def _rules(results: Sequence[Result]) -> Table:
         rows.append(tuple(cells))
     note = (
         "What LIP once after the training adds to the last epoch's test accuracy, in points, by how its rank "
-        "k is taken: that of the settings, 95% of the energy of the head, Gavish and Donoho's threshold, "
-        "agreement with held-out noisy labels; and the best k there is, which the test part alone knows."
+        "k is taken: a fraction of all directions, 95% of the energy of the head, Gavish and Donoho's "
+        "threshold, agreement with held-out noisy labels; and the best k there is, which the test part alone "
+        "knows."
     )
     return Table("Which rank", note, ("data", "algorithm", *RULES, "best"), rows)
 

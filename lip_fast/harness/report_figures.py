@@ -82,8 +82,13 @@ def save_ranks(path: Path, results: Sequence[Result]) -> bool:
         if None not in paths[0]["validation"]:
             axes.plot(ranks, mean("validation"), color="#999999", marker=".", markersize=3,
                       label="agreement with held-out labels")  # fmt: skip
-        for rule, colour, style in (("settings", "#0072B2", "--"), ("energy", "#009E73", ":")):
-            rank = np.mean([p["rules"][rule] for p in paths])
+        for rule, colour, style in (
+            ("held-out labels", "#0072B2", "--"),
+            ("95% of the energy", "#009E73", ":"),
+        ):
+            if any(rule not in p["rules"] for p in paths):
+                continue
+            rank = float(np.mean([p["rules"][rule] for p in paths]))
             axes.axvline(rank, color=colour, linestyle=style, linewidth=1, label=f"rank by {rule}")
         axes.set_xlabel("rank kept")
 

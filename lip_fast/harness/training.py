@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 import lip_fast
 from lip_fast.harness.algorithms import Algorithm, Task
+from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.augmentation import AUGMENTATIONS
 from lip_fast.harness.config import TrainConfig
-from lip_fast.harness.lip_settings import make_lip, rank_of
-from lip_fast.harness.models import Network, make_model
+from lip_fast.harness.lip_settings import make_lip, repaired_weight
+from lip_fast.harness.models import make_model
+from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import BatchOrder, initialisation, torch_stream
 
-__all__ = ["Epoch", "Training", "features_of"]
+__all__ = ["Epoch", "Training"]
 
-# Rows that go through a network at once where nothing is trained: its activations stay in bounds.
-_BLOCK = 1024
 # On CUDA a time costs a wait for the device: one step in so many is timed.
 _TIMED = 16
 
@@ -51,11 +51,13 @@ class Training:
         algorithm: the class of the algorithm.
         image_shape: (channels, height, width) of a row of features; None where they are no images.
         method: "in-step" applies LIP in the optimizer step, "per-epoch" after each epoch, all else nowhere.
+        held_out: samples that no step sees; LIP after each epoch may choose its rank by their labels.
 
     Attributes:
         model: the network.
         algorithm: the algorithm, with its state.
         lip: LIP in the step; None elsewhere.
+        rank: directions that LIP kept after the last epoch; None where it does not act then.
         epoch: complete epochs.
 
     Raises:
@@ -70,9 +72,10 @@ class Training:
         algorithm: type[Algorithm],
         image_shape: tuple[int, int, int] | None,
         method: str,
+        held_out: Rows,
     ) -> None:
         self._config, self._task, self._method = config, task, method
-        self._image_shape = image_shape
+        self._image_shape, self._held_out = image_shape, held_out
         self._order = BatchOrder(task.seed, len(task.features))
         with initialisation(task.seed):
             self.model = make_model(
@@ -87,8 +90,10 @@ class Training:
         self.algorithm = algorithm(task)
         self._base_start = self._base_end = 0.0
         self.lip: lip_fast.LIP | None = None
+        self.rank: int | None = None
         if method == "in-step":
-            self.lip = make_lip(config, self.model.head, task.seed)
+            steps = len(_batches(torch.arange(len(task.features)), config.batch_size))
+            self.lip = make_lip(config, self.model.head, task.seed, epoch_steps=steps)
             # Hooks run in the order in which they came: these two enclose the base step alone.
             self._optimizer.register_step_post_hook(self._base_ends)
             self.lip.attach(self._optimizer)
@@ -176,14 +181,12 @@ class Training:
         return change(x.view(-1, *self._image_shape), generator).flatten(1)
 
     def _apply_once(self) -> None:
+        trained = Rows(features_of(self.model, self._task.features), self._task.targets)
+        held_out = Rows(features_of(self.model, self._held_out.X), self._held_out.Y)
         head = self.model.head
-        features = features_of(self.model, self._task.features)
-        rank = rank_of(self._config, head)
+        weight, self.rank = repaired_weight(self._config, head, trained, held_out)
         with torch.no_grad():
-            head.weight.copy_(
-                lip_fast.lip(head.weight.T, features, self._task.targets, rank, bias=head.bias).T
-            )
-        self.model.train()
+            head.weight.copy_(weight)
 
     def _now(self) -> float:
         if self._task.features.is_cuda:
@@ -232,13 +235,6 @@ class Training:
         self.epoch, self._batch, self._timed = state["epoch"], state["batch"], state["timed"]
         self._loss_sum.fill_(state["loss_sum"])
         self._seconds, self._lip_seconds = state["seconds"], state["lip_seconds"]
-
-
-@torch.no_grad()
-def features_of(model: Network, inputs: Tensor) -> Tensor:
-    """What the head sees of ``inputs`` (n, d) where nothing is trained, (n, q); sets ``model.eval()``."""
-    model.eval()
-    return torch.cat([model.features(block) for block in inputs.split(_BLOCK)])
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:

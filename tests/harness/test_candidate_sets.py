@@ -6,15 +6,16 @@ import torch
 
 from lip_fast import reference
 from lip_fast.harness.algorithms import ALGORITHMS
+from lip_fast.harness.algorithms.label_loss import label_loss
 from lip_fast.harness.config import METHODS, TrainConfig
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.evaluation import Evaluator, Rows, agreement
+from lip_fast.harness.evaluation import Evaluator, agreement
 from lip_fast.harness.experiment import run_seed
 from lip_fast.harness.labels import as_targets, training_labels
-from lip_fast.harness.losses import label_loss
 from lip_fast.harness.models import MLP
 from lip_fast.harness.posthoc import repaired_head
 from lip_fast.harness.problem import Problem
+from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import initialisation
 
 SMALL = {"epochs": 2, "hidden": (32, 16), "seeds": 1, "noise": "partial", "noise_rate": 0.3}
@@ -57,9 +58,11 @@ def test_training_on_sets_learns(digits: Dataset) -> None:
 
 
 def test_every_method_runs_on_sets(digits: Dataset) -> None:
-    result = run_seed(TrainConfig(**SMALL, rank=6, methods=tuple(METHODS)), digits, 0, lambda method, accuracy: None)
+    result = run_seed(
+        TrainConfig(**SMALL, rank=6, methods=tuple(METHODS)), digits, 0, lambda method, accuracy: None
+    )
     assert result.labels.shape == (1437, 10)
-    assert result.records["in-step"].lip["applied"] == 2 * 21
+    assert result.records["in-step"].lip["applied"] == 21
     assert list(result.records) == list(METHODS)
     for record in result.records.values():
         assert all(0 <= value <= 1 for value in record.validation if value is not None)

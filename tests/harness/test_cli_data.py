@@ -44,7 +44,9 @@ def train(folder: Path, *arguments: str) -> str:
 def test_embeddings(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "faces.npz")
     output = train(tmp_path, "--data", str(path), "--noise", "pair", "--noise-rate", "0.2")
-    assert output.startswith("faces, 20% pair label noise: cross entropy, mlp: 60 training and 30 test samples")
+    assert output.startswith(
+        "faces, 20% pair label noise: cross entropy, mlp: 60 training and 30 test samples"
+    )
     labels = load_labels(tmp_path / "run" / "labels.npz")
     assert labels["noisy"].shape == (2, 60)
     np.testing.assert_array_equal((labels["noisy"] != labels["clean"]).sum(1), [12, 12])

@@ -9,17 +9,19 @@ import lip_fast
 from lip_fast import reference
 from lip_fast.harness import problem as problems
 from lip_fast.harness.algorithms import ALGORITHMS
+from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.evaluation import Evaluator, Rows
+from lip_fast.harness.evaluation import Evaluator
 from lip_fast.harness.experiment import run_seed
 from lip_fast.harness.models import MLP, Network
 from lip_fast.harness.plan import plan_of, trained_methods
 from lip_fast.harness.posthoc import repaired_head
 from lip_fast.harness.problem import Problem
+from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import initialisation
-from lip_fast.harness.training import Training, features_of
+from lip_fast.harness.training import Training
 
 SMALL = {"epochs": 2, "hidden": (32, 16), "seeds": 1}
 
@@ -60,9 +62,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 @pytest.mark.parametrize("method", ["plain", "in-step", "per-epoch"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_same_seed_same_bits_and_another_seed_another(digits: Dataset, method: str, optimizer: str) -> None:
-    first, again, other = (
-        trained(digits, method, seed, optimizer=optimizer).model for seed in (0, 0, 1)
-    )
+    first, again, other = (trained(digits, method, seed, optimizer=optimizer).model for seed in (0, 0, 1))
     assert same_weights(first, again)
     assert not same_weights(first, other)
 
@@ -76,10 +76,21 @@ def test_methods_start_alike_and_see_the_same_batches(digits: Dataset) -> None:
 
 
 def test_lip_in_the_step_acts_and_changes_the_head(digits: Dataset) -> None:
-    training = trained(digits, "in-step", rank=4)
+    training = trained(digits, "in-step", rank=4, start=0)
     assert training.lip is not None
     assert training.lip.stats()["applied"] == training.lip.stats()["steps"] == 2 * 23
     assert not same_weights(trained(digits, "plain").model.head, training.model.head)
+
+
+def test_lip_in_the_step_starts_with_the_second_epoch(digits: Dataset) -> None:
+    plain, training = fresh(digits, "plain"), fresh(digits, "in-step", rank=4)
+    for each in (plain, training):
+        each.run_epoch()
+    assert training.lip is not None
+    assert training.lip.stats()["applied"] == 0
+    assert same_weights(plain.model, training.model)
+    training.run_epoch()
+    assert training.lip.stats()["applied"] == 23
 
 
 def test_lip_each_epoch_is_lip_of_the_plain_head_then(digits: Dataset) -> None:
@@ -98,7 +109,30 @@ def test_lip_each_epoch_is_lip_of_the_plain_head_then(digits: Dataset) -> None:
         ).T
     assert torch.equal(each.model.head.weight, expected)
     assert 0 < epoch.lip_seconds < epoch.step_seconds
-    assert each.model.training
+    assert each.rank == 4
+
+
+@pytest.mark.parametrize("fraction", [0, 0.2])
+def test_the_rank_of_auto_is_chosen_by_the_hold_out(digits: Dataset, fraction: float) -> None:
+    settings = {"epochs": 30, "holdout_fraction": fraction, "rank": "auto"}
+    config = TrainConfig(**SMALL | settings)
+    problem = problem_of(digits, **settings)
+    training = problem.training(problem.learned(None), "plain")
+    for _ in range(30):
+        training.run_epoch()
+    seen = problem.evaluator().look(training.model)
+    head, rank = repaired_head("post-hoc", config, training.model.head, seen.train, seen.held)
+    path = lip_fast.lip_path(training.model.head.weight.T.detach(), *seen.train, bias=training.model.head.bias)
+    if fraction == 0:
+        assert rank == lip_fast.select_rank(path)
+    else:
+        scores = {}
+        with torch.no_grad():
+            for k in range(11):
+                logits = seen.held.X @ path.weight(k) + training.model.head.bias
+                scores[k] = (logits.argmax(1) == seen.held.Y).double().mean().item()
+        assert rank == max(scores, key=lambda k: (scores[k], k))
+    assert torch.equal(head.weight, path.weight(rank).T)
 
 
 def test_times_of_lip_are_part_of_the_step(digits: Dataset) -> None:
@@ -213,7 +247,7 @@ def test_seed_result_has_one_entry_for_each_epoch_and_method(digits: Dataset) ->
         assert record.rank == (None if method == "plain" else 6)
         assert len(record.repair_seconds) == (2 if method == "post-hoc" else 0)
         assert bool(record.path) == (method == "post-hoc")
-    assert result.records["in-step"].lip["applied"] == 2 * 21  # of 1293: the others are held out
+    assert result.records["in-step"].lip["applied"] == 21  # the second epoch, of 1293: the others are held out
     assert (result.labels != digits.train_labels).sum() == round(0.4 * 1437)
 
 
@@ -230,7 +264,7 @@ def test_afterwards_shares_the_plain_training(digits: Dataset) -> None:
 def test_no_method_learns_from_clean_labels(digits: Dataset, monkeypatch) -> None:
     labels = problem_of(digits).labels
     monkeypatch.setattr(problems, "training_labels", lambda *arguments: labels)
-    methods = ("plain", "in-step", "per-epoch", "post-hoc", "swept", "ridge", "auto")
+    methods = ("plain", "in-step", "per-epoch", "post-hoc", "ridge", "auto")
     config = TrainConfig(**SMALL, rank=4, methods=methods)
     lie = Dataset(**{**vars(digits), "train_labels": (digits.train_labels + 1) % 10})
     told_truth, told_lie = (
@@ -252,19 +286,17 @@ def test_divergence_is_the_users_to_put_right(digits: Dataset, method: str) -> N
 
 
 def test_all_methods_hold_the_same_samples_out_of_every_training(digits: Dataset) -> None:
-    config = TrainConfig(**SMALL, methods=("plain", "in-step", "swept", "ridge", "auto"), holdout_fraction=0.2)
+    config = TrainConfig(**SMALL, methods=("plain", "in-step", "ridge", "auto"), holdout_fraction=0.2)
     result = run_seed(config, digits, 0, lambda method, accuracy: None)
-    assert list(result.records) == ["plain", "in-step", "swept", "ridge", "auto"]
+    assert list(result.records) == ["plain", "in-step", "ridge", "auto"]
     assert len(result.labels) == len(digits.train_labels)
     # Repairs share the plain training; the in-step one sees the same samples.
     assert result.records["ridge"].train_loss == result.records["plain"].train_loss
     without = run_seed(TrainConfig(**SMALL, methods=("plain",)), digits, 0, lambda method, accuracy: None)
     assert without.records["plain"].train_loss != result.records["plain"].train_loss
-    for method in ("swept", "ridge", "auto"):
+    for method in ("ridge", "auto"):
         assert len(result.records[method].test_accuracy) == 2
         assert len(result.records[method].repair_seconds) == 2
-    # What it keeps is chosen anew in each epoch.
-    assert result.records["swept"].rank in range(11)
     # What a method is compared with does not change what it does.
     alone = dataclasses.replace(config, methods=("plain",))
     assert (
@@ -273,23 +305,20 @@ def test_all_methods_hold_the_same_samples_out_of_every_training(digits: Dataset
     )
 
 
-@pytest.mark.parametrize("method", ["ridge", "swept"])
-def test_held_out_samples_choose_and_nothing_else(digits: Dataset, method: str) -> None:
+def test_held_out_samples_choose_and_nothing_else(digits: Dataset) -> None:
     model, labels = trained(digits, "plain").model, problem_of(digits).labels
     rows, held = (
         seen_by(model, rows_of(digits.train_features[part], labels[part]))
         for part in (slice(0, 1000), slice(1000, None))
     )
-    head, rank = repaired_head(method, TrainConfig(), model.head, rows, held)
+    head, rank = repaired_head("ridge", TrainConfig(), model.head, rows, held)
     with torch.no_grad():
         statistics = lip_fast.LabelStatistics(16, 10).update(*rows)
-        name = "lip" if method == "swept" else method
-        report = lip_fast.repair(model.head, statistics, name, tuple(held))
+        report = lip_fast.repair(model.head, statistics, "ridge", tuple(held))
         assert torch.equal(head.weight, report.head.weight)
         agreement = (head(held.X).argmax(1) == held.Y).double().mean()
-    assert rank == (report.chosen.parameter if method == "swept" else None)
-    candidates = report.candidates if method == "swept" else report.candidates[1:]
-    assert float(agreement) == pytest.approx(max(c.score for c in candidates))
+    assert rank is None
+    assert float(agreement) == pytest.approx(max(c.score for c in report.candidates[1:]))
 
 
 def test_a_ridge_head_on_wrong_labels_is_better_than_the_head_that_learned_them(digits: Dataset) -> None:
