@@ -25,6 +25,7 @@ Kind = Literal[
     "tail-svd",
     "optimizer",
     "plain-optimizer",
+    "epoch",
 ]
 
 
@@ -66,7 +67,7 @@ class Row:
         kind: "one-shot" is ``lip()``; "truncated" and "exact" are optimizer steps; "statistics" is
             ``LabelStatistics.update`` over a stream, "ridge-path" its ``ridge_path``; "small-svd" and
             "tail-svd" are the ops of these names; "optimizer" is a step of ``LIPAdamW``, "plain-optimizer"
-            one without any weight for LIP.
+            one without any weight for LIP; "epoch" is one of the training harness, scores included.
         l: classes; of a small problem, its size.
         q: features; without LIP, of every layer.
         k: principal directions kept; of a ridge path, the number of alphas.
@@ -234,6 +235,19 @@ ROWS: tuple[Row, ...] = (
     # all that the step takes.
     _plain_optimizer(100, 512, 4),
     _plain_optimizer(10, 64, 2),
+    # Fashion-MNIST and the harness's default network.
+    Row(
+        "epoch-mlp",
+        "epoch",
+        l=10,
+        q=128,
+        k=9,
+        tail_rank=None,
+        n=60_000,
+        peers=("by hand", "LIP in the step"),
+        gates=("distance",),
+        targets=(Target("time", "by hand", at_most=1.3),),
+    ),
 )
 
 

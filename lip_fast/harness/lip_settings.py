@@ -52,8 +52,8 @@ def repaired_weight(
 ) -> tuple[Tensor, int]:
     """The weight (l, q) that LIP makes of a head's, applied once to all samples, and the directions kept.
 
-    Where ``rank_afterwards`` is "auto" it is the one that agrees best with the held-out labels, of equals the largest,
-    which changes least; without a hold-out it is that of :func:`lip_fast.select_rank` by energy.
+    Where ``rank_afterwards`` is "auto", it is the rank that agrees best with the held-out labels, of equals
+    the largest, which changes least; without a hold-out it is that of :func:`lip_fast.select_rank` by energy.
 
     Args:
         config: the settings, of which ``rank_afterwards`` matters here.

@@ -13,7 +13,7 @@ import torch
 from lip_fast.harness.config import METHODS, TrainConfig
 from lip_fast.harness.curves import check_installed, curves_in
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.experiment import run_seed
+from lip_fast.harness.experiment import FOLD, run_seed
 from lip_fast.harness.figures import save_curves, save_spectrum
 from lip_fast.harness.label_files import labels_sha256, save_labels
 from lip_fast.harness.labels import describe_labels
@@ -84,6 +84,8 @@ def complete(
     with curves_in(folder.path if config.tensorboard else None) as curves:
 
         def advance(seed: int, method: str, accuracy: float) -> None:
+            if method == FOLD and stopped():  # there is no state to save yet
+                raise KeyboardInterrupt
             name = METHODS.get(method, method)
             on_epoch(seed, name if math.isnan(accuracy) else f"{name}: {100 * accuracy:.1f}%")
 

@@ -3,11 +3,16 @@
 import concurrent.futures
 import functools
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.synchronize
+import os
 import queue
+import shlex
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from lip_fast.harness.runs import CONFIG, METRICS, RunFolder, new_run, opened_ru
 from lip_fast.harness.single_run import complete, prepare
 from lip_fast.harness.sweep_rows import Unit
 
-__all__ = ["Failure", "check_units", "load_once", "run_units"]
+__all__ = ["Failure", "check_units", "continuation", "load_once", "run_units"]
 
 # Seconds between looks at what the processes do.
 _TICK = 0.2
@@ -38,6 +43,11 @@ class Failure:
 
     path: Path
     message: str
+
+
+def continuation(folder: Path) -> str:
+    """The command that continues the sweep in ``folder``."""
+    return f"lip-fast sweep --resume {shlex.quote(str(folder))}"
 
 
 @functools.lru_cache(maxsize=2)
@@ -89,7 +99,8 @@ def run_units(
         min(jobs, len(units)) or 1, mp_context=context, initializer=_begin, initargs=(told, stop)
     )
     try:
-        tasks = {pool.submit(_run, folder, unit.path, unit.config): unit for unit in units}
+        with _without_interrupts():
+            tasks = {pool.submit(_run, folder, unit.path, unit.config): unit for unit in units}
         waiting = set(tasks)
         while waiting:
             done, waiting = concurrent.futures.wait(waiting, timeout=_TICK)
@@ -99,7 +110,8 @@ def run_units(
                     failures.append(Failure(tasks[task].path, message))
     except BrokenProcessPool as error:
         raise UserError(
-            "expected the processes of the sweep to live, found one killed (for want of memory?)"
+            "expected the processes of the sweep to live, found one killed (for want of memory?); "
+            f"to continue: {continuation(folder)}"
         ) from error
     finally:
         stop.set()
@@ -107,6 +119,22 @@ def run_units(
         _tell(told, on_epochs)
         told.close()
     return failures
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that start inside never see Ctrl-C, which a terminal sends to all: the parent acts on it.
+
+    One that comes meanwhile reaches the parent at the end of the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _tell(told: Any, on_epochs: Callable[[Path, int, str], None]) -> None:
@@ -126,8 +154,17 @@ _stop: multiprocessing.synchronize.Event | None = None
 def _begin(told: Any, stop: multiprocessing.synchronize.Event) -> None:
     global _told, _stop
     _told, _stop = told, stop
-    # Ctrl-C reaches every process of a terminal: the parent is the one to act on it.
+    # Where it could not be blocked from the start.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever, and hold the folder of its run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)  # files are whole at any time
 
 
 def _run(folder: Path, path: Path, config: TrainConfig) -> str | None:

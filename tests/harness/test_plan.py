@@ -69,6 +69,8 @@ def refusal(dataset: Dataset, settings: dict[str, Any]) -> str:
         ({"samples": 3}, "expected --holdout-fraction to leave samples on both sides, got 0.1 of 3"),
         ({"holdout_fraction": 0.999}, "got 0.999 of 40"),
         ({"rank": 3}, "rank"),
+        ({"rank_afterwards": 3}, "rank"),
+        ({"rank_afterwards": "most"}, "most"),
         ({"noise": "own"}, "expected data that come with wrong labels for --noise own, got vectors"),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",

@@ -38,7 +38,7 @@ def test_a_path_is_lip_at_every_rank(seed: int) -> None:
         assert torch.equal(repaired.bias, head.bias)
         return agreement(repaired(test.X), test.Y), agreement(repaired(held.X), held.Y)
 
-    path = rank_path(TrainConfig(rank=2), head, trained, held, score)
+    path = rank_path(TrainConfig(rank_afterwards=2), head, trained, held, score)
     assert torch.equal(head.weight, before)
     assert path["ranks"] == [0, 1, 2, 3, 4, 5]
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_without_a_hold_out_nothing_is_chosen_by_it() -> None:
 
 def test_of_a_large_head_some_ranks_are_tried_and_those_of_the_rules() -> None:
     head, trained, held, _ = problem(n=400, q=150, l=130)
-    path = rank_path(TrainConfig(rank=101), head, trained, held, lambda repaired: (0.5, 0.5))
+    path = rank_path(TrainConfig(rank_afterwards=101), head, trained, held, lambda repaired: (0.5, 0.5))
     ranks = path["ranks"]
     assert ranks == sorted(set(ranks))
     assert (ranks[0], ranks[-1]) == (0, 130)

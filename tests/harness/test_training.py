@@ -94,7 +94,7 @@ def test_lip_in_the_step_starts_with_the_second_epoch(digits: Dataset) -> None:
 
 
 def test_lip_each_epoch_is_lip_of_the_plain_head_then(digits: Dataset) -> None:
-    plain, each = fresh(digits, "plain"), fresh(digits, "per-epoch", rank=4)
+    plain, each = fresh(digits, "plain"), fresh(digits, "per-epoch", rank_afterwards=4)
     plain.run_epoch()
     epoch = each.run_epoch()
     assert same_weights(plain.model.body, each.model.body)
@@ -114,7 +114,7 @@ def test_lip_each_epoch_is_lip_of_the_plain_head_then(digits: Dataset) -> None:
 
 @pytest.mark.parametrize("fraction", [0, 0.2])
 def test_the_rank_of_auto_is_chosen_by_the_hold_out(digits: Dataset, fraction: float) -> None:
-    settings = {"epochs": 30, "holdout_fraction": fraction, "rank": "auto"}
+    settings = {"epochs": 30, "holdout_fraction": fraction, "rank_afterwards": "auto"}
     config = TrainConfig(**SMALL | settings)
     problem = problem_of(digits, **settings)
     training = problem.training(problem.learned(None), "plain")
@@ -194,7 +194,7 @@ def test_repaired_head_is_the_papers(digits: Dataset, rank: int | float | str, k
     labels = problem_of(digits).labels
     rows = rows_of(digits.train_features.astype(np.float64), labels)
     before = model.head.weight.clone()
-    head, k = repaired_head("post-hoc", TrainConfig(rank=rank), model.head, seen_by(model, rows), NOTHING)
+    head, k = repaired_head("post-hoc", TrainConfig(rank_afterwards=rank), model.head, seen_by(model, rows), NOTHING)
     assert 0 < k < 10
     assert kept in (k, None)
     with torch.no_grad():

@@ -16,10 +16,10 @@ from lip_fast.harness.atomic import replacing
 from lip_fast.harness.collect import collect
 from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError, unknown_name
-from lip_fast.harness.runs import CONFIG, METRICS, check_name, lock_folder, write_yaml
+from lip_fast.harness.runs import METRICS, check_name, lock_folder, write_yaml
 from lip_fast.harness.summary import summarise
 from lip_fast.harness.sweep_rows import Row, read_rows, units_of
-from lip_fast.harness.sweeping import Failure, check_units, run_units
+from lip_fast.harness.sweeping import Failure, check_units, continuation, run_units
 from lip_fast.harness.tables import summary_table
 
 __all__ = ["main"]
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         name = options.name or f"sweep-{datetime.now():%Y%m%d-%H%M%S}"
         folder = Path(options.out) / name
         if folder.exists():
-            raise UserError(f"expected a new folder, found {folder}: --resume {folder} continues it")
+            raise UserError(f"expected a new folder, found {folder}; to continue it: {continuation(folder)}")
     units = units_of(rows, folder)
     epochs = check_units(units)
     try:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"expected a folder that can be written, got {folder}: {error}") from error
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"stopped; to continue: {_continuation(folder)}") from error
+        raise KeyboardInterrupt(f"stopped; to continue: {continuation(folder)}") from error
     return _finish(folder, failures)
 
 
@@ -87,7 +87,7 @@ def _run(folder: Path, rows: Sequence[Row], epochs: dict[Path, int], jobs: int) 
 
 
 def _finish(folder: Path, failures: Sequence[Failure]) -> int:
-    if len(failures) < len([*folder.rglob(CONFIG)]) or not failures:
+    if any(folder.rglob(METRICS)):
         for result in collect([folder])[0]:
             title = f"{result.name}: {result.data}, {result.labels}, {result.algorithm}"
             print(f"\n{title}; seeds: {len(result.seeds)}")
@@ -95,7 +95,7 @@ def _finish(folder: Path, failures: Sequence[Failure]) -> int:
     print(f"\nsweep folder: {folder}\nreport: lip-fast report {folder}")
     if failures:
         listed = "; ".join(f"{failure.path}: {failure.message}" for failure in failures)
-        raise UserError(f"{len(failures)} runs failed, to try them again: {_continuation(folder)}. {listed}")
+        raise UserError(f"{len(failures)} runs failed, to try them again: {continuation(folder)}. {listed}")
     return 0
 
 
@@ -135,10 +135,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 # The folder ------------------------------------------------------------------------------------------
-
-
-def _continuation(folder: Path) -> str:
-    return f"lip-fast sweep --resume {folder}"
 
 
 def _is_complete(run: Path) -> bool:
