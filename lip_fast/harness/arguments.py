@@ -202,4 +202,9 @@ def _user_error(error: argparse.ArgumentError, names: Sequence[str]) -> UserErro
         return unknown_name("option", match[1], [option(name) for name in names])
     if match := re.search(r"(?:Option|Key) '(.+)' is not (?:accepted|expected)", text):
         return unknown_name("setting", match[1], names)
+    if match := re.match(r"Unexpected config:\s*(.*)", text, re.DOTALL):
+        return UserError(f"expected --config to hold settings, name: value, got {match[1] or 'nothing'}")
+    # So jsonargparse says that a list is none, without the name.
+    if "does not support item assignment" in text or "object is not iterable" in text:
+        return UserError("expected a list, such as [256, 128], for each setting that takes several values")
     return UserError(re.sub(r"<class '(\w+)'>", r"\1", text))

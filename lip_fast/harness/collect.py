@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lip_fast.harness.arguments import parse_stored
-from lip_fast.harness.config import TrainConfig
+from lip_fast.harness.config import METHODS, TrainConfig
 from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.records import Record
-from lip_fast.harness.runs import CONFIG, METRICS
+from lip_fast.harness.runs import CONFIG, METRICS, environment
 
 __all__ = ["Result", "collect"]
 
@@ -95,9 +95,10 @@ def _add(rows: dict[str, Result], folder: Path, run: Path) -> None:
             labels=metrics["labels"],
             algorithm=metrics["algorithm"],
             seeds=seeds,
-            environment=metrics["environment"],
-            seconds=metrics["seconds"],
+            environment={name: metrics["environment"][name] for name in environment()},
+            seconds=float(metrics["seconds"]),
         )
+        _check_records(seeds)
     key = json.dumps(found.config.as_dict(), sort_keys=True)
     if key not in rows:
         rows[key] = found
@@ -108,6 +109,24 @@ def _add(rows: dict[str, Result], folder: Path, run: Path) -> None:
     rows[key] = dataclasses.replace(
         row, seeds=dict(sorted({**row.seeds, **found.seeds}.items())), seconds=row.seconds + found.seconds
     )
+
+
+def _check_records(seeds: Mapping[int, Mapping[str, Record]]) -> None:
+    """ValueError where no tables can be made of the records: they were edited, or are of another version."""
+    if not seeds:
+        raise ValueError("expected at least one seed, found none")
+    first = next(iter(seeds.values()))
+    for seed, records in seeds.items():
+        if not records or list(records) != list(first) or not records.keys() <= METHODS.keys():
+            raise ValueError(f"expected the same known methods of each seed, found {list(records)} of {seed}")
+        for method, record in records.items():
+            epochs = len(record.test_accuracy)
+            if not epochs or not epochs == len(record.validation) == len(record.memorised):
+                raise ValueError(f"expected scores of each epoch of {method}, seed {seed}")
+            if not all(isinstance(value, int | float) for value in record.test_accuracy):
+                raise ValueError(f"expected numbers as scores of {method}, seed {seed}")
+            if record.path and not set(record.path["rules"].values()) <= set(record.path["ranks"]):
+                raise ValueError(f"expected scores of each rule's rank of {method}, seed {seed}")
 
 
 def _row_name(folder: Path, run: Path) -> str:

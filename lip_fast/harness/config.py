@@ -31,6 +31,10 @@ DEFAULT_METHODS = ("plain", "in-step", "post-hoc")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
+# More than processors have; far more would end the process without a word.
+_MOST_THREADS = 1024
+# A seed of torch and of LIP is a non-negative int64.
+_MOST_SEED = 2**63 - 1
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -174,6 +178,10 @@ class TrainConfig:
         ):
             _check(name, value, "at least 1", value >= 1)
         _check("first_seed", self.first_seed, "at least 0", self.first_seed >= 0)
+        last = self.first_seed + self.seeds - 1
+        _check("first_seed", self.first_seed, f"with seeds up to {_MOST_SEED}", last <= _MOST_SEED)
+        most = self.threads is None or self.threads <= _MOST_THREADS
+        _check("threads", self.threads, f"at most {_MOST_THREADS}", most)
         _check("samples", self.samples, "at least 2", self.samples is None or self.samples >= 2)
         _check("holdout_fraction", self.holdout_fraction, "in [0, 1)", 0 <= self.holdout_fraction < 1)
         if self.holdout_fraction == 0 and (choosing := [m for m in self.methods if m in CHOOSING]):

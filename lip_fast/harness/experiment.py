@@ -172,7 +172,12 @@ def train_network(
     problem = Problem(config, dataset, seed, plan.algorithm, plan.epochs)
     training = problem.training(problem.learned(None), "plain")
     for epoch in range(plan.epochs):
-        loss = training.run_epoch().loss
+        try:
+            loss = training.run_epoch().loss
+        except UserError:
+            raise
+        except ValueError:
+            loss = math.nan
         if loss is not None and not math.isfinite(loss):
             raise UserError(f"training diverged with --lr {config.lr}, epoch {epoch + 1}, seed {seed}")
         on_epoch(math.nan if loss is None else loss)
@@ -195,7 +200,9 @@ def _run_epoch(training: Training, record: Record, evaluate: Evaluator, on_step:
     """Train for an epoch and score it; what the head sees then."""
     try:
         epoch = training.run_epoch(on_step)
-    except ValueError as error:  # LIP after the epoch refuses what is not finite
+    except UserError:
+        raise
+    except ValueError as error:
         raise _DivergedError(str(error)) from error
     model = training.model
     finite = epoch.loss is None or math.isfinite(epoch.loss)

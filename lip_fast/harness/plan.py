@@ -9,6 +9,7 @@ from torch import nn
 from lip_fast.harness.algorithms import ALGORITHMS, Algorithm, resolved
 from lip_fast.harness.config import METHODS, REPAIRS, TrainConfig
 from lip_fast.harness.data import Dataset
+from lip_fast.harness.data.reading import explain_error
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.labels import training_labels
 from lip_fast.harness.lip_settings import fixed_rank, make_lip
@@ -82,6 +83,8 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> Plan:
         fixed_rank(config, head)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        raise UserError(f"expected a network that fits into memory: {explain_error(error)}") from error
     epochs, trained = 1 if algorithm.WHOLE else config.epochs, trained_methods(config)
     folds = int(algorithm.checked_options(config.options).get("folds", 0))
     return Plan(algorithm, epochs, trained, (len(trained) + folds) * epochs)

@@ -129,13 +129,19 @@ class Problem:
             training = Training(
                 config, task, ALGORITHMS[name], self._dataset.image_shape, "plain", self._held
             )
+            diverged = f"training diverged with --lr {config.lr} on {folds - 1} of {folds} folds"
             for _ in range(self._epochs):
-                training.run_epoch()
+                try:
+                    training.run_epoch()
+                except UserError:
+                    raise
+                except ValueError as error:
+                    raise UserError(f"{diverged}: {error}") from error
                 on_epoch(math.nan)
             with torch.no_grad():
                 logits = training.model.head(features_of(training.model, whole.features[outside]))
             if not bool(logits.isfinite().all()):
-                raise UserError(f"training diverged with --lr {config.lr} on {folds - 1} of {folds} folds")
+                raise UserError(diverged)
             result[outside] = logits.double().softmax(1)
         return result.cpu()
 

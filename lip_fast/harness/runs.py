@@ -50,6 +50,8 @@ CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.json"
 # The first entry of a checkpoint: what it is of. The number changes with what is in it.
 _FORMAT = "lip-fast train, 2"
+# File systems take 255 bytes; a hidden name beside it is longer.
+_LONGEST_NAME = 200
 
 
 class RunFolder:
@@ -160,7 +162,8 @@ def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterato
         KeyboardInterrupt: with a text that says how to continue, where that is possible.
     """
     check_name(name)
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    # Unlike its method, this takes any path: of one that is too long mkdir tells.
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     folder = None
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -188,8 +191,12 @@ def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterato
 
 def check_name(name: str | None) -> None:
     """UserError where ``name`` cannot be the name of a folder; None can."""
-    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+    if name is None:
+        return
+    if not name or Path(name).name != name or name.startswith(".") or "\0" in name:
         raise UserError(f"expected --name to be the name of a folder, got {name!r}")
+    if (size := len(os.fsencode(name))) > _LONGEST_NAME:
+        raise UserError(f"expected --name of at most {_LONGEST_NAME} bytes, got {size}")
 
 
 @contextmanager

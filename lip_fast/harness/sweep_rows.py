@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from lip_fast.harness.arguments import parse_values
-from lip_fast.harness.config import TrainConfig
+from lip_fast.harness.config import TrainConfig, option
 from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError
 
@@ -21,6 +22,10 @@ __all__ = ["Row", "Unit", "read_rows", "units_of"]
 SUFFIXES = (".yaml", ".yml")
 # Settings of which a sweep has its own.
 _OWN = ("out", "name")
+# Options of lip-fast train that are no settings.
+_OTHERS = ("config", "resume")
+# Settings that are lists themselves.
+_LISTS = {s.name for s in dataclasses.fields(TrainConfig) if typing.get_origin(s.type) is tuple}
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,21 @@ class Unit:
 
 
 def units_of(rows: Sequence[Row], folder: Path) -> list[Unit]:
-    """The units of all rows; the seeds of a row follow each other.
+    """The units of all rows: the first seed of each, then the second, so that what is there can be compared.
 
     Args:
         rows: of the sweep.
         folder: of the sweep.
     """
     units = []
-    for row in rows:
-        for seed in range(row.config.first_seed, row.config.first_seed + row.config.seeds):
-            path = Path(row.name) / f"seed-{seed}"
-            out = str((folder / path).parent)
-            config = dataclasses.replace(row.config, first_seed=seed, seeds=1, out=out, name=path.name)
-            units.append(Unit(path, config))
+    for place in range(max(row.config.seeds for row in rows)):
+        for row in rows:
+            if place < row.config.seeds:
+                seed = row.config.first_seed + place
+                path = Path(row.name) / f"seed-{seed}"
+                out = str((folder / path).parent)
+                config = dataclasses.replace(row.config, first_seed=seed, seeds=1, out=out, name=path.name)
+                units.append(Unit(path, config))
     return units
 
 
@@ -80,6 +87,9 @@ def read_rows(paths: Sequence[Path], overrides: Sequence[str]) -> list[Row]:
     Raises:
         UserError: a file is missing or damaged, a setting is wrong, or two rows have one name.
     """
+    for name in _OWN:
+        if any(override.partition("=")[0] == option(name) for override in overrides):
+            raise UserError(f"expected no {option(name)} after --: the sweep names the folders of its runs")
     rows: dict[str, Row] = {}
     for path, name in _files(paths):
         settings = _settings(path)
@@ -113,22 +123,28 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 def _settings(path: Path) -> dict[str, Any]:
     with reading(path, "a file of settings"):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(settings, default=str, skipkeys=True)  # refuses what holds itself
     if not isinstance(settings, dict):
         raise UserError(f"expected settings in {path}, found none")
     for name in _OWN:
         if name in settings:
             raise UserError(f"expected no {name} in {path}: the sweep names the folders of its runs")
+    for name in _OTHERS:
+        if name in settings:
+            raise UserError(f"expected settings in {path}, got {name}, which is none")
+    for name, value in settings.items():
+        if value == [] and name not in _LISTS:
+            raise UserError(f"expected at least one value of {name} in {path}, got none")
     return settings
 
 
 def _combinations(settings: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """The settings that vary, with each combination of their values, and a text that tells it from others."""
-    lists = {s.name for s in dataclasses.fields(TrainConfig) if typing.get_origin(s.type) is tuple}
     varied = {
         name: values
         for name, values in settings.items()
         if isinstance(values, list)
-        and (name not in lists or (values and all(isinstance(value, list) for value in values)))
+        and (name not in _LISTS or (values and all(isinstance(value, list) for value in values)))
     }
     for values in itertools.product(*varied.values()):
         changes = dict(zip(varied, values, strict=True))

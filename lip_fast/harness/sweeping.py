@@ -96,7 +96,7 @@ def run_units(
     told, stop = context.Queue(), context.Event()
     failures = []
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(jobs, len(units)) or 1, mp_context=context, initializer=_begin, initargs=(told, stop)
+        min(jobs, len(units)) or 1, mp_context=context, initializer=_begin, initargs=(told, stop, os.getpid())
     )
     try:
         with _without_interrupts():
@@ -149,11 +149,12 @@ def _tell(told: Any, on_epochs: Callable[[Path, int, str], None]) -> None:
 
 _told: Any = None
 _stop: multiprocessing.synchronize.Event | None = None
+_parent = 0
 
 
-def _begin(told: Any, stop: multiprocessing.synchronize.Event) -> None:
-    global _told, _stop
-    _told, _stop = told, stop
+def _begin(told: Any, stop: multiprocessing.synchronize.Event, parent: int) -> None:
+    global _told, _stop, _parent
+    _told, _stop, _parent = told, stop, parent
     # Where it could not be blocked from the start.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -167,10 +168,15 @@ def _end_with_parent() -> None:
     os._exit(1)  # files are whole at any time
 
 
+def _stopped() -> bool:
+    """Whether the sweep is to stop, or is no more: a killed parent gives its processes to another."""
+    assert _stop is not None
+    return os.getppid() != _parent or _stop.is_set()
+
+
 def _run(folder: Path, path: Path, config: TrainConfig) -> str | None:
     """Complete one run; what went wrong where it is the user's to put right."""
-    assert _stop is not None
-    if _stop.is_set():
+    if _stopped():
         return None
     try:
         if not (folder / path / CONFIG).exists():
@@ -187,7 +193,6 @@ def _run(folder: Path, path: Path, config: TrainConfig) -> str | None:
 
 
 def _complete(folder: RunFolder, path: Path, config: TrainConfig) -> None:
-    assert _stop is not None
     dataset = load_once(config.data)
     plan = prepare(config, dataset)
     progress = Progress(folder, config, dataset, plan)
@@ -201,5 +206,5 @@ def _complete(folder: RunFolder, path: Path, config: TrainConfig) -> None:
         plan,
         progress,
         lambda seed, done: _told.put((path, 1, done)),
-        stopped=_stop.is_set,
+        stopped=_stopped,
     )

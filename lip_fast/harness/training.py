@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from lip_fast.harness.algorithms import Algorithm, Task
 from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.augmentation import AUGMENTATIONS
 from lip_fast.harness.config import TrainConfig
+from lip_fast.harness.errors import UserError
 from lip_fast.harness.lip_settings import make_lip, repaired_weight
 from lip_fast.harness.models import make_model
 from lip_fast.harness.rows import Rows
@@ -20,8 +22,9 @@ from lip_fast.harness.seeding import BatchOrder, initialisation, torch_stream
 
 __all__ = ["Epoch", "Training"]
 
-# On CUDA a time costs a wait for the device: one step in so many is timed.
-_TIMED = 16
+# On CUDA a time costs a wait for the device: one step in so many is timed. A prime, for LIP on each N-th step
+# (``every``) would otherwise act in all of the steps that are timed, or in none.
+_TIMED = 17
 
 
 class Epoch(NamedTuple):
@@ -112,6 +115,10 @@ class Training:
 
         Args:
             on_step: called after each step; :meth:`state_dict` is whole then.
+
+        Raises:
+            ValueError: training diverged: numbers are not finite, or larger than float32 has.
+            UserError: a batch has one sample, and batch normalisation needs more.
         """
         self.model.train()
         if self.algorithm.WHOLE:
@@ -119,7 +126,8 @@ class Training:
             self.algorithm.fit(self.model)
             epoch = Epoch(None, time.perf_counter() - start, 0.0)
         else:
-            epoch = self._pass(on_step)
+            with _explaining():
+                epoch = self._pass(on_step)
         self.algorithm.end_epoch(self.model)
         self.epoch += 1
         self._begin_epoch()
@@ -235,6 +243,23 @@ class Training:
         self.epoch, self._batch, self._timed = state["epoch"], state["batch"], state["timed"]
         self._loss_sum.fill_(state["loss_sum"])
         self._seconds, self._lip_seconds = state["seconds"], state["lip_seconds"]
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Tell apart what torch raises for a reason of the user's, see :meth:`Training.run_epoch`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        raise ValueError(str(error)) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"expected batches of at least 2 samples for a network that normalises them: {error}"
+        ) from error
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:

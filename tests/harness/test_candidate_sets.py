@@ -59,7 +59,10 @@ def test_training_on_sets_learns(digits: Dataset) -> None:
 
 def test_every_method_runs_on_sets(digits: Dataset) -> None:
     result = run_seed(
-        TrainConfig(**SMALL, rank=6, methods=tuple(METHODS)), digits, 0, lambda method, accuracy: None
+        TrainConfig(**SMALL, rank=6, rank_afterwards=6, methods=tuple(METHODS)),
+        digits,
+        0,
+        lambda method, accuracy: None,
     )
     assert result.labels.shape == (1437, 10)
     assert result.records["in-step"].lip["applied"] == 21
@@ -79,7 +82,7 @@ def test_repaired_head_is_the_papers(digits: Dataset) -> None:
     with torch.no_grad():
         features = model.features(X)
     head, k = repaired_head(
-        "post-hoc", TrainConfig(rank=4), model.head, Rows(features, Y), Rows(features[:0], Y[:0])
+        "post-hoc", TrainConfig(rank_afterwards=4), model.head, Rows(features, Y), Rows(features[:0], Y[:0])
     )
     with torch.no_grad():
         expected = reference.lip(

@@ -87,7 +87,10 @@ def test_what_does_not_fit_the_data_is_refused(settings: dict[str, Any], expecte
             for method in CHOOSING
         ),
         ({"options": {"q": 0.5}}, "expected --options none with --algorithm auto, got {'q': 0.5}"),
-        ({"algorithm": "gce", "options": {"p": 0.5}}, "unknown option of GCE 'p': known are q; the nearest is"),
+        (
+            {"algorithm": "gce", "options": {"p": 0.5}},
+            "unknown option of GCE 'p': known are q; the nearest is",
+        ),
         ({"algorithm": "gce", "options": {"q": 2.0}}, "expected option q of GCE"),
         ({"algorithm": "cross-entropy", "options": {"q": 2.0}}, "takes no options, got q"),
         ({"model": "mpl"}, "unknown model 'mpl'"),
@@ -112,9 +115,7 @@ def test_what_does_not_fit_itself_is_refused(settings: dict[str, Any], expected:
 
 def test_a_device_that_is_not_there(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert (
-        refusal(VECTORS, {"device": "cuda"}) == "expected a CUDA device for --device cuda, found none"
-    )
+    assert refusal(VECTORS, {"device": "cuda"}) == "expected a CUDA device for --device cuda, found none"
     assert plan_of(TrainConfig(), VECTORS).epochs == 60
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -82,4 +84,4 @@ def test_of_a_large_head_some_ranks_are_tried_and_those_of_the_rules() -> None:
     assert set(path["rules"].values()) <= set(ranks)
     assert 101 in ranks
     # Evenly spaced, but for those of the rules.
-    assert max(b - a for a, b in zip(ranks, ranks[1:], strict=False)) <= 3
+    assert max(b - a for a, b in itertools.pairwise(ranks)) <= 3

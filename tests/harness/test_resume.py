@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from harness.command_line import results, without_times
 from harness.damage import damaged
 from harness.fork_server import REPOSITORY, ForkServer
 
@@ -37,8 +38,6 @@ from lip_fast.harness.training import Training
 
 pytestmark = pytest.mark.reliability
 
-# Times, and what tells how they were taken: all else of a run is the same, however often it was killed.
-MEASURED = ("seconds", "sessions", "step_seconds", "lip_seconds", "repair_seconds")
 FILES = ["config.yaml", "curves.png", "labels.npz", "metrics.json", "spectrum.png"]
 
 
@@ -48,19 +47,6 @@ def copied(state: Any) -> Any:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in MEASURED}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file of a run, but for the times."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    files["metrics.json"] = json.dumps(without_times(json.loads(files["metrics.json"]))).encode()
-    return files
 
 
 def same(a: Any, b: Any) -> bool:

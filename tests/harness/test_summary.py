@@ -111,13 +111,17 @@ def test_table() -> None:
     )
     lines = [" | ".join(cell.strip() for cell in line.split("  ") if cell) for line in table.splitlines()]
     assert lines == [
-        "last epoch | to plain | last five | chosen epoch | best epoch | wrong labels fitted | optimizer step",
+        "last epoch | to plain | last five | chosen epoch | best epoch | wrong labels fitted | "
+        "optimizer step",
         "plain | 70.0 ± 5.0 | - | 65.0 ± 2.0 | 72.0 ± 1.0 | 90.0 | 50.0 ± 10.0 | 100 us",
         "LIP in the step | 71.0 | +1.0 (p 0.04) | 65.0 ± 2.0 | - | 90.0 | - | 300 us: LIP adds 200 to 100 us",
         "LIP afterwards | 60.0 ± 0.0 | - | 65.0 ± 2.0 | - | 90.0 | 25.0 ± 0.0 | 100 us, then 2.0 ms once",
     ]
     # Columns begin at the same place.
-    places = {line.index(word) for line, word in zip(table.splitlines(), ("last e", "70.0", "71.0", "60.0"), strict=True)}
+    places = {
+        line.index(word)
+        for line, word in zip(table.splitlines(), ("last e", "70.0", "71.0", "60.0"), strict=True)
+    }
     assert len(places) == 1
 
 

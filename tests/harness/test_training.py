@@ -122,14 +122,15 @@ def test_the_rank_of_auto_is_chosen_by_the_hold_out(digits: Dataset, fraction: f
         training.run_epoch()
     seen = problem.evaluator().look(training.model)
     head, rank = repaired_head("post-hoc", config, training.model.head, seen.train, seen.held)
-    path = lip_fast.lip_path(training.model.head.weight.T.detach(), *seen.train, bias=training.model.head.bias)
+    weight, bias = training.model.head.weight.detach(), training.model.head.bias
+    path = lip_fast.lip_path(weight.T, *seen.train, bias=bias)
     if fraction == 0:
         assert rank == lip_fast.select_rank(path)
     else:
         scores = {}
         with torch.no_grad():
             for k in range(11):
-                logits = seen.held.X @ path.weight(k) + training.model.head.bias
+                logits = seen.held.X @ path.weight(k) + bias
                 scores[k] = (logits.argmax(1) == seen.held.Y).double().mean().item()
         assert rank == max(scores, key=lambda k: (scores[k], k))
     assert torch.equal(head.weight, path.weight(rank).T)
@@ -194,7 +195,9 @@ def test_repaired_head_is_the_papers(digits: Dataset, rank: int | float | str, k
     labels = problem_of(digits).labels
     rows = rows_of(digits.train_features.astype(np.float64), labels)
     before = model.head.weight.clone()
-    head, k = repaired_head("post-hoc", TrainConfig(rank_afterwards=rank), model.head, seen_by(model, rows), NOTHING)
+    head, k = repaired_head(
+        "post-hoc", TrainConfig(rank_afterwards=rank), model.head, seen_by(model, rows), NOTHING
+    )
     assert 0 < k < 10
     assert kept in (k, None)
     with torch.no_grad():
@@ -234,7 +237,7 @@ def test_evaluator_counts_right_memorised_and_held_out(digits: Dataset) -> None:
 
 def test_seed_result_has_one_entry_for_each_epoch_and_method(digits: Dataset) -> None:
     seen: list[str] = []
-    config = TrainConfig(**SMALL, rank=6)
+    config = TrainConfig(**SMALL, rank=6, rank_afterwards=6)
     result = run_seed(config, digits, 3, lambda method, accuracy: seen.append(method))
     assert seen == ["plain"] * 2 + ["in-step"] * 2
     assert list(result.records) == ["plain", "in-step", "post-hoc"]
@@ -247,7 +250,9 @@ def test_seed_result_has_one_entry_for_each_epoch_and_method(digits: Dataset) ->
         assert record.rank == (None if method == "plain" else 6)
         assert len(record.repair_seconds) == (2 if method == "post-hoc" else 0)
         assert bool(record.path) == (method == "post-hoc")
-    assert result.records["in-step"].lip["applied"] == 21  # the second epoch, of 1293: the others are held out
+    assert (
+        result.records["in-step"].lip["applied"] == 21
+    )  # the second epoch, of 1293: the others are held out
     assert (result.labels != digits.train_labels).sum() == round(0.4 * 1437)
 
 
@@ -265,7 +270,7 @@ def test_no_method_learns_from_clean_labels(digits: Dataset, monkeypatch) -> Non
     labels = problem_of(digits).labels
     monkeypatch.setattr(problems, "training_labels", lambda *arguments: labels)
     methods = ("plain", "in-step", "per-epoch", "post-hoc", "ridge", "auto")
-    config = TrainConfig(**SMALL, rank=4, methods=methods)
+    config = TrainConfig(**SMALL, rank=4, rank_afterwards=4, methods=methods)
     lie = Dataset(**{**vars(digits), "train_labels": (digits.train_labels + 1) % 10})
     told_truth, told_lie = (
         run_seed(config, dataset, 0, lambda method, accuracy: None).records for dataset in (digits, lie)

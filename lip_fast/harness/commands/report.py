@@ -29,12 +29,13 @@ def main(arguments: Sequence[str]) -> int:
     folders = [Path(folder) for folder in options.runs]
     results, unfinished = collect(folders)
     out = folders[0] if options.out is None else Path(options.out)
+    around = None if options.into is None else _around(Path(options.into))
     try:
         out.mkdir(parents=True, exist_ok=True)
         figures = _draw(out, results)
         _write(out, options.title, results, unfinished, figures)
-        if options.into is not None:
-            _write_into(Path(options.into), results)
+        if around is not None:
+            _write_into(Path(options.into), around, results)
     except OSError as error:
         raise UserError(f"expected a folder that can be written, got {out}: {error}") from error
     runs = sum(len(result.seeds) for result in results)
@@ -93,15 +94,20 @@ def _lead(results: Sequence[Result], unfinished: Sequence[Path]) -> list[str]:
     return lines
 
 
-def _write_into(path: Path, results: Sequence[Result]) -> None:
-    """Put the accuracies between the marks in a file."""
+def _around(path: Path) -> tuple[str, str]:
+    """What comes before and after the accuracies in a file, the marks with it."""
     begin, end = "<!-- results:begin -->", "<!-- results:end -->"
     with reading(path, "a text file"):
         text = path.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise UserError(f"expected {begin} and, after it, {end} once each in {path}")
+    return text[: text.index(begin) + len(begin)], text[text.index(end) :]
+
+
+def _write_into(path: Path, around: tuple[str, str], results: Sequence[Result]) -> None:
+    """Put the accuracies between the marks in a file."""
+    before, after = around
     parts = [f"{table.note}\n\n{table_as_markdown(table)}" for table in tables_of(results)[:1]]
-    before, after = text[: text.index(begin) + len(begin)], text[text.index(end) :]
     with replacing(path) as temporary:
         temporary.write_text("\n".join([before, *parts, after]), encoding="utf-8")
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -53,20 +53,27 @@ def main(arguments: Sequence[str]) -> int:
         rows = read_rows([Path(path) for path in options.rows], overrides)
         name = options.name or f"sweep-{datetime.now():%Y%m%d-%H%M%S}"
         folder = Path(options.out) / name
-        if folder.exists():
+        if os.path.exists(folder):
             raise UserError(f"expected a new folder, found {folder}; to continue it: {continuation(folder)}")
     units = units_of(rows, folder)
     epochs = check_units(units)
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             if options.resume is None:
                 _store_rows(folder, rows)
             failures = _run(folder, rows, epochs, options.jobs)
-    except OSError as error:
-        raise UserError(f"expected a folder that can be written, got {folder}: {error}") from error
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"stopped; to continue: {continuation(folder)}") from error
+    except (OSError, KeyboardInterrupt) as error:
+        stays = os.path.exists(folder / SWEEP)
+        if not stays:
+            with suppress(OSError):  # a folder that others have put something into stays
+                for path in made:
+                    path.rmdir()
+        then = f"; to continue: {continuation(folder)}" if stays else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"stopped{then}") from error
+        raise UserError(f"expected a folder that can be written, got {folder}: {error}{then}") from error
     return _finish(folder, failures)
 
 
@@ -152,8 +159,11 @@ def _stored_rows(folder: Path) -> list[Row]:
         raise UserError(f"expected --resume to be the folder of a sweep, found no {SWEEP} in {folder}")
     with reading(path, "the settings of a sweep"):
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(stored, dict) or not stored:
+    if not isinstance(stored, dict) or not stored or not all(isinstance(s, dict) for s in stored.values()):
         raise UserError(f"expected the rows of a sweep in {path}, found none")
+    for name in map(str, stored):  # the names of folders inside
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"expected names of rows in {path}, found {name!r}")
     return [Row(str(name), parse_values(settings)) for name, settings in stored.items()]
 
 

@@ -57,8 +57,9 @@ def _resume(arguments: Sequence[str], path: Path) -> int:
 
 def _train(folder: RunFolder, config: TrainConfig, dataset: Dataset, plan: Plan, progress: Progress) -> None:
     total = config.seeds * plan.epochs_of_seed
+    samples = len(dataset.train_labels) if config.samples is None else config.samples
     print(
-        f"{subject_of(config, dataset, plan)}: {len(dataset.train_labels)} training and "
+        f"{subject_of(config, dataset, plan)}: {samples} training and "
         f"{len(dataset.test_labels)} test samples, {plan.epochs} epochs",
         flush=True,
     )
