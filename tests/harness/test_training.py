@@ -67,6 +67,22 @@ def test_same_seed_same_bits_and_another_seed_another(digits: Dataset, method: s
     assert not same_weights(first, other)
 
 
+@pytest.mark.parametrize("samples", [None, 100])
+def test_every_sample_is_trained_on_or_held_out(samples: int | None) -> None:
+    config = TrainConfig(samples=samples, holdout_fraction=0.2)
+    parts = [problems.split(config, 150, seed) for seed in (0, 0, 1)]
+    for kept, held in parts:
+        total = samples or 150
+        assert (len(kept), len(held)) == (0.8 * total, 0.2 * total)
+        together = np.concatenate([kept, held])
+        assert len(np.unique(together)) == total
+        assert set(together) <= set(range(150))
+        assert (np.diff(kept) > 0).all()
+        assert (np.diff(held) > 0).all()
+    np.testing.assert_array_equal(parts[0][1], parts[1][1])
+    assert set(parts[0][1]) != set(parts[2][1])
+
+
 def test_methods_start_alike_and_see_the_same_batches(digits: Dataset) -> None:
     plain, lip, epoch = (fresh(digits, method) for method in ("plain", "in-step", "per-epoch"))
     assert same_weights(plain.model, lip.model)
