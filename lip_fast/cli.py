@@ -111,6 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Messages of libraries may span lines; a user's mistake is worth one.
         print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:
+        # Where a command does not say it better: a path that is too long, a device that is gone.
+        print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt as stop:
         # A command that can be continued says how.
         print(f"\n{speaker}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)

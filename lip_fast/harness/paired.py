@@ -20,9 +20,11 @@ class Difference:
     Attributes:
         mean: of one minus the other.
         sd: sample standard deviation of the differences; None of a single pair.
-        low: lower end of the 95% confidence interval of the mean, by Student's t; None likewise.
+        low: lower end of the 95% confidence interval of the mean, by Student's t; None likewise, and where
+            all differences are equal: accuracies are counts, and such ties say nothing of a spread.
         high: its upper end.
-        p: two-sided p-value of a paired t-test; None of a single pair; 1 where no pair differs.
+        p: two-sided p-value of a paired t-test; None of a single pair. Where all differences are equal, that
+            of their signs alone: 1 where none differs, else 2^(1 - pairs).
         pairs: how many.
     """
 
@@ -49,7 +51,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     sd = statistics.stdev(differences)
     # Accuracies are fractions of few samples: exact ties are common, and rounding must not make them differ.
     if sd <= 1e-12:
-        return Difference(mean, 0.0, mean, mean, 1.0 if abs(mean) <= 1e-12 else 0.0, pairs)
+        return Difference(mean, 0.0, None, None, 1.0 if abs(mean) <= 1e-12 else 2.0 ** (1 - pairs), pairs)
     error = sd / math.sqrt(pairs)
     half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, pairs - 1)) * error
     p = 2 * float(scipy.stats.t.sf(abs(mean) / error, pairs - 1))

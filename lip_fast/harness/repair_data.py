@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lip_fast.harness.checkpoints import describe_tensor
 from lip_fast.harness.errors import UserError
+from lip_fast.harness.model_files import describe_tensor
 from lip_fast.harness.seeding import stream
 from lip_fast.harness.torch_files import reading
 from lip_fast.targets import IGNORE_INDEX

@@ -103,7 +103,7 @@ def plain_numbers(results: Sequence[Result]) -> list[dict[str, Any]]:
             "methods": {
                 method: {
                     **{
-                        name: [selected(records[method])[name] for records in result.seeds.values()]
+                        name: [getattr(selected(records[method]), name) for records in result.seeds.values()]
                         for name in SELECTIONS
                     },
                     "adjusted_p": compared[place, method].adjusted if (place, method) in compared else None,
@@ -137,7 +137,8 @@ def _accuracies(results: Sequence[Result]) -> Table:
     note = (
         "Test accuracy after the last epoch in %, mean ± standard deviation over seeds. Of other methods: "
         "the difference to plain training in points, paired seed by seed, with its 95% confidence interval "
-        "(Student's t). Bold: significant at 5% after Holm's correction for all differences of this table."
+        "(Student's t). Bold: significant at 5% after Holm's correction for all differences of this table. "
+        "What it speaks of are other noise, splits and initialisations of these data, not other data."
     )
     header = ("data", "algorithm", "seeds", *(METHODS[method] for method in methods))
     return Table("Accuracy, and what LIP and the repairs add", note, header, rows)

@@ -82,14 +82,16 @@ def save_ranks(path: Path, results: Sequence[Result]) -> bool:
         if None not in paths[0]["validation"]:
             axes.plot(ranks, mean("validation"), color="#999999", marker=".", markersize=3,
                       label="agreement with held-out labels")  # fmt: skip
-        for rule, colour, style in (
-            ("held-out labels", "#0072B2", "--"),
-            ("95% of the energy", "#009E73", ":"),
+        # Where each seed went: the mean of two ranks is the rank of neither.
+        for rule, colour, mark in (
+            ("held-out labels", "#0072B2", "o"),
+            ("95% of the energy", "#009E73", "x"),
         ):
-            if any(rule not in p["rules"] for p in paths):
-                continue
-            rank = float(np.mean([p["rules"][rule] for p in paths]))
-            axes.axvline(rank, color=colour, linestyle=style, linewidth=1, label=f"rank by {rule}")
+            taken = [(p, p["rules"][rule]) for p in paths if rule in p["rules"]]
+            heights = [100 * p["test_accuracy"][p["ranks"].index(rank)] for p, rank in taken]
+            label = f"rank by {rule}, each seed"
+            axes.plot([rank for _, rank in taken], heights, mark, color=colour, markersize=5,
+                      markerfacecolor="none", label=label)  # fmt: skip
         axes.set_xlabel("rank kept")
 
     shown = [

@@ -3,11 +3,12 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lip_fast.harness.paired import Difference, paired_difference
 from lip_fast.harness.records import Record
 
-__all__ = ["SELECTIONS", "Spread", "Summary", "selected", "summarise"]
+__all__ = ["SELECTIONS", "Selected", "Spread", "Summary", "selected", "summarise"]
 
 # Epochs that the mean of the last ones is over.
 _LAST = 5
@@ -59,19 +60,23 @@ class Summary:
     repair_seconds: float | None
 
 
-def selected(record: Record) -> dict[str, float | None]:
-    """The test accuracy of a record by each of ``SELECTIONS``."""
+class Selected(NamedTuple):
+    """The test accuracy of one seed by how the epoch is taken, see :class:`Summary` and ``SELECTIONS``."""
+
+    last: float
+    last_five: float
+    chosen: float | None
+    best: float
+
+
+def selected(record: Record) -> Selected:
+    """The test accuracies that count of a record."""
     accuracy = record.test_accuracy
     validation = [v for v in record.validation if v is not None]
     chosen = None
     if len(validation) == len(accuracy):
         chosen = accuracy[max(range(len(accuracy)), key=lambda epoch: (validation[epoch], epoch))]
-    return {
-        "last": accuracy[-1],
-        "last_five": statistics.fmean(accuracy[-_LAST:]),
-        "chosen": chosen,
-        "best": max(accuracy),
-    }
+    return Selected(accuracy[-1], statistics.fmean(accuracy[-_LAST:]), chosen, max(accuracy))
 
 
 def summarise(seeds: Sequence[Mapping[str, Record]]) -> dict[str, Summary]:
@@ -91,17 +96,17 @@ def _summary(records: Sequence[Record], plain: Sequence[Record] | None) -> Summa
     accuracies = [selected(record) for record in records]
     memorised = [r.memorised[-1] for r in records if r.memorised[-1] is not None]
     repairs = [seconds for r in records for seconds in r.repair_seconds]
-    chosen = [a["chosen"] for a in accuracies if a["chosen"] is not None]
+    chosen = [a.chosen for a in accuracies if a.chosen is not None]
     gain = None
     if plain is not None:
         gain = paired_difference(
             [record.test_accuracy[-1] for record in records], [record.test_accuracy[-1] for record in plain]
         )
     return Summary(
-        last=_spread([r.test_accuracy[-1] for r in records]),
-        last_five=_spread([statistics.fmean(r.test_accuracy[-_LAST:]) for r in records]),
+        last=_spread([a.last for a in accuracies]),
+        last_five=_spread([a.last_five for a in accuracies]),
         chosen=_spread(chosen) if len(chosen) == len(records) else None,
-        best=_spread([max(r.test_accuracy) for r in records]),
+        best=_spread([a.best for a in accuracies]),
         gain=gain,
         memorised=_spread(memorised) if memorised else None,
         step_seconds=statistics.median(seconds for r in records for seconds in r.step_seconds),

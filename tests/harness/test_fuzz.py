@@ -32,13 +32,13 @@ from harness.sample_files import (
 from safetensors.torch import save_file
 
 from lip_fast.harness.arguments import parse_stored, parse_train
-from lip_fast.harness.checkpoints import read_checkpoint
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import load
 from lip_fast.harness.data.human_labels import read_human_labels
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.label_files import save_labels
 from lip_fast.harness.labels import training_labels
+from lip_fast.harness.model_files import read_checkpoint
 from lip_fast.harness.plan import plan_of
 from lip_fast.harness.progress import Progress
 from lip_fast.harness.repair_data import read_features

@@ -106,7 +106,7 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return
 # When a checkpoint is due ----------------------------------------------------------------------------
 
 
-def test_checkpoints_take_two_percent_of_the_time(monkeypatch) -> None:
+def test_model_files_take_two_percent_of_the_time(monkeypatch) -> None:
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(progress, "time", clock)
     pace = Pace(None)
@@ -127,7 +127,7 @@ def test_checkpoints_take_two_percent_of_the_time(monkeypatch) -> None:
     assert pace.due(epoch=False)
 
 
-def test_checkpoints_by_steps() -> None:
+def test_model_files_by_steps() -> None:
     pace = Pace(3)
     due = []
     for step in range(9):

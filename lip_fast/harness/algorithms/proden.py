@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lip_fast.harness.algorithms.algorithm import Algorithm, Task
-from lip_fast.harness.algorithms.tables import restore
+from lip_fast.harness.algorithms.row_state import restore
 
 __all__ = ["ProgressiveIdentification"]
 

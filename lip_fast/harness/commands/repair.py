@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from lip_fast.harness.checkpoints import (
+from lip_fast.harness.errors import UserError
+from lip_fast.harness.model_files import (
     SAFETENSORS,
     TORCH,
     Layer,
@@ -20,7 +20,7 @@ from lip_fast.harness.checkpoints import (
     new_files,
     read_checkpoint,
 )
-from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.parser import Parser
 from lip_fast.harness.repair_data import Rows, read_features, split_off
 from lip_fast.harness.repair_figure import save_candidates
 from lip_fast.repair import METHODS, RepairReport, repair
@@ -99,15 +99,8 @@ def main(arguments: Sequence[str]) -> int:
 # Arguments -------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, printed by the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="lip-fast repair",
         description="Repair the last linear layer of a saved model from features and their labels, wrong "
         "ones among them, without training. A new checkpoint is written.",
@@ -145,12 +138,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--figure", metavar="PATH.png", help="draw the candidates and their scores")
     parser.add_argument("--report", metavar="PATH.json", help="write the candidates and their scores")
-    options, rest = parser.parse_known_args(list(arguments))
-    if rest:
-        known = [name for action in parser._actions for name in action.option_strings]
-        if rest[0].startswith("-"):
-            raise unknown_name("option", rest[0].partition("=")[0], known)
-        raise UserError(f"expected one CHECKPOINT, got another argument {rest[0]!r}")
+    options = parser.parse_all(arguments)
     _check_options(options)
     return options
 

@@ -5,12 +5,13 @@ import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lip_fast.harness.atomic import replacing
 from lip_fast.harness.collect import Result, collect
 from lip_fast.harness.data.reading import reading
-from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.errors import UserError
+from lip_fast.harness.parser import Parser
 from lip_fast.harness.rendering import as_html, as_markdown, table_as_markdown
 from lip_fast.harness.report import plain_numbers, tables_of
 from lip_fast.harness.report_figures import FIGURES
@@ -78,10 +79,10 @@ def _write(
 
 def _lead(results: Sequence[Result], unfinished: Sequence[Path]) -> list[str]:
     runs = sum(len(result.seeds) for result in results)
-    hours = sum(result.seconds for result in results) / 3600
+    seconds = sum(result.seconds for result in results)
     environment = results[0].environment
     lines = [
-        f"{len(results)} rows, {runs} runs, {hours:.2f} hours of work in all; torch {environment['torch']}, "
+        f"{len(results)} rows, {runs} runs, {_duration(seconds)} of work; torch {environment['torch']}, "
         f"Python {environment['python']}, {environment['threads']} threads each, {environment['system']}. "
         "All methods of a row and seed have the same data, wrong labels, initialisation and batches.",
     ]
@@ -92,6 +93,10 @@ def _lead(results: Sequence[Result], unfinished: Sequence[Path]) -> list[str]:
     if few:
         lines.append(f"Fewer than three seeds, too few to tell differences from chance: {', '.join(few)}.")
     return lines
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _around(path: Path) -> tuple[str, str]:
@@ -112,15 +117,8 @@ def _write_into(path: Path, around: tuple[str, str], results: Sequence[Result]) 
         temporary.write_text("\n".join([before, *parts, after]), encoding="utf-8")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, printed by the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="lip-fast report",
         description="Put the results of runs together: report.html, which needs no other file, report.md "
         "with its figures, and report.json.",
@@ -135,10 +133,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="write the table of accuracies into this file too, between <!-- results:begin --> and "
         "<!-- results:end -->",
     )
-    options, rest = parser.parse_known_args(list(arguments))
-    if rest:
-        known = [name for action in parser._actions for name in action.option_strings]
-        raise unknown_name("option", rest[0].partition("=")[0], known)
+    options = parser.parse_all(arguments)
     if options.into is not None and not os.path.isfile(options.into):
         raise UserError(f"expected --into to be a file, found none at {options.into}")
     return options

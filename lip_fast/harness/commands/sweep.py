@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 from tqdm import tqdm
@@ -15,7 +14,8 @@ from lip_fast.harness.arguments import parse_values
 from lip_fast.harness.atomic import replacing
 from lip_fast.harness.collect import collect
 from lip_fast.harness.data.reading import reading
-from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.errors import UserError
+from lip_fast.harness.parser import Parser
 from lip_fast.harness.runs import METRICS, check_name, lock_folder, write_yaml
 from lip_fast.harness.summary import summarise
 from lip_fast.harness.sweep_rows import Row, read_rows, units_of
@@ -106,15 +106,8 @@ def _finish(folder: Path, failures: Sequence[Failure]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, printed by the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="lip-fast sweep",
         usage="lip-fast sweep [options] SETTINGS.yaml|FOLDER ... [-- OPTIONS OF EVERY ROW]",
         description="Run lip-fast train for each file of settings and each seed, several at once. A setting "
@@ -129,10 +122,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", default="runs", help="folder that sweep folders are made in (default: runs)")
     parser.add_argument("--name", help="name of the sweep folder (default: the time of the start)")
-    options, rest = parser.parse_known_args(list(arguments))
-    if rest:
-        known = [name for action in parser._actions for name in action.option_strings]
-        raise unknown_name("option", rest[0].partition("=")[0], known)
+    options = parser.parse_all(arguments)
     if options.jobs < 1:
         raise UserError(f"expected --jobs at least 1, got {options.jobs}")
     if options.resume is None and not options.rows:

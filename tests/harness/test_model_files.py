@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lip_fast.harness.checkpoints import Layer, check_outputs, new_files, read_checkpoint
 from lip_fast.harness.errors import UserError
+from lip_fast.harness.model_files import Layer, check_outputs, new_files, read_checkpoint
 
 L, Q = 4, 6
 
