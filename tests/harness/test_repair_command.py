@@ -349,7 +349,7 @@ def test_missing_keys(files: Files, capsys: pytest.CaptureFixture[str], suffix: 
         (["--features", REPOSITORY / "README.md"], "ends in .npz or .safetensors, found .*README"),
         (["--method", "best"], "invalid choice: 'best'"),
         (["--methods", "lip"], "unknown option '--methods': .* the nearest is '--method'"),
-        (["more"], "expected one CHECKPOINT, got another argument 'more'"),
+        (["more"], "expected no further argument, got 'more'"),
         (["--seed", "-1"], "--seed >= 0, got -1"),
         (["--seed", "x"], "invalid int value: 'x'"),
         (["--holdout-fraction", "1"], r"in \[0, 1\), got 1.0"),

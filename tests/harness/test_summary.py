@@ -62,8 +62,8 @@ def test_one_seed_has_no_deviation() -> None:
 )
 def test_the_epoch_that_counts(accuracy: list, validation: list, expected: list) -> None:
     found = selected(record(test_accuracy=accuracy, validation=validation))
-    assert list(found) == list(SELECTIONS)
-    assert list(found.values()) == [None if value is None else pytest.approx(value) for value in expected]
+    assert list(found._fields) == list(SELECTIONS)
+    assert list(found) == [None if value is None else pytest.approx(value) for value in expected]
 
 
 def test_gains_are_paired_seed_by_seed() -> None:
