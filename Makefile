@@ -8,7 +8,7 @@ BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 .PHONY: demo test lint format bench docs reliability clean
 
 demo: $(VENV)/.harness
-	$(BIN)/lip-fast train
+	$(BIN)/lip-fast train --methods plain in-step per-epoch post-hoc auto
 
 # The ops again by each backend: what a GPU runs is the native arithmetic, what a machine without a compiler runs
 # the default one.

@@ -18,7 +18,16 @@ from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError, unknown_name
 from lip_fast.harness.study_config import StudyConfig
 
-__all__ = ["TrainCommand", "parse_resumed", "parse_stored", "parse_study", "parse_train", "parse_values"]
+__all__ = [
+    "StudyCommand",
+    "TrainCommand",
+    "parse_resumed",
+    "parse_stored",
+    "parse_stored_study",
+    "parse_study",
+    "parse_train",
+    "parse_values",
+]
 
 
 class TrainCommand(NamedTuple):
@@ -30,6 +39,13 @@ class TrainCommand(NamedTuple):
     """
 
     config: TrainConfig
+    resume: Path | None
+
+
+class StudyCommand(NamedTuple):
+    """What the arguments of ``lip-fast study`` ask for, as :class:`TrainCommand`."""
+
+    config: StudyConfig
     resume: Path | None
 
 
@@ -46,28 +62,26 @@ def parse_train(arguments: Sequence[str]) -> TrainCommand:
     return _parsed(arguments, TrainConfig())
 
 
-def parse_study(arguments: Sequence[str]) -> StudyConfig:
+def parse_study(arguments: Sequence[str]) -> StudyCommand:
     """Read the arguments of ``lip-fast study``, as :func:`parse_train` does those of ``lip-fast train``."""
-    parser = _parser(
-        "study",
-        "Train a network on labels of rising inaccuracy, and compare the singular subspaces of its weight "
-        "with those that clean labels give: why accurate models can be learned from wrong labels.",
-    )
-    return StudyConfig(**_values(parser, arguments, StudyConfig()))
+    return _parsed_study(arguments, StudyConfig())
 
 
-def parse_resumed(arguments: Sequence[str], stored: TrainConfig, folder: Path) -> None:
-    """Check that arguments of ``lip-fast train --resume`` ask for nothing but what the run was made with.
+def parse_resumed(arguments: Sequence[str], stored: TrainConfig | StudyConfig, folder: Path) -> None:
+    """Check that arguments with ``--resume`` ask for nothing but what the run was made with.
 
     Args:
-        arguments: as of :func:`parse_train`.
+        arguments: as of :func:`parse_train`, or of :func:`parse_study`.
         stored: the settings of the run.
         folder: of the run, for the message.
 
     Raises:
         UserError: a setting is given another value than it has.
     """
-    asked = _parsed(arguments, stored).config.as_dict()
+    if isinstance(stored, TrainConfig):
+        asked = _parsed(arguments, stored).config.as_dict()
+    else:
+        asked = _parsed_study(arguments, stored).config.as_dict()
     conflicts = [
         f"{option(name)} {_spelled(value)}, got {_spelled(asked[name])}"
         for name, value in stored.as_dict().items()
@@ -88,16 +102,16 @@ def parse_stored(path: Path, *, whole: bool) -> TrainConfig:
         whole: refuse a file without all settings; an earlier version of this package may have written it.
 
     Raises:
-        UserError: it cannot be read, or holds other things than settings.
+        UserError: it cannot be read, or holds other things than settings of ``lip-fast train``.
     """
-    with reading(path, "the settings of a run"):
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(stored, dict):
-        raise UserError(f"expected the settings of a run in {path}, found none")
-    missing = [s.name for s in dataclasses.fields(TrainConfig) if s.name not in stored]
-    if whole and missing:
-        raise UserError(f"expected all settings of a run in {path}, found none of {', '.join(missing)}")
+    _check_stored(path, "train", whole)
     return parse_train(["--config", str(path)]).config
+
+
+def parse_stored_study(path: Path, *, whole: bool) -> StudyConfig:
+    """The settings in the ``config.yaml`` of a study, as :func:`parse_stored` reads those of a run."""
+    _check_stored(path, "study", whole)
+    return parse_study(["--config", str(path)]).config
 
 
 def parse_values(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
@@ -135,6 +149,44 @@ def _parsed(arguments: Sequence[str], defaults: TrainConfig) -> TrainCommand:
     values = _values(parser, arguments, defaults, "resume")
     resume = values.pop("resume")
     return TrainCommand(TrainConfig(**values), None if resume is None else Path(resume))
+
+
+def _parsed_study(arguments: Sequence[str], defaults: StudyConfig) -> StudyCommand:
+    parser = _parser(
+        "study",
+        "Train a network on labels of rising inaccuracy, and compare the singular subspaces of its weight "
+        "with those that clean labels give: why accurate models can be learned from wrong labels.",
+    )
+    parser.add_argument(
+        "--resume",
+        type=str,
+        metavar="RUN_FOLDER",
+        help="continue the interrupted study in this folder after the last network that it trained",
+    )
+    values = _values(parser, arguments, defaults, "resume")
+    resume = values.pop("resume")
+    return StudyCommand(StudyConfig(**values), None if resume is None else Path(resume))
+
+
+def _check_stored(path: Path, command: str, whole: bool) -> None:
+    """UserError where ``path`` does not hold settings of the subcommand, or not all where all must be."""
+    with reading(path, "the settings of a run"):
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(stored, dict):
+        raise UserError(f"expected the settings of a run in {path}, found none")
+    names = {
+        "train": [setting.name for setting in dataclasses.fields(TrainConfig)],
+        "study": [setting.name for setting in dataclasses.fields(StudyConfig)],
+    }
+    known = names.pop(command)
+    for other, others in names.items():
+        if set(others) - set(known) <= stored.keys():
+            raise UserError(
+                f"expected settings of lip-fast {command} in {path}, found those of lip-fast {other}"
+            )
+    missing = [name for name in known if name not in stored]
+    if whole and missing:
+        raise UserError(f"expected all settings of a run in {path}, found none of {', '.join(missing)}")
 
 
 def _parser(command: str, description: str) -> ArgumentParser:

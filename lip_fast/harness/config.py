@@ -27,7 +27,7 @@ METHODS = {
 # choose by held-out labels.
 REPAIRS = ("post-hoc", "ridge", "auto")
 CHOOSING = ("ridge", "auto")
-DEFAULT_METHODS = ("plain", "in-step", "post-hoc")
+DEFAULT_METHODS = ("plain", "in-step", "per-epoch", "post-hoc")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 DEVICES = ("auto", "cpu", "cuda")

@@ -48,8 +48,8 @@ __all__ = [
 CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.json"
-# The first entry of a checkpoint: what it is of. The number changes with what is in it.
-_FORMAT = "lip-fast train, 2"
+# The first entry of a checkpoint, by subcommand: what it is of. The number changes with what is in it.
+_FORMATS = {"train": "lip-fast train, 2", "study": "lip-fast study, 1"}
 # File systems take 255 bytes; a hidden name beside it is longer.
 _LONGEST_NAME = 200
 
@@ -60,11 +60,13 @@ class RunFolder:
     Args:
         path: of the folder.
         lock: descriptor that holds the lock on it; None where there are no locks.
+        command: the subcommand whose run it is, ``"train"`` or ``"study"``.
     """
 
-    def __init__(self, path: Path, lock: int | None = None) -> None:
+    def __init__(self, path: Path, lock: int | None = None, command: str = "train") -> None:
         self.path = path
         self._lock = lock
+        self._command = command
 
     @property
     def complete(self) -> bool:
@@ -79,7 +81,7 @@ class RunFolder:
     @property
     def continuation(self) -> str:
         """The command that continues the run."""
-        return f"lip-fast train --resume {shlex.quote(str(self.path))}"
+        return f"lip-fast {self._command} --resume {shlex.quote(str(self.path))}"
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint.
@@ -89,7 +91,7 @@ class RunFolder:
         """
         # In memory first: torch reports a full disk as a RuntimeError, a file as what it is.
         content = io.BytesIO()
-        torch.save({"format": _FORMAT, **state}, content)
+        torch.save({"format": _FORMATS[self._command], **state}, content)
         with replacing(self.path / CHECKPOINT) as temporary:
             temporary.write_bytes(content.getbuffer())
 
@@ -100,7 +102,7 @@ class RunFolder:
         later is found by the checksums that ``torch.save`` writes with every tensor.
 
         Raises:
-            UserError: the checkpoint is damaged, or of another program or version.
+            UserError: the checkpoint is damaged, or of another subcommand or version.
         """
         path = self.path / CHECKPOINT
         if not self.has_checkpoint:
@@ -108,8 +110,8 @@ class RunFolder:
         state = load_torch(path, "the checkpoint of a run")
         if not isinstance(state, dict) or "format" not in state:
             raise UserError(f"expected the checkpoint of a run, found something else in {path}")
-        if (found := state.pop("format")) != _FORMAT:
-            raise UserError(f"expected a checkpoint of {_FORMAT!r} in {path}, found {found!r}")
+        if (found := state.pop("format")) != (expected := _FORMATS[self._command]):
+            raise UserError(f"expected a checkpoint of {expected!r} in {path}, found {found!r}")
         return state
 
     def finish(self, write: Callable[[Path], None]) -> None:
@@ -146,7 +148,9 @@ class RunFolder:
 
 
 @contextmanager
-def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterator[RunFolder]:
+def new_run(
+    out: Path, name: str | None, settings: Mapping[str, Any], command: str = "train"
+) -> Iterator[RunFolder]:
     """Make the folder of a run.
 
     It disappears where the block fails for a reason of the run's own (:class:`UserError`), or before there is
@@ -156,6 +160,7 @@ def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterato
         out: folder to make it in; made if it is not there.
         name: of the run folder; None for the present time.
         settings: written to ``config.yaml``.
+        command: the subcommand whose run it is, see :class:`RunFolder`.
 
     Raises:
         UserError: the name is no folder name or is taken, or the folder cannot be written.
@@ -167,7 +172,7 @@ def new_run(out: Path, name: str | None, settings: Mapping[str, Any]) -> Iterato
     folder = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        folder = _make(out, name, settings)
+        folder = _make(out, name, settings, command)
         with _explaining(folder, stays=False):
             yield folder
     except BaseException as error:
@@ -200,8 +205,12 @@ def check_name(name: str | None) -> None:
 
 
 @contextmanager
-def opened_run(path: Path) -> Iterator[RunFolder]:
+def opened_run(path: Path, command: str = "train") -> Iterator[RunFolder]:
     """Open the folder of a run that was interrupted, or is complete.
+
+    Args:
+        path: the folder.
+        command: the subcommand whose run it is, see :class:`RunFolder`.
 
     Raises:
         UserError: it is no run folder, another process is at work on it, or it cannot be written.
@@ -211,9 +220,9 @@ def opened_run(path: Path) -> Iterator[RunFolder]:
         raise UserError(f"expected --resume to be the folder of a run, found none at {path}")
     if not (path / CONFIG).is_file():
         raise UserError(f"expected --resume to be the folder of a run, found no {CONFIG} in {path}")
-    folder = RunFolder(path)
+    folder = RunFolder(path, command=command)
     try:
-        folder = RunFolder(path, lock_folder(path))
+        folder = RunFolder(path, lock_folder(path), command)
         folder.clean()
         with _explaining(folder, stays=True):
             yield folder
@@ -239,7 +248,7 @@ def _not_written(path: Path, error: OSError, folder: RunFolder | None) -> str:
     return text if folder is None or folder.complete else f"{text}; to continue: {folder.continuation}"
 
 
-def _make(out: Path, name: str | None, settings: Mapping[str, Any]) -> RunFolder:
+def _make(out: Path, name: str | None, settings: Mapping[str, Any], command: str) -> RunFolder:
     """A folder that no other run uses, with its settings in it from the first moment on."""
     now = f"{datetime.now():%Y%m%d-%H%M%S}"
     later = (f"{now}-{number}" for number in itertools.count(2))
@@ -263,7 +272,7 @@ def _make(out: Path, name: str | None, settings: Mapping[str, Any]) -> RunFolder
         raise
     # The name is ours: what else bears it was left by a process that was killed.
     remove_leftovers(out, target.name)
-    return RunFolder(target, lock)
+    return RunFolder(target, lock, command)
 
 
 def _renamed(folder: Path, target: Path) -> bool:

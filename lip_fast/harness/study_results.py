@@ -1,6 +1,6 @@
 """What a study measures of each training, and what it comes to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.evaluation import Seen
+from lip_fast.harness.evaluation import agreement
 from lip_fast.harness.models import Network
+from lip_fast.harness.rows import Rows
 from lip_fast.harness.study import (
     Ridge,
     Turn,
@@ -22,7 +23,17 @@ from lip_fast.harness.study import (
     turns,
 )
 
-__all__ = ["COMPARISONS", "CleanNetwork", "Measured", "Study", "rank_table", "similarity_table", "turn_table"]
+__all__ = [
+    "COMPARISONS",
+    "CleanNetwork",
+    "Measured",
+    "RidgeChange",
+    "Study",
+    "check_directions",
+    "rank_table",
+    "similarity_table",
+    "turn_table",
+]
 
 # Whose directions are compared with those of clean labels, and in which space they lie.
 COMPARISONS = {
@@ -31,6 +42,34 @@ COMPARISONS = {
     "head_features": "head as trained, among features",
     "head_classes": "head as trained, among classes",
 }
+
+
+@dataclass(frozen=True)
+class RidgeChange:
+    """What labels of one rate do to the ridge head: the part of :class:`Measured` that needs no training.
+
+    Attributes:
+        wrong_rows: as of :class:`Measured`; so are the others.
+        wrong_entries: of the label matrix.
+        ridge_spectrum: (r',).
+        similarity: (r', r') each, of ridge heads alone.
+        turns: by k = 1..r' - 1.
+    """
+
+    wrong_rows: float
+    wrong_entries: float
+    ridge_spectrum: np.ndarray
+    similarity: dict[str, np.ndarray]
+    turns: list[Turn]
+
+    def as_plain(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint; floats keep every bit."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "RidgeChange":
+        """What :meth:`as_plain` was called on."""
+        return cls(**_not_plain(values))
 
 
 @dataclass(frozen=True)
@@ -62,95 +101,135 @@ class Measured:
     turns: list[Turn]
 
     def as_plain(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return {
-            "seed": self.seed,
-            "rate": self.rate,
-            "wrong_rows": self.wrong_rows,
-            "wrong_entries": self.wrong_entries,
-            "test_accuracy": self.test_accuracy,
-            "head_spectrum": self.head_spectrum.tolist(),
-            "ridge_spectrum": self.ridge_spectrum.tolist(),
-            "similarity": {name: phi.tolist() for name, phi in self.similarity.items()},
-            "turns": [asdict(turn) for turn in self.turns],
-        }
+        """As plain values, for JSON and a checkpoint; floats keep every bit."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "Measured":
+        """What :meth:`as_plain` was called on."""
+        return cls(**_not_plain(values))
 
 
 class CleanNetwork:
-    """The network that learned from clean labels, which the others of its seed are compared with.
+    """What is kept of the network that learned from clean labels, which others of its seed are compared with.
+
+    It is small: the head, and what the labels of each rate do to the ridge heads. Those need the network's
+    features, but no network that learned from the wrong labels.
 
     Args:
-        network: the network.
-        seen: what its head sees, with the clean labels that it was trained on.
+        W: (q, l) float64 weight of its head.
         seed: of its training.
-        ridge: penalty of the ridge heads, see :class:`lip_fast.harness.study.Ridge`.
+        penalty: the ridge heads' lambda.
+        changes: of the ridge head, by rate.
 
     Attributes:
-        directions: of the ridge head, at least 2.
-
-    Raises:
-        UserError: training diverged, the ridge head has less than two directions, or the features are all
-            constant.
+        W: as given.
+        penalty: as given.
     """
 
-    def __init__(self, network: Network, seen: Seen, seed: int, ridge: float) -> None:
-        self._seed = seed
-        self._W = _weight(network, seed)
-        self._Y = self._labels(seen)
+    def __init__(
+        self, W: np.ndarray, seed: int, penalty: float, changes: Mapping[float, RidgeChange]
+    ) -> None:
+        self.W, self.penalty = W, penalty
+        self._seed, self._changes = seed, changes
+
+    @classmethod
+    def of(
+        cls, network: Network, train: Rows, seed: int, ridge: float, labels: Mapping[float, np.ndarray]
+    ) -> "CleanNetwork":
+        """Keep what is needed of a trained network.
+
+        Args:
+            network: the network.
+            train: what its head sees of the training part, with the clean labels that it was trained on.
+            seed: of its training.
+            ridge: penalty of the ridge heads, see :class:`lip_fast.harness.study.Ridge`.
+            labels: by rate those of the same rows, (n,) class indices or (n, l) candidate sets.
+
+        Raises:
+            UserError: training diverged, the ridge head has less than two directions, or the features are
+                all constant.
+        """
+        W = _weight(network, seed)
+        Y = label_matrix(train.Y.cpu().numpy(), W.shape[1])
         try:
-            self._ridge = Ridge(seen.train.X.cpu().double().numpy(), ridge)
+            heads = Ridge(train.X.cpu().double().numpy(), ridge)
         except ValueError as error:  # every unit of the last layer is dead
             raise UserError(f"{error}, of the network trained on clean labels with seed {seed}") from error
-        self.directions = directions(self._ridge.weight(self._Y))
-        if self.directions < 2:
-            raise UserError(
-                "expected a ridge head with at least two directions to compare, one less than classes, got "
-                f"{self.directions} with {self._W.shape[0]} features and {self._W.shape[1]} classes"
-            )
+        count = directions(heads.weight(Y))
+        check_directions(count, W.shape, None)
+        changes = {
+            rate: _ridge_change(heads, Y, label_matrix(noisy, W.shape[1]), count)
+            for rate, noisy in labels.items()
+        }
+        return cls(W, seed, heads.penalty, changes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as a tensor and plain values."""
+        return {
+            "W": torch.from_numpy(self.W),
+            "seed": self._seed,
+            "penalty": self.penalty,
+            "changes": {rate: change.as_plain() for rate, change in self._changes.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "CleanNetwork":
+        """What :meth:`state_dict` was called on."""
+        changes = {rate: RidgeChange.from_plain(values) for rate, values in state["changes"].items()}
+        return cls(state["W"].numpy(), state["seed"], state["penalty"], changes)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(q, l)."""
-        return self._W.shape[0], self._W.shape[1]
+    def directions(self) -> int:
+        """Of the ridge head, at least 2."""
+        return min(len(change.ridge_spectrum) for change in self._changes.values())
 
-    @property
-    def penalty(self) -> float:
-        """The ridge heads' lambda."""
-        return self._ridge.penalty
-
-    def measure(self, network: Network, seen: Seen, rate: float) -> Measured:
+    def measure(self, network: Network, test: Rows, rate: float) -> Measured:
         """Compare a network that was trained on the same rows with labels of ``rate``.
 
         Args:
             network: the network; this one's own, too.
-            seen: what its head sees; the labels of the training part are those it was trained on.
-            rate: of the noise.
+            test: what its head sees of the test part, with clean labels.
+            rate: of the noise, one of those whose labels were given.
 
         Raises:
             UserError: training diverged.
         """
-        Y, W = self._labels(seen), _weight(network, self._seed)
-        wrong, pair = self._Y != Y, self._ridge.pair(self._Y, Y)
-        vectors = {
-            **_vectors("ridge", pair.W, pair.W_noisy, self.directions),
-            **_vectors("head", self._W, W, min(W.shape)),
-        }
+        W, change = _weight(network, self._seed), self._changes[rate]
+        heads = _vectors("head", self.W, W, min(W.shape))
         with torch.no_grad():
-            predicted = network.head(seen.test.X).argmax(1)
+            accuracy = agreement(network.head(test.X), test.Y)
         return Measured(
             seed=self._seed,
             rate=rate,
-            wrong_rows=float(wrong.any(1).mean()),
-            wrong_entries=float(wrong.mean()),
-            test_accuracy=float((predicted == seen.test.Y).double().mean()),
+            wrong_rows=change.wrong_rows,
+            wrong_entries=change.wrong_entries,
+            test_accuracy=accuracy,
             head_spectrum=np.linalg.svd(W, compute_uv=False),
-            ridge_spectrum=np.linalg.svd(pair.W_noisy, compute_uv=False)[: self.directions],
-            similarity={name: similarity(*both) for name, both in vectors.items()},
-            turns=turns(pair),
+            ridge_spectrum=change.ridge_spectrum,
+            similarity={**change.similarity, **{name: similarity(*both) for name, both in heads.items()}},
+            turns=change.turns,
         )
 
-    def _labels(self, seen: Seen) -> np.ndarray:
-        return label_matrix(seen.train.Y.cpu().numpy(), self._W.shape[1])
+
+def check_directions(count: int, shape: tuple[int, ...], rank: int | None) -> None:
+    """Refuse a study of too few directions.
+
+    Args:
+        count: directions that the ridge head has, or could have at most.
+        shape: (q, l) of the heads.
+        rank: the principal subspace's dimension that is asked for, if any.
+
+    Raises:
+        UserError: there are less than two, or no more than ``rank``.
+    """
+    if count < 2:
+        raise UserError(
+            "expected a ridge head with at least two directions to compare, one less than classes, got "
+            f"{count} with {shape[0]} features and {shape[1]} classes"
+        )
+    if rank is not None and rank >= count:
+        raise UserError(f"expected --rank below the {count} directions of the ridge head, got {rank}")
 
 
 class Study:
@@ -310,6 +389,18 @@ def _weight(network: Network, seed: int) -> np.ndarray:
     return W
 
 
+def _ridge_change(heads: Ridge, Y: np.ndarray, Y_noisy: np.ndarray, count: int) -> RidgeChange:
+    wrong, pair = Y != Y_noisy, heads.pair(Y, Y_noisy)
+    vectors = _vectors("ridge", pair.W, pair.W_noisy, count)
+    return RidgeChange(
+        wrong_rows=float(wrong.any(1).mean()),
+        wrong_entries=float(wrong.mean()),
+        ridge_spectrum=np.linalg.svd(pair.W_noisy, compute_uv=False)[:count],
+        similarity={name: similarity(*both) for name, both in vectors.items()},
+        turns=turns(pair),
+    )
+
+
 def _vectors(
     name: str, W: np.ndarray, W_other: np.ndarray, count: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -319,4 +410,23 @@ def _vectors(
     return {
         f"{name}_features": (U[:, :count], U_other[:, :count]),
         f"{name}_classes": (Vt[:count].T, Vt_other[:count].T),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, in whatever containers they are."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _not_plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a :class:`Measured` or :class:`RidgeChange`, from plain values."""
+    return {
+        **values,
+        **{name: np.array(values[name]) for name in values if name.endswith("_spectrum")},
+        "similarity": {name: np.array(phi) for name, phi in values["similarity"].items()},
+        "turns": [Turn(**turn) for turn in values["turns"]],
     }

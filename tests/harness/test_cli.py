@@ -42,9 +42,9 @@ def test_run_ends_with_the_table_and_the_folder(finished) -> None:
     assert process.stderr == ""
     lines = process.stdout.splitlines()
     assert lines[-1] == f"run folder: {folder}"
-    for start in ("plain ", "LIP in the step ", "LIP afterwards "):
+    for start in ("plain ", "LIP in the step ", "LIP each epoch ", "LIP afterwards "):
         assert sum(line.startswith(start) for line in lines) == 1
-    assert sum("LIP adds" in line for line in lines) == 1
+    assert sum("LIP adds" in line for line in lines) == 2
 
 
 def test_run_folder_holds_what_was_run(finished) -> None:
@@ -70,7 +70,7 @@ def test_metrics_have_every_seed_method_and_epoch(finished) -> None:
     assert metrics["environment"]["torch"]
     assert [entry["seed"] for entry in metrics["seeds"]] == [0, 1]
     for entry in metrics["seeds"]:
-        assert list(entry["methods"]) == ["plain", "in-step", "post-hoc"]
+        assert list(entry["methods"]) == ["plain", "in-step", "per-epoch", "post-hoc"]
         for record in entry["methods"].values():
             for values in ("test_accuracy", "validation", "train_loss", "step_seconds", "lip_seconds"):
                 assert len(record[values]) == 2

@@ -125,7 +125,7 @@ def test_the_labels_of_every_seed_are_looked_at() -> None:
         return dataclasses.replace(VECTORS, given_labels=labels, split=split)
 
     dataset = dataclasses.replace(VECTORS, split=split)
-    assert plan_of(TrainConfig(noise="own", seeds=2), dataset).epochs_of_seed == 120
+    assert plan_of(TrainConfig(noise="own", seeds=2), dataset).epochs_of_seed == 180
     assert "for --noise own" in refusal(dataset, {"noise": "own", "seeds": 3})
     assert "for --noise own" in refusal(dataset, {"noise": "own", "seeds": 1, "first_seed": 2})
 
@@ -133,11 +133,11 @@ def test_the_labels_of_every_seed_are_looked_at() -> None:
 @pytest.mark.parametrize(
     ("settings", "trained", "epochs"),
     [
-        ({}, ["plain", "in-step"], 2 * 60),
+        ({}, ["plain", "in-step", "per-epoch"], 3 * 60),
         ({"methods": ("ridge",)}, ["plain"], 60),
         ({"methods": ("ridge", "per-epoch", "in-step")}, ["plain", "in-step", "per-epoch"], 3 * 60),
         ({"methods": ("in-step",), "epochs": 7}, ["in-step"], 7),
-        ({"algorithm": "confident-learning"}, ["plain", "in-step"], (2 + 5) * 60),
+        ({"algorithm": "confident-learning"}, ["plain", "in-step", "per-epoch"], (3 + 5) * 60),
         (
             {"algorithm": "confident-learning", "options": {"folds": 3}, "epochs": 4, "methods": ("plain",)},
             ["plain"],

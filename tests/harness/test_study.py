@@ -1,4 +1,6 @@
 import dataclasses
+import io
+import json
 
 import numpy as np
 import pytest
@@ -6,8 +8,8 @@ import torch
 from torch import nn
 
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.evaluation import Rows, Seen
 from lip_fast.harness.models import Linear
+from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import initialisation
 from lip_fast.harness.study import (
     Ridge,
@@ -248,9 +250,11 @@ def test_largest_gap_is_relative() -> None:
 # --- what it comes to ------------------------------------------------------------------------------------
 
 
-def seen_of(X: np.ndarray, labels: np.ndarray, q: int) -> Seen:
-    train = Rows(torch.from_numpy(X), torch.from_numpy(labels))
-    return Seen(train, Rows(train.X[:0], train.Y[:0]), Rows(torch.eye(q)[:3], torch.tensor([0, 1, 1])))
+TEST = Rows(torch.eye(6)[:3], torch.tensor([0, 1, 1]))
+
+
+def rows(X: np.ndarray, labels: np.ndarray) -> Rows:
+    return Rows(torch.from_numpy(X), torch.from_numpy(labels))
 
 
 def linear(classes: int) -> Linear:
@@ -271,9 +275,9 @@ def problem() -> tuple[Linear, np.ndarray, np.ndarray]:
 
 def test_a_network_with_itself_is_the_same() -> None:
     model, X, labels = problem()
-    clean = CleanNetwork(model, seen_of(X, labels, 6), 7, 1e-2)
-    assert (clean.shape, clean.directions) == ((6, 4), 3)
-    measured = clean.measure(model, seen_of(X, labels, 6), 0.0)
+    clean = CleanNetwork.of(model, rows(X, labels), 7, 1e-2, {0.0: labels})
+    assert (clean.W.shape, clean.directions) == ((6, 4), 3)
+    measured = clean.measure(model, TEST, 0.0)
     assert (measured.seed, measured.rate, measured.wrong_rows, measured.wrong_entries) == (7, 0.0, 0.0, 0.0)
     assert measured.test_accuracy == pytest.approx(2 / 3)
     assert measured.head_spectrum == pytest.approx(np.ones(4))
@@ -293,8 +297,8 @@ def test_features_and_classes_are_not_exchanged() -> None:
     with torch.no_grad():  # the same classes on other features, and distinct singular values for both
         model.head.weight.copy_(torch.diag(torch.tensor([4.0, 3, 2, 1])) @ torch.eye(4, 6))
         other.head.weight.copy_(torch.diag(torch.tensor([4.0, 3, 2, 1])) @ torch.eye(4, 6).flip(1))
-    clean = CleanNetwork(model, seen_of(X, labels, 6), 0, 1e-2)
-    measured = clean.measure(other, seen_of(X, labels, 6), 0.5)
+    clean = CleanNetwork.of(model, rows(X, labels), 0, 1e-2, {0.5: labels})
+    measured = clean.measure(other, TEST, 0.5)
     np.testing.assert_allclose(measured.similarity["head_classes"], 1)
     assert measured.similarity["head_features"][1, 1] == pytest.approx(0)
     assert measured.similarity["head_features"][3, 3] == pytest.approx(0.5)
@@ -305,8 +309,8 @@ def test_wrong_candidates_are_counted() -> None:
     clean_sets = label_matrix(labels, 4).astype(np.float32)
     sets = clean_sets.copy()
     sets[:15] = 1  # three wrong candidates each
-    clean = CleanNetwork(model, seen_of(X, clean_sets, 6), 0, 1e-2)
-    measured = clean.measure(model, seen_of(X, sets, 6), 0.3)
+    clean = CleanNetwork.of(model, rows(X, clean_sets), 0, 1e-2, {0.3: sets})
+    measured = clean.measure(model, TEST, 0.3)
     assert measured.wrong_rows == 0.25
     assert measured.wrong_entries == pytest.approx(0.25 * 0.75)
 
@@ -314,7 +318,7 @@ def test_wrong_candidates_are_counted() -> None:
 def test_two_classes_have_nothing_to_compare() -> None:
     _, X, labels = problem()
     with pytest.raises(UserError, match=r"at least two directions .* got 1 with 6 features and 2 classes"):
-        CleanNetwork(linear(2), seen_of(X, labels % 2, 6), 0, 1e-2)
+        CleanNetwork.of(linear(2), rows(X, labels % 2), 0, 1e-2, {0.0: labels % 2})
 
 
 def test_dead_features_are_told() -> None:
@@ -322,26 +326,49 @@ def test_dead_features_are_told() -> None:
     with pytest.raises(
         UserError, match="not all constant, of the network trained on clean labels with seed 3"
     ):
-        CleanNetwork(model, seen_of(0 * X, labels, 6), 3, 1e-2)
+        CleanNetwork.of(model, rows(0 * X, labels), 3, 1e-2, {0.0: labels})
+
+
+def test_what_is_kept_of_a_network_comes_out_of_a_file_with_every_bit() -> None:
+    model, X, labels = problem()
+    nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    wrong = {0.0: labels, 0.5: np.where(np.arange(60) < 30, (labels + 1) % 4, labels)}
+    clean = CleanNetwork.of(model, rows(X, labels), 3, 1e-2, wrong)
+    file = io.BytesIO()
+    torch.save(clean.state_dict(), file)
+    file.seek(0)
+    restored = CleanNetwork.from_state(torch.load(file, weights_only=True))
+    assert (restored.penalty, restored.directions) == (clean.penalty, 3)
+    np.testing.assert_array_equal(restored.W, clean.W)
+    other = linear(4)
+    measured = clean.measure(other, TEST, 0.5)
+    assert measured.turns[0].features > 0.01
+    assert restored.measure(other, TEST, 0.5).as_plain() == measured.as_plain()
+    again = Measured.from_plain(json.loads(json.dumps(measured.as_plain())))
+    assert again.as_plain() == measured.as_plain()
+    np.testing.assert_array_equal(again.similarity["head_classes"], measured.similarity["head_classes"])
+    np.testing.assert_array_equal(again.ridge_spectrum, measured.ridge_spectrum)
+    assert again.turns == measured.turns
 
 
 def test_weights_that_are_not_finite_are_told() -> None:
     model, X, labels = problem()
-    clean = CleanNetwork(model, seen_of(X, labels, 6), 3, 1e-2)
+    clean = CleanNetwork.of(model, rows(X, labels), 3, 1e-2, {0.2: labels})
     nn.init.constant_(model.head.weight, torch.inf)
     with pytest.raises(UserError, match="diverged in its last step, seed 3"):
-        clean.measure(model, seen_of(X, labels, 6), 0.2)
+        clean.measure(model, TEST, 0.2)
 
 
 def small_study(rank: int | None = None) -> Study:
     measured: list[Measured] = []
     for seed in (0, 1):
         model, X, labels = problem()
-        clean = CleanNetwork(model, seen_of(X, labels, 6), seed, 1e-2)
-        for rate in (0.0, 0.5):
-            wrong = np.where(np.arange(60) < 60 * rate, (labels + 1 + seed) % 4, labels)
-            measured.append(clean.measure(model, seen_of(X, wrong, 6), rate))
-    return Study(measured, clean.shape, rank)
+        wrong = {
+            rate: np.where(np.arange(60) < 60 * rate, (labels + 1 + seed) % 4, labels) for rate in (0.0, 0.5)
+        }
+        clean = CleanNetwork.of(model, rows(X, labels), seed, 1e-2, wrong)
+        measured.extend(clean.measure(model, TEST, rate) for rate in wrong)
+    return Study(measured, (6, 4), rank)
 
 
 def test_a_study_takes_means_over_seeds() -> None:

@@ -78,7 +78,7 @@ def test_train_shows_how_far_it_is_and_leaves_the_table(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, ["train", *SMALL])
     assert terminal.end() == 0
     assert "seed 0: " in terminal.text
-    assert "/12 [" in terminal.text
+    assert "/18 [" in terminal.text
     left = screen(terminal.text)
     assert not any("%|" in line for line in left)
     assert any(line.startswith("plain ") for line in left)

@@ -1,24 +1,34 @@
 """``lip-fast study``: what wrong labels do to the singular subspaces of a classifier's weight."""
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from lip_fast.harness.arguments import parse_study
+from lip_fast.harness.arguments import parse_resumed, parse_stored_study, parse_study
+from lip_fast.harness.config import option
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.errors import UserError
-from lip_fast.harness.experiment import train_network
+from lip_fast.harness.evaluation import Seen
+from lip_fast.harness.experiment import check_labels, restoring, train_network
+from lip_fast.harness.label_files import labels_sha256
+from lip_fast.harness.labels import training_labels
+from lip_fast.harness.models import Network, make_model
 from lip_fast.harness.plan import plan_of
-from lip_fast.harness.runs import METRICS, environment, new_run, write_json
+from lip_fast.harness.problem import split
+from lip_fast.harness.progress import _fingerprint, _software
+from lip_fast.harness.runs import CONFIG, METRICS, RunFolder, environment, new_run, opened_run, write_json
 from lip_fast.harness.study_config import StudyConfig
 from lip_fast.harness.study_figures import save_angles, save_similarity, save_spectra
 from lip_fast.harness.study_results import (
     CleanNetwork,
     Measured,
     Study,
+    check_directions,
     rank_table,
     similarity_table,
     turn_table,
@@ -45,59 +55,187 @@ there is none, and no bound. Vacuous: 1 or more, and no sine is above 1."""
 def main(arguments: Sequence[str]) -> int:
     """Train on labels of every rate, compare the weights, write the run folder; returns the exit code 0.
 
+    With ``--resume`` an interrupted study is ended, with the numbers that it would have had.
+
     Raises:
         UserError: arguments, data or the run folder are not what they must be.
-        KeyboardInterrupt: nothing is left of the run.
+        KeyboardInterrupt: with a text that says how to continue, once a network is trained.
     """
-    config = parse_study(arguments)
-    dataset = load(config.data)
-    for rate in config.rates:
-        plan_of(config.training(rate), dataset)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    with new_run(Path(config.out), config.name, config.as_dict()) as folder:
-        subject = f"{dataset.name}, {config.noise} label noise, {config.model}"
-        print(
-            f"{subject}: rates {', '.join(f'{rate:g}' for rate in config.rates)}; seeds: {config.seeds}; "
-            f"{config.epochs} epochs of {config.optimizer}",
-            flush=True,
-        )
-        study, penalties = _measure(config, dataset)
-        folder.finish(partial(_write, study=study, penalties=penalties, subject=subject))
-    print(f"\n{_explained(study)}\n\n{similarity_table(study)}\n")
-    print(f"Largest angles of the ridge heads, and what bounds them:\n\n{turn_table(study, [study.rank])}")
-    print(f"\nrun folder: {folder.path}")
+    config, resume = parse_study(arguments)
+    if resume is not None:
+        return _resume(arguments, resume)
+    dataset = _prepare(config)
+    with new_run(Path(config.out), config.name, config.as_dict(), "study") as folder:
+        _study(config, dataset, _Progress(folder, config, dataset))
     return 0
 
 
-def _measure(config: StudyConfig, dataset: Dataset) -> tuple[Study, list[float]]:
-    """All trainings and comparisons, and the ridge heads' lambda by seed."""
-    measured: list[Measured] = []
-    penalties = []
+def _resume(arguments: Sequence[str], path: Path) -> int:
+    with opened_run(path, "study") as folder:
+        config = parse_stored_study(path / CONFIG, whole=not folder.complete)
+        parse_resumed(arguments, config, path)
+        if folder.complete:
+            print(f"nothing to resume: the study in {path} is complete")
+            return 0
+        dataset = _prepare(config)
+        progress = _Progress(folder, config, dataset)
+        progress.load()
+        for note in progress.notes:
+            print(f"lip-fast study: {note}; the bits may change with it", file=sys.stderr)
+        _study(config, dataset, progress)
+    return 0
+
+
+def _prepare(config: StudyConfig) -> Dataset:
+    """The data, where they fit the settings."""
+    dataset = load(config.data)
+    for rate in config.rates:
+        plan_of(config.training(rate), dataset)
+    l = len(dataset.class_names)
+    with torch.device("meta"):  # takes no time, and no random numbers
+        head = make_model(
+            config.model,
+            inputs=dataset.train_features.shape[1],
+            image_shape=dataset.image_shape,
+            hidden=config.hidden,
+            classes=l,
+        ).head
+    # Rows of clean labels sum to 1, so that centring takes one of the directions among classes.
+    check_directions(min(head.in_features, l - 1), (head.in_features, l), config.rank)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return dataset
+
+
+class _Progress:
+    """The networks that were trained and compared, saved in the run folder after each of them.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        dataset: its data.
+
+    Attributes:
+        folder: as given.
+        measured: of all networks so far, in their order.
+        penalties: the ridge heads' lambda, of each seed that was begun.
+        clean: of the seed under way; None before its first network.
+        notes: what else than the settings has changed since the study began, and may change the bits.
+    """
+
+    def __init__(self, folder: RunFolder, config: StudyConfig, dataset: Dataset) -> None:
+        self.folder = folder
+        self.measured: list[Measured] = []
+        self.penalties: list[float] = []
+        self.clean: CleanNetwork | None = None
+        self.notes: list[str] = []
+        self._config, self._dataset = config, dataset
+        self._data, self._software = _fingerprint(dataset), _software()
+
+    def load(self) -> None:
+        """Take the study up after the last network that was saved; from its beginning where there is none.
+
+        Raises:
+            UserError: the checkpoint is damaged, or of other settings, data or labels.
+        """
+        state = self.folder.load()
+        if state is None:
+            return
+        with restoring(f"the checkpoint in {self.folder.path}"):
+            settings = self._config.as_dict()
+            for name in sorted(settings.keys() | state["settings"].keys()):
+                began, now = state["settings"].get(name), settings.get(name)
+                if began != now:
+                    raise UserError(
+                        f"expected {option(name)} {began} in the settings of {self.folder.path}, with which "
+                        f"its checkpoint was made, found {now}"
+                    )
+            if state["data"] != self._data:
+                raise UserError(
+                    f"expected data with hash {state['data'][:12]}, with which the study began, "
+                    f"found {self._data[:12]} in {self._config.data}"
+                )
+            self.notes = [
+                f"{name} was {began}, is {self._software.get(name)}"
+                for name, began in state["software"].items()
+                if began != self._software.get(name)
+            ]
+            self._software = state["software"]
+            self.measured = [Measured.from_plain(values) for values in state["measured"]]
+            self.penalties = state["penalties"]
+            self.clean = CleanNetwork.from_state(state["clean"])
+            came = [(one.seed, one.rate) for one in self.measured]
+            if came != _trainings(self._config)[: len(came)] or not came:
+                raise UserError(
+                    f"expected the networks of these settings in {self.folder.path}, found others"
+                )
+            check_labels(came[-1][0], self._labels(*came[-1]), state["labels_sha256"])
+
+    def add(self, network: Network, seen: Seen, seed: int, rate: float) -> None:
+        """Compare a network with the clean one of its seed, and save what came of it.
+
+        Raises:
+            UserError: training diverged, or there is too little to compare.
+        """
+        if rate == 0:
+            kept = split(self._config.training(rate), len(self._labels(seed, rate)), seed)[0]
+            labels = {rate: self._labels(seed, rate)[kept] for rate in self._config.rates}
+            self.clean = CleanNetwork.of(network, seen.train, seed, self._config.ridge, labels)
+            check_directions(self.clean.directions, self.clean.W.shape, self._config.rank)
+            self.penalties.append(self.clean.penalty)
+        assert self.clean is not None  # 0 comes first
+        self.measured.append(self.clean.measure(network, seen.test, rate))
+        self.folder.save(
+            {
+                "settings": self._config.as_dict(),
+                "data": self._data,
+                "software": self._software,
+                "measured": [one.as_plain() for one in self.measured],
+                "penalties": self.penalties,
+                "clean": self.clean.state_dict(),
+                "labels_sha256": labels_sha256(self._labels(seed, rate)),
+            }
+        )
+
+    def _labels(self, seed: int, rate: float) -> np.ndarray:
+        return training_labels(self._config.noise, rate, self._dataset.for_seed(seed), seed)
+
+
+def _trainings(config: StudyConfig) -> list[tuple[int, float]]:
+    """Seed and rate of every network, in the order in which they are trained."""
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return [(seed, rate) for seed in seeds for rate in config.rates]
+
+
+def _study(config: StudyConfig, dataset: Dataset, progress: _Progress) -> None:
+    subject = f"{dataset.name}, {config.noise} label noise, {config.model}"
+    print(
+        f"{subject}: rates {', '.join(f'{rate:g}' for rate in config.rates)}; seeds: {config.seeds}; "
+        f"{config.epochs} epochs of {config.optimizer}",
+        flush=True,
+    )
+    done, every = len(progress.measured), _trainings(config)
+    if done:
+        print(f"continued after {done} of {len(every)} networks", flush=True)
     # disable=None: a bar where stderr is a terminal, silence in files and pipes.
     with tqdm(
-        total=config.seeds * len(config.rates) * config.epochs, unit="epoch", disable=None, leave=False
+        total=len(every) * config.epochs,
+        initial=done * config.epochs,
+        unit="epoch",
+        disable=None,
+        leave=False,
     ) as bar:
-
-        def on_epoch(loss: float) -> None:
-            bar.update()
-
-        for seed in range(config.first_seed, config.first_seed + config.seeds):
-            clean = None
-            for rate in config.rates:  # 0 comes first
-                bar.set_description(f"seed {seed}, rate {rate:g}", refresh=False)
-                network, seen = train_network(config.training(rate), dataset, seed, on_epoch)
-                if clean is None:
-                    clean = CleanNetwork(network, seen, seed, config.ridge)
-                    if config.rank is not None and config.rank >= clean.directions:
-                        raise UserError(
-                            f"expected --rank below the {clean.directions} directions of the ridge head, "
-                            f"got {config.rank}"
-                        )
-                    penalties.append(clean.penalty)
-                measured.append(clean.measure(network, seen, rate))
-    assert clean is not None
-    return Study(measured, clean.shape, config.rank), penalties
+        for seed, rate in every[done:]:
+            bar.set_description(f"seed {seed}, rate {rate:g}", refresh=False)
+            network, seen = train_network(config.training(rate), dataset, seed, lambda loss: bar.update())
+            progress.add(network, seen, seed, rate)
+    assert progress.clean is not None
+    q, l = progress.clean.W.shape
+    study = Study(progress.measured, (q, l), config.rank)
+    progress.folder.finish(partial(_write, study=study, penalties=progress.penalties, subject=subject))
+    print(f"\n{_explained(study)}\n\n{similarity_table(study)}\n")
+    print(f"Largest angles of the ridge heads, and what bounds them:\n\n{turn_table(study, [study.rank])}")
+    print(f"\nrun folder: {progress.folder.path}")
 
 
 def _write(folder: Path, *, study: Study, penalties: Sequence[float], subject: str) -> None:
