@@ -45,7 +45,7 @@ def refusal(dataset: Dataset, settings: dict[str, Any]) -> str:
         ({"algorithm": "elr", "noise": "partial"}, "got elr"),
         (
             {"algorithm": "linear-ridge", "model": "linear"},
-            "expected no method in-step with --algorithm linear-ridge: it takes no steps",
+            "expected no method in-step, per-epoch with --algorithm linear-ridge: it takes no steps",
         ),
         (
             {"algorithm": "linear-ridge", "model": "linear", "methods": ("per-epoch", "in-step", "ridge")},

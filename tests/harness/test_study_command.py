@@ -377,6 +377,16 @@ def test_other_software_is_told(interrupted: Path, capsys) -> None:
     assert error == f"lip-fast study: torch was 1.0, is {torch.__version__}; the bits may change with it\n"
 
 
+def test_other_software_is_told_again_by_the_next(interrupted: Path, capsys, monkeypatch) -> None:
+    edited(interrupted, software={"torch": "1.0"})
+    with monkeypatch.context() as patch:
+        stop_in(patch, "train_network", 1)
+        assert main(["study", "--resume", str(interrupted)]) == 130
+    capsys.readouterr()
+    assert main(["study", "--resume", str(interrupted)]) == 0
+    assert f"torch was 1.0, is {torch.__version__}" in capsys.readouterr().err
+
+
 def test_train_and_study_do_not_continue_each_other(interrupted: Path, capsys) -> None:
     error = refusal(["train", "--resume", str(interrupted)], capsys)
     settings = interrupted / "config.yaml"
