@@ -72,7 +72,7 @@ def test_every_curve_is_written(tmp_path: Path, monkeypatch) -> None:
     assert main([*ARGUMENTS, "--tensorboard", "true"]) == 0
     assert written == curves_of(tmp_path / "runs" / "a")
     assert all(len(values) == 2 for values in written.values())
-    assert len(written) == 2 * 3 * len(CURVES)
+    assert len(written) == 2 * 4 * len(CURVES)  # seeds and methods
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard")
