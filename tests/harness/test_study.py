@@ -304,6 +304,17 @@ def test_features_and_classes_are_not_exchanged() -> None:
     assert measured.similarity["head_features"][3, 3] == pytest.approx(0.5)
 
 
+def test_the_ridge_head_of_wrong_labels_is_turned_from_that_of_clean_labels() -> None:
+    model, X, labels = problem()
+    wrong = np.where(np.arange(60) < 30, (labels + 1) % 4, labels)
+    measured = CleanNetwork.of(model, rows(X, labels), 0, 1e-2, {0.5: wrong}).measure(model, TEST, 0.5)
+    ridge = Ridge(X.astype(np.float64), 1e-2)
+    W, W_noisy = (ridge.weight(label_matrix(given, 4)) for given in (labels, wrong))
+    s, s_noisy = (np.linalg.svd(weight, compute_uv=False) for weight in (W, W_noisy))
+    np.testing.assert_allclose(measured.ridge_spectrum, s_noisy[:3])
+    assert [turn.gap for turn in measured.turns] == pytest.approx([s[0] - s_noisy[1], s[1] - s_noisy[2]])
+
+
 def test_wrong_candidates_are_counted() -> None:
     model, X, labels = problem()
     clean_sets = label_matrix(labels, 4).astype(np.float32)
