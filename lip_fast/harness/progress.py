@@ -1,22 +1,20 @@
 """How far a run is: saved in its folder as it goes, and taken up again from there."""
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from lip_fast.backends import served
-from lip_fast.harness.config import TrainConfig, option
+from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.errors import UserError
 from lip_fast.harness.experiment import check_labels, epochs_done, restoring
 from lip_fast.harness.label_files import labels_sha256
 from lip_fast.harness.labels import training_labels
+from lip_fast.harness.origin import Origin
 from lip_fast.harness.plan import Plan
 from lip_fast.harness.records import Record, SeedResult, as_plain
-from lip_fast.harness.runs import RunFolder, environment
+from lip_fast.harness.runs import RunFolder
 
 __all__ = ["Pace", "Progress"]
 
@@ -80,8 +78,7 @@ class Progress:
         self.sessions = 1
         self.notes: list[str] = []
         self._folder, self._config, self._plan = folder, config, plan
-        self._data = _fingerprint(dataset)
-        self._software = _software()
+        self._origin = Origin(config.as_dict(), dataset)
         self._earlier, self._start = 0.0, time.perf_counter()
         self._pace = Pace(config.checkpoint_every)
 
@@ -101,25 +98,7 @@ class Progress:
             return
         place = f"the checkpoint in {self._folder.path}"
         with restoring(place):
-            settings = self._config.as_dict()
-            for name in sorted(settings.keys() | state["settings"].keys()):
-                began, now = state["settings"].get(name), settings.get(name)
-                if began != now:
-                    raise UserError(
-                        f"expected {option(name)} {began} in the settings of {self._folder.path}, with which "
-                        f"its checkpoint was made, found {now}"
-                    )
-            if state["data"] != self._data:
-                raise UserError(
-                    f"expected data with hash {state['data'][:12]}, with which the run began, "
-                    f"found {self._data[:12]} in {self._config.data}"
-                )
-            self.notes = [
-                f"{name} was {began}, is {self._software.get(name)}"
-                for name, began in state["software"].items()
-                if began != self._software.get(name)
-            ]
-            self._software = state["software"]
+            self.notes = self._origin.check(state, self._folder.path)
             self.results = [
                 self._result(seed, saved, dataset)
                 for seed, saved in enumerate(state["finished"], self._config.first_seed)
@@ -148,9 +127,7 @@ class Progress:
         start = time.perf_counter()
         self._folder.save(
             {
-                "settings": self._config.as_dict(),
-                "data": self._data,
-                "software": self._software,
+                **self._origin.state_dict(),
                 "seconds": self.seconds,
                 "sessions": self.sessions,
                 "finished": [
@@ -170,19 +147,3 @@ class Progress:
     def _labels(self, seed: int, dataset: Dataset) -> np.ndarray:
         config = self._config
         return training_labels(config.noise, config.noise_rate, dataset.for_seed(seed), seed)
-
-
-def _software() -> dict[str, str]:
-    """What the bits depend on beside settings and data."""
-    versions = environment()
-    software = {name: str(versions[name]) for name in ("torch", "numpy", "machine", "threads")}
-    return software | {f"the kernel of {row.op}": row.backend for row in served() if row.device == "cpu"}
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """SHA-256 (hex) of the data."""
-    digest = hashlib.sha256()
-    for array in (dataset.train_features, dataset.train_labels, dataset.test_features, dataset.test_labels):
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

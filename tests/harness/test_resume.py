@@ -385,7 +385,20 @@ def test_killed_in_the_folds_and_after_them(tmp_path: Path, monkeypatch, capsys)
 
 # The command -----------------------------------------------------------------------------------------
 
-SMALL = ["--hidden", "16", "--epochs", "4", "--batch-size", "256", "--name", "a"]
+SMALL = [
+    "--methods",
+    "plain",
+    "in-step",
+    "post-hoc",
+    "--hidden",
+    "16",
+    "--epochs",
+    "4",
+    "--batch-size",
+    "256",
+    "--name",
+    "a",
+]
 
 
 @pytest.fixture

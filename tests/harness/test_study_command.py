@@ -353,7 +353,7 @@ def test_settings_are_those_of_the_study(interrupted: Path, capsys) -> None:
     ("entries", "expected"),
     [
         ({"format": "lip-fast study, 99"}, "expected a checkpoint of 'lip-fast study, 1' in runs/a"),
-        ({"data": "0" * 64}, "expected data with hash 000000000000, with which the study began"),
+        ({"data": "0" * 64}, "expected data with hash 000000000000, with which the run began"),
         ({"settings": {}}, "in the settings of runs/a, with which its checkpoint was made"),
         ({"labels_sha256": "0" * 64}, "expected labels of seed 1 with hash 000000000000"),
         ({"measured": [{}]}, "expected the checkpoint in runs/a to fit"),

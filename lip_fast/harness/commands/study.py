@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from lip_fast.harness.arguments import parse_resumed, parse_stored_study, parse_study
-from lip_fast.harness.config import option
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.evaluation import Seen
@@ -18,9 +17,9 @@ from lip_fast.harness.experiment import check_labels, restoring, train_network
 from lip_fast.harness.label_files import labels_sha256
 from lip_fast.harness.labels import training_labels
 from lip_fast.harness.models import Network, make_model
+from lip_fast.harness.origin import Origin
 from lip_fast.harness.plan import plan_of
 from lip_fast.harness.problem import split
-from lip_fast.harness.progress import _fingerprint, _software
 from lip_fast.harness.runs import CONFIG, METRICS, RunFolder, environment, new_run, opened_run, write_json
 from lip_fast.harness.study_config import StudyConfig
 from lip_fast.harness.study_figures import save_angles, save_similarity, save_spectra
@@ -130,7 +129,7 @@ class _Progress:
         self.clean: CleanNetwork | None = None
         self.notes: list[str] = []
         self._config, self._dataset = config, dataset
-        self._data, self._software = _fingerprint(dataset), _software()
+        self._origin = Origin(config.as_dict(), dataset)
 
     def load(self) -> None:
         """Take the study up after the last network that was saved; from its beginning where there is none.
@@ -142,25 +141,7 @@ class _Progress:
         if state is None:
             return
         with restoring(f"the checkpoint in {self.folder.path}"):
-            settings = self._config.as_dict()
-            for name in sorted(settings.keys() | state["settings"].keys()):
-                began, now = state["settings"].get(name), settings.get(name)
-                if began != now:
-                    raise UserError(
-                        f"expected {option(name)} {began} in the settings of {self.folder.path}, with which "
-                        f"its checkpoint was made, found {now}"
-                    )
-            if state["data"] != self._data:
-                raise UserError(
-                    f"expected data with hash {state['data'][:12]}, with which the study began, "
-                    f"found {self._data[:12]} in {self._config.data}"
-                )
-            self.notes = [
-                f"{name} was {began}, is {self._software.get(name)}"
-                for name, began in state["software"].items()
-                if began != self._software.get(name)
-            ]
-            self._software = state["software"]
+            self.notes = self._origin.check(state, self.folder.path)
             self.measured = [Measured.from_plain(values) for values in state["measured"]]
             self.penalties = state["penalties"]
             self.clean = CleanNetwork.from_state(state["clean"])
@@ -187,9 +168,7 @@ class _Progress:
         self.measured.append(self.clean.measure(network, seen.test, rate))
         self.folder.save(
             {
-                "settings": self._config.as_dict(),
-                "data": self._data,
-                "software": self._software,
+                **self._origin.state_dict(),
                 "measured": [one.as_plain() for one in self.measured],
                 "penalties": self.penalties,
                 "clean": self.clean.state_dict(),
