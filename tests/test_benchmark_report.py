@@ -148,6 +148,16 @@ def test_optimizer_rows_are_held_against_the_base_step_and_the_products(files: F
     assert cells(text, "32000 x 1024 | drop")[-2] == "0.50x (≤ 1.3 ✓)"
 
 
+def test_an_epoch_is_held_against_the_loop_by_hand(files: Files) -> None:
+    data = complete()
+    found = of(data, "epoch-mlp")
+    found["stats"] |= {"median": 2.6}
+    found["extra_info"]["peers"]["by hand"]["median_us"] = 2e6
+    found["extra_info"]["peers"]["LIP in the step"]["median_us"] = 5.2e6
+    line = cells(rendered(data, files), "60000 rows")
+    assert line == ["60000 rows", "2600 ms", "2000 ms", "1.30x (≤ 1.3 ✓)", "5200 ms", "2.00x", "2e-06 (≤ 1e-05)"]
+
+
 def test_an_optimizer_without_lip_is_held_against_the_base_step(files: Files) -> None:
     data = complete()
     for key, microseconds in (("plain-optimizer-4x512", 1100.0), ("plain-optimizer-2x64", 1120.0)):
@@ -203,7 +213,7 @@ def test_every_table_line_has_the_columns_of_its_header(files: Files) -> None:
     for block in rendered(complete(), files).split("\n\n"):
         if block.startswith("|"):
             widths.append({line.count("|") for line in block.splitlines()})
-    assert len(widths) == 8
+    assert len(widths) == 9
     assert all(len(width) == 1 for width in widths)
 
 
