@@ -19,6 +19,10 @@ __all__ = ["LEVEL", "Comparison", "Table", "comparisons", "plain_numbers", "tabl
 LEVEL = 0.05
 
 
+# Settings that tables show elsewhere: rows that differ in them alone may have one title.
+_SHOWN = ("data", "methods")
+
+
 @dataclass(frozen=True)
 class Table:
     """One table.
@@ -78,7 +82,11 @@ def titles_of(results: Sequence[Result]) -> list[str]:
     for result in results:
         settings = [other.config.as_dict() for other in alike[result.data, result.labels, result.algorithm]]
         own = result.config.as_dict()
-        differing = [f"{name} {own[name]}" for name in own if any(s[name] != own[name] for s in settings)]
+        differing = [
+            f"{name} {own[name]}"
+            for name in own
+            if name not in _SHOWN and any(s[name] != own[name] for s in settings)
+        ]
         titles.append(result.algorithm + (f" ({', '.join(differing)})" if differing else ""))
     return titles
 
