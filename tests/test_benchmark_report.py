@@ -155,7 +155,8 @@ def test_an_epoch_is_held_against_the_loop_by_hand(files: Files) -> None:
     found["extra_info"]["peers"]["by hand"]["median_us"] = 2e6
     found["extra_info"]["peers"]["LIP in the step"]["median_us"] = 5.2e6
     line = cells(rendered(data, files), "60000 rows")
-    assert line == ["60000 rows", "2600 ms", "2000 ms", "1.30x (≤ 1.3 ✓)", "5200 ms", "2.00x", "2e-06 (≤ 1e-05)"]
+    times = ["2600 ms", "2000 ms", "1.30x (≤ 1.3 ✓)", "5200 ms", "2.00x"]
+    assert line == ["60000 rows", *times, "2e-06 (≤ 1e-05)"]
 
 
 def test_an_optimizer_without_lip_is_held_against_the_base_step(files: Files) -> None:

@@ -125,8 +125,11 @@ def run_seed(
         state_of = partial(_state, sha256, chosen, records, method, training)
         for epoch in range(training.epoch, plan.epochs):
             try:
-                seen = _run_epoch(training, records[method], evaluate, partial(keep, state_of, False))
-                if method == "plain" and repairs:
+                repaired = method == "plain" and bool(repairs)
+                seen = _run_epoch(
+                    training, records[method], evaluate, partial(keep, state_of, False), whole=repaired
+                )
+                if repaired:
                     last = epoch + 1 == plan.epochs
                     _repair(
                         repairs,
@@ -181,7 +184,7 @@ def train_network(
         if loss is not None and not math.isfinite(loss):
             raise UserError(f"training diverged with --lr {config.lr}, epoch {epoch + 1}, seed {seed}")
         on_epoch(math.nan if loss is None else loss)
-    return training.model, problem.evaluator().look(training.model)
+    return training.model, problem.evaluator().look(training.model, whole=True)
 
 
 def _state(
@@ -196,7 +199,9 @@ def _state(
     }
 
 
-def _run_epoch(training: Training, record: Record, evaluate: Evaluator, on_step: Callable[[], None]) -> Seen:
+def _run_epoch(
+    training: Training, record: Record, evaluate: Evaluator, on_step: Callable[[], None], *, whole: bool
+) -> Seen:
     """Train for an epoch and score it; what the head sees then."""
     try:
         epoch = training.run_epoch(on_step)
@@ -211,7 +216,7 @@ def _run_epoch(training: Training, record: Record, evaluate: Evaluator, on_step:
     record.train_loss.append(epoch.loss)
     record.step_seconds.append(epoch.step_seconds)
     record.lip_seconds.append(epoch.lip_seconds)
-    seen = evaluate.look(model)
+    seen = evaluate.look(model, whole=whole)
     classifier = training.algorithm.classifier(model)
     record.score(evaluate(seen, classifier), classifier)
     if training.lip is not None:

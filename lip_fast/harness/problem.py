@@ -95,6 +95,7 @@ class Problem:
 
     def trained(self, seen: Seen, chosen: Tensor | None) -> Rows:
         """Of what a head sees, the samples it was trained on."""
+        assert seen.train is not None  # repairs asked for it
         if chosen is None:
             return seen.train
         rows = chosen.to(self._device)

@@ -14,7 +14,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_is_heard() -> Iterator[None]:
-    """By the processes that tests start: one that was itself started in the background hands down deafness."""
+    """By the processes that tests start: what was started in the background hands down its deafness."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

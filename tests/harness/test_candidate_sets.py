@@ -54,7 +54,7 @@ def test_training_on_sets_learns(digits: Dataset) -> None:
     losses = [training.run_epoch().loss for _ in range(8)]
     assert losses[-1] < losses[0] / 2
     evaluate = problem.evaluator()
-    assert evaluate(evaluate.look(training.model), training.model.head).test_accuracy > 0.9
+    assert evaluate(evaluate.look(training.model, whole=True), training.model.head).test_accuracy > 0.9
 
 
 def test_every_method_runs_on_sets(digits: Dataset) -> None:
@@ -107,7 +107,7 @@ def test_memorised_counts_wrong_candidates(digits: Dataset) -> None:
     def memorised(candidates: np.ndarray) -> float | None:
         Y = as_targets(candidates)
         evaluate = Evaluator(Rows(X, Y), Rows(X[:0], Y[:0]), test, torch.from_numpy(clean))
-        return evaluate(evaluate.look(model), model.head).memorised
+        return evaluate(evaluate.look(model, whole=True), model.head).memorised
 
     candidates = np.eye(10, dtype=np.uint8)[clean]
     assert memorised(candidates) is None

@@ -136,7 +136,7 @@ def test_the_rank_of_auto_is_chosen_by_the_hold_out(digits: Dataset, fraction: f
     training = problem.training(problem.learned(None), "plain")
     for _ in range(30):
         training.run_epoch()
-    seen = problem.evaluator().look(training.model)
+    seen = problem.evaluator().look(training.model, whole=True)
     head, rank = repaired_head("post-hoc", config, training.model.head, seen.train, seen.held)
     weight, bias = training.model.head.weight.detach(), training.model.head.bias
     path = lip_fast.lip_path(weight.T, *seen.train, bias=bias)
@@ -164,7 +164,7 @@ def test_training_learns(digits: Dataset) -> None:
     losses = [training.run_epoch().loss for _ in range(5)]
     assert losses[-1] < losses[0] / 2
     evaluate = problem.evaluator()
-    scores = evaluate(evaluate.look(training.model), training.model.head)
+    scores = evaluate(evaluate.look(training.model, whole=False), training.model.head)
     assert scores.test_accuracy > 0.9
     assert scores.memorised is None  # no label is wrong
     assert scores.validation is None  # none is held out
@@ -245,7 +245,7 @@ def test_evaluator_counts_right_memorised_and_held_out(digits: Dataset) -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.arange(10) == 4)  # says 4, whatever comes
-    scores = evaluate(evaluate.look(model), model.head)
+    scores = evaluate(evaluate.look(model, whole=True), model.head)
     assert scores.test_accuracy == pytest.approx((digits.test_labels == 4).mean())
     assert scores.memorised == pytest.approx((labels[:100] == 4).mean())
     assert scores.validation == pytest.approx((labels[1000:] == 4).mean())

@@ -161,6 +161,7 @@ class _Progress:
         if rate == 0:
             kept = split(self._config.training(rate), len(self._labels(seed, rate)), seed)[0]
             labels = {rate: self._labels(seed, rate)[kept] for rate in self._config.rates}
+            assert seen.train is not None  # train_network looks at everything
             self.clean = CleanNetwork.of(network, seen.train, seed, self._config.ridge, labels)
             check_directions(self.clean.directions, self.clean.W.shape, self._config.rank)
             self.penalties.append(self.clean.penalty)
