@@ -263,3 +263,11 @@ def test_one_missing_package_is_named_alone() -> None:
     script = "import sys; sys.modules['sklearn'] = None; from lip_fast.cli import main; main(['train'])"
     process = run([sys.executable, "-c", script])
     assert "(missing: sklearn)" in process.stderr
+
+
+@pytest.mark.parametrize("arguments", [["report", "x" * 5000], ["train", "--resume", "y" * 5000]])
+def test_a_path_that_is_too_long_is_one_line(arguments: list[str], capsys) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"lip-fast {arguments[0]}: ")
+    assert error.count("\n") == 1
