@@ -39,7 +39,7 @@ class Command:
 
 COMMANDS = {
     "train": Command(
-        "train a small network on wrong labels: plain, with LIP in the step, with LIP afterwards",
+        "train a network on wrong labels: plain, with LIP in the step, each epoch and afterwards",
         "lip_fast.harness.commands.train",
         "harness",
         ("jsonargparse", "matplotlib", "sklearn", "tqdm", "yaml"),

@@ -135,37 +135,38 @@ def parse_values(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Tr
 
 
 def _parsed(arguments: Sequence[str], defaults: TrainConfig) -> TrainCommand:
-    parser = _parser(
+    values, resume = _resumable(
         "train",
-        "Train a small network on wrong labels: plain, with LIP in the step, and with LIP "
-        "applied to the trained plain network.",
+        "Train a network on wrong labels: plain, with LIP in the step and after each epoch, and with LIP and "
+        "other repairs applied to the trained plain network.",
+        "continue the interrupted run in this folder from its last checkpoint, to the same bits",
+        arguments,
+        defaults,
     )
-    parser.add_argument(
-        "--resume",
-        type=str,
-        metavar="RUN_FOLDER",
-        help="continue the interrupted run in this folder from its last checkpoint, to the same bits",
-    )
-    values = _values(parser, arguments, defaults, "resume")
-    resume = values.pop("resume")
-    return TrainCommand(TrainConfig(**values), None if resume is None else Path(resume))
+    return TrainCommand(TrainConfig(**values), resume)
 
 
 def _parsed_study(arguments: Sequence[str], defaults: StudyConfig) -> StudyCommand:
-    parser = _parser(
+    values, resume = _resumable(
         "study",
         "Train a network on labels of rising inaccuracy, and compare the singular subspaces of its weight "
         "with those that clean labels give: why accurate models can be learned from wrong labels.",
+        "continue the interrupted study in this folder after the last network that it trained",
+        arguments,
+        defaults,
     )
-    parser.add_argument(
-        "--resume",
-        type=str,
-        metavar="RUN_FOLDER",
-        help="continue the interrupted study in this folder after the last network that it trained",
-    )
+    return StudyCommand(StudyConfig(**values), resume)
+
+
+def _resumable(
+    command: str, description: str, how: str, arguments: Sequence[str], defaults: TrainConfig | StudyConfig
+) -> tuple[dict[str, Any], Path | None]:
+    """The values of all settings of a subcommand, and the folder that it is to continue in, if any."""
+    parser = _parser(command, description)
+    parser.add_argument("--resume", type=str, metavar="RUN_FOLDER", help=how)
     values = _values(parser, arguments, defaults, "resume")
     resume = values.pop("resume")
-    return StudyCommand(StudyConfig(**values), None if resume is None else Path(resume))
+    return values, None if resume is None else Path(resume)
 
 
 def _check_stored(path: Path, command: str, whole: bool) -> None:

@@ -24,7 +24,7 @@ from lip_fast.harness.posthoc import rank_path, repaired_head
 from lip_fast.harness.problem import Problem
 from lip_fast.harness.records import Record, SeedResult, as_plain
 from lip_fast.harness.rows import Rows
-from lip_fast.harness.training import Training
+from lip_fast.harness.training import DivergedError, Training
 
 __all__ = ["FOLD", "Keep", "check_labels", "epochs_done", "restoring", "run_seed", "train_network"]
 
@@ -32,10 +32,6 @@ __all__ = ["FOLD", "Keep", "check_labels", "epochs_done", "restoring", "run_seed
 Keep = Callable[[Callable[[], dict[str, Any]], bool], None]
 # What trainings for the choice of rows are called where epochs are told.
 FOLD = "a fold"
-
-
-class _DivergedError(Exception):
-    """A network is no longer finite."""
 
 
 def epochs_done(state: Mapping[str, Any], plan: Plan) -> int:
@@ -77,6 +73,7 @@ def run_seed(
     seed: int,
     on_epoch: Callable[[str, float], None],
     *,
+    plan: Plan | None = None,
     state: Mapping[str, Any] | None = None,
     keep: Keep = lambda state, epoch: None,
 ) -> SeedResult:
@@ -90,6 +87,8 @@ def run_seed(
         dataset: the data; a part for testing is split off by the seed where they have none.
         seed: of noise, initialisation and batches.
         on_epoch: called after each epoch with the method in training and its test accuracy.
+        plan: what the settings come to with the data, where that is known already: it takes the labels of
+            every seed.
         state: what ``keep`` could have, to go on from; what was trained then is not trained again.
         keep: called with a function that gives the state: the scores so far, and the training under way. It
             is to be saved, or copied, before the next step.
@@ -97,7 +96,7 @@ def run_seed(
     Raises:
         UserError: training diverged, the labels cannot be had, or the state is of other settings or labels.
     """
-    plan = plan_of(config, dataset)
+    plan = plan_of(config, dataset) if plan is None else plan
     problem = Problem(config, dataset, seed, plan.algorithm, plan.epochs)
     sha256 = labels_sha256(problem.labels)
     records = {method: Record() for method in METHODS}
@@ -141,7 +140,7 @@ def run_seed(
                         evaluate,
                         last,
                     )
-            except _DivergedError as error:
+            except DivergedError as error:
                 raise UserError(
                     f"training diverged with --lr {config.lr}, epoch {epoch + 1} of {METHODS[method]}, "
                     f"seed {seed}: {error}"
@@ -165,7 +164,7 @@ def train_network(
         on_epoch: called after each epoch with the mean loss.
 
     Returns:
-        the network, in eval mode, and what its head sees of the samples it was trained on, of those held out
+        the network, and what its head sees of the samples it was trained on, of those held out
         and of the test part.
 
     Raises:
@@ -177,9 +176,7 @@ def train_network(
     for epoch in range(plan.epochs):
         try:
             loss = training.run_epoch().loss
-        except UserError:
-            raise
-        except ValueError:
+        except DivergedError:
             loss = math.nan
         if loss is not None and not math.isfinite(loss):
             raise UserError(f"training diverged with --lr {config.lr}, epoch {epoch + 1}, seed {seed}")
@@ -203,16 +200,11 @@ def _run_epoch(
     training: Training, record: Record, evaluate: Evaluator, on_step: Callable[[], None], *, whole: bool
 ) -> Seen:
     """Train for an epoch and score it; what the head sees then."""
-    try:
-        epoch = training.run_epoch(on_step)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise _DivergedError(str(error)) from error
+    epoch = training.run_epoch(on_step)
     model = training.model
     finite = epoch.loss is None or math.isfinite(epoch.loss)
     if not finite or not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise _DivergedError(f"expected a finite loss and weights, got a mean loss of {epoch.loss}")
+        raise DivergedError(f"expected a finite loss and weights, got a mean loss of {epoch.loss}")
     record.train_loss.append(epoch.loss)
     record.step_seconds.append(epoch.step_seconds)
     record.lip_seconds.append(epoch.lip_seconds)
@@ -247,7 +239,7 @@ def _repair(
         try:
             repaired, record.rank = repaired_head(method, config, head, trained, seen.held)
         except ValueError as error:  # weights or features too large to be summed
-            raise _DivergedError(str(error)) from error
+            raise DivergedError(str(error)) from error
         record.repair_seconds.append(time.perf_counter() - start)
         record.score(evaluate(seen, repaired), repaired)
         if method == "post-hoc" and last:

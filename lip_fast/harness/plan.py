@@ -17,7 +17,7 @@ from lip_fast.harness.models import make_model
 from lip_fast.harness.problem import split
 from lip_fast.harness.seeding import initialisation
 
-__all__ = ["Plan", "plan_of"]
+__all__ = ["Plan", "plan_of", "trained_methods"]
 
 
 @dataclass(frozen=True)

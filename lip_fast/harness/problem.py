@@ -18,7 +18,7 @@ from lip_fast.harness.evaluation import Evaluator, Seen
 from lip_fast.harness.labels import as_targets, training_labels
 from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import stream
-from lip_fast.harness.training import Training
+from lip_fast.harness.training import DivergedError, Training
 
 __all__ = ["Problem", "split"]
 
@@ -134,9 +134,7 @@ class Problem:
             for _ in range(self._epochs):
                 try:
                     training.run_epoch()
-                except UserError:
-                    raise
-                except ValueError as error:
+                except DivergedError as error:
                     raise UserError(f"{diverged}: {error}") from error
                 on_epoch(math.nan)
             with torch.no_grad():

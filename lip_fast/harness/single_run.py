@@ -91,7 +91,13 @@ def complete(
 
         for seed in range(config.first_seed + len(progress.results), config.first_seed + config.seeds):
             result = run_seed(
-                config, dataset, seed, partial(advance, seed), state=progress.current, keep=keep
+                config,
+                dataset,
+                seed,
+                partial(advance, seed),
+                plan=plan,
+                state=progress.current,
+                keep=keep,
             )
             progress.finish_seed(result)
             curves(result)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -44,8 +44,39 @@ COMPARISONS = {
 }
 
 
+def _plain(value: Any) -> Any:
+    """Arrays as lists, in whatever containers they are."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
-class RidgeChange:
+class _Saved:
+    """What can be written as plain values, for JSON and checkpoints, and read again."""
+
+    def as_plain(self) -> dict[str, Any]:
+        """As plain values; floats keep every bit."""
+        values: dict[str, Any] = _plain(asdict(self))
+        return values
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """What :meth:`as_plain` was called on."""
+        return cls(
+            **{
+                **values,
+                **{name: np.array(values[name]) for name in values if name.endswith("_spectrum")},
+                "similarity": {name: np.array(phi) for name, phi in values["similarity"].items()},
+                "turns": [Turn(**turn) for turn in values["turns"]],
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RidgeChange(_Saved):
     """What labels of one rate do to the ridge head: the part of :class:`Measured` that needs no training.
 
     Attributes:
@@ -62,18 +93,9 @@ class RidgeChange:
     similarity: dict[str, np.ndarray]
     turns: list[Turn]
 
-    def as_plain(self) -> dict[str, Any]:
-        """As plain values, for a checkpoint; floats keep every bit."""
-        return _plain(asdict(self))
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> "RidgeChange":
-        """What :meth:`as_plain` was called on."""
-        return cls(**_not_plain(values))
-
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(_Saved):
     """One training on labels of one rate, beside the training of the same seed on clean labels.
 
     Attributes:
@@ -99,15 +121,6 @@ class Measured:
     ridge_spectrum: np.ndarray
     similarity: dict[str, np.ndarray]
     turns: list[Turn]
-
-    def as_plain(self) -> dict[str, Any]:
-        """As plain values, for JSON and a checkpoint; floats keep every bit."""
-        return _plain(asdict(self))
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> "Measured":
-        """What :meth:`as_plain` was called on."""
-        return cls(**_not_plain(values))
 
 
 class CleanNetwork:
@@ -410,23 +423,4 @@ def _vectors(
     return {
         f"{name}_features": (U[:, :count], U_other[:, :count]),
         f"{name}_classes": (Vt[:count].T, Vt_other[:count].T),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists, in whatever containers they are."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _not_plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a :class:`Measured` or :class:`RidgeChange`, from plain values."""
-    return {
-        **values,
-        **{name: np.array(values[name]) for name in values if name.endswith("_spectrum")},
-        "similarity": {name: np.array(phi) for name, phi in values["similarity"].items()},
-        "turns": [Turn(**turn) for turn in values["turns"]],
     }

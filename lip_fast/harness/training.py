@@ -20,11 +20,15 @@ from lip_fast.harness.models import make_model
 from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import BatchOrder, initialisation, torch_stream
 
-__all__ = ["Epoch", "Training"]
+__all__ = ["DivergedError", "Epoch", "Training"]
 
 # On CUDA a time costs a wait for the device: one step in so many is timed. A prime, for LIP on each N-th step
 # (``every``) would otherwise act in all of the steps that are timed, or in none.
 _TIMED = 17
+
+
+class DivergedError(Exception):
+    """A network is no longer finite, or its numbers are larger than their dtype has."""
 
 
 class Epoch(NamedTuple):
@@ -117,18 +121,18 @@ class Training:
             on_step: called after each step; :meth:`state_dict` is whole then.
 
         Raises:
-            ValueError: training diverged: numbers are not finite, or larger than float32 has.
+            DivergedError: numbers are not finite, or larger than float32 has.
             UserError: a batch has one sample, and batch normalisation needs more.
         """
         self.model.train()
-        if self.algorithm.WHOLE:
-            start = time.perf_counter()
-            self.algorithm.fit(self.model)
-            epoch = Epoch(None, time.perf_counter() - start, 0.0)
-        else:
-            with _explaining():
+        with _explaining():
+            if self.algorithm.WHOLE:
+                start = time.perf_counter()
+                self.algorithm.fit(self.model)
+                epoch = Epoch(None, time.perf_counter() - start, 0.0)
+            else:
                 epoch = self._pass(on_step)
-        self.algorithm.end_epoch(self.model)
+            self.algorithm.end_epoch(self.model)
         self.epoch += 1
         self._begin_epoch()
         return epoch
@@ -253,13 +257,16 @@ def _explaining() -> Iterator[None]:
     except RuntimeError as error:
         if "without overflow" not in str(error):
             raise
-        raise ValueError(str(error)) from error
+        raise DivergedError(str(error)) from error
+    except UserError:  # a ValueError that says what it is already
+        raise
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"expected batches of at least 2 samples for a network that normalises them: {error}"
-        ) from error
+        if "more than 1 value per channel" in str(error):
+            raise UserError(
+                f"expected batches of at least 2 samples for a network that normalises them: {error}"
+            ) from error
+        # LIP refuses what is not finite.
+        raise DivergedError(str(error)) from error
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:

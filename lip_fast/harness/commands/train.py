@@ -1,4 +1,4 @@
-"""``lip-fast train``: plain training against LIP in the step and LIP afterwards, on wrong labels."""
+"""``lip-fast train``: plain training against LIP in the step, each epoch and afterwards, on wrong labels."""
 
 import sys
 from collections.abc import Sequence
