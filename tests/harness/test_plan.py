@@ -102,6 +102,8 @@ def test_what_does_not_fit_the_data_is_refused(settings: dict[str, Any], expecte
         ({"augment": "crop"}, "unknown augmentation 'crop'"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"first_seed": -1}, "expected --first-seed at least 0, got -1"),
+        ({"first_seed": 2**63 - 2, "seeds": 3}, f"expected --first-seed with seeds up to {2**63 - 1}"),
+        ({"threads": 100_000}, "expected --threads at most 1024, got 100000"),
         ({"samples": 1}, "expected --samples at least 2, got 1"),
         ({"clean_per_class": 0}, "expected --clean-per-class at least 1, got 0"),
         ({"holdout_fraction": 1.0}, "expected --holdout-fraction in [0, 1), got 1.0"),

@@ -309,8 +309,9 @@ def test_two_sweeps_in_one_folder(tmp_path: Path, capsys, monkeypatch) -> None:
     os.close(lock)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "a: {epoch: 1}", "a: [", "a: 3"])
+@pytest.mark.parametrize("text", ["", "[]", "a: {epoch: 1}", "a: [", "a: 3", "../x: {epochs: 1}"])
 def test_a_damaged_sweep_file(tmp_path: Path, capsys, text: str) -> None:
     (tmp_path / "sweep.yaml").write_text(text)
     assert main(["sweep", "--resume", str(tmp_path)]) == 2
     one_line(capsys.readouterr().err)
+    assert not (tmp_path.parent / "x").exists()

@@ -144,3 +144,9 @@ def test_a_unit_is_one_seed_in_a_folder_of_its_own(tmp_path: Path) -> None:
         assert unit.config.seeds == 1
         assert unit.config.first_seed == int(unit.path.name.removeprefix("seed-"))
         assert Path(unit.config.out) / str(unit.config.name) == Path("runs/s") / unit.path
+
+
+def test_each_row_has_its_own_number_of_seeds(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.yaml", seeds=1), write(tmp_path / "b.yaml", seeds=3, first_seed=5)]
+    units = units_of(read_rows(paths, []), Path("runs/s"))
+    assert [str(unit.path) for unit in units] == ["a/seed-0", "b/seed-5", "b/seed-6", "b/seed-7"]

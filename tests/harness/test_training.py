@@ -307,6 +307,24 @@ def test_divergence_is_the_users_to_put_right(digits: Dataset, method: str) -> N
         run_seed(config, digits, 0, lambda method, accuracy: None)
 
 
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "confident-learning", "options": {"folds": 2}}])
+def test_a_rate_beyond_float32_is_divergence(digits: Dataset, settings: dict) -> None:
+    config = TrainConfig(**SMALL, methods=("plain",), lr=1e300, **settings)
+    with pytest.raises(UserError, match="training diverged with --lr"):
+        run_seed(config, digits, 0, lambda method, accuracy: None)
+
+
+def test_scores_are_the_same_whether_or_not_repairs_look_at_everything(digits: Dataset) -> None:
+    problem = problem_of(digits)
+    training = problem.training(problem.learned(None), "plain")
+    training.run_epoch()
+    evaluate = problem.evaluator()
+    whole, needed = (evaluate.look(training.model, whole=whole) for whole in (True, False))
+    assert needed.train is None
+    torch.testing.assert_close(whole.wrong, needed.wrong)
+    assert evaluate(whole, training.model.head) == evaluate(needed, training.model.head)
+
+
 def test_all_methods_hold_the_same_samples_out_of_every_training(digits: Dataset) -> None:
     config = TrainConfig(**SMALL, methods=("plain", "in-step", "ridge", "auto"), holdout_fraction=0.2)
     result = run_seed(config, digits, 0, lambda method, accuracy: None)
