@@ -46,7 +46,9 @@ class _Head(nn.Module):
 
     def see_bias_of(self, head: nn.Module) -> None:
         """Take the bias of a user's head, or that it has none; TypeError where it does not fit."""
-        self.__dict__["bias"] = _bias_of(head, self.weight.shape[0])
+        bias = _bias_of(head, self.weight.shape[0])
+        # What fully_shard gathered for a forward pass is gone at the step.
+        self.__dict__["bias"] = None if bias is None else trained_weight(bias)
 
     def saved_bias(self, names: Mapping[Tensor, str]) -> tuple[str | Tensor, ...]:
         """The bias by its name where it has one, otherwise a copy of it; nothing where there is none."""

@@ -112,8 +112,11 @@ def managed_by_fsdp(weight: Tensor) -> bool:
 
 
 def trained_weight(weight: Tensor) -> Tensor:
-    """The parameter that an optimizer has, of a weight that ``fully_shard`` gathered for a forward pass."""
-    if is_sharded(weight) or not dist.is_available() or not dist.is_initialized():
+    """The parameter that an optimizer has, of a weight that ``fully_shard`` gathered for a forward pass.
+
+    On top of tensor parallelism what it gathered is a DTensor too.
+    """
+    if not dist.is_available() or not dist.is_initialized():
         return weight
     for managed in _fsdp_parameters():
         if getattr(managed, "_unsharded_param", None) is weight:
@@ -288,8 +291,8 @@ class Sharding:
                 gathered += self.shards
                 if ranks != plane:
                     outer += [g for g in replicas if set(dist.get_process_group_ranks(g)) <= ranks]
-            elif common == ranks:
-                gathered.append(group)
+            elif common == ranks and (along := self._along(ranks)):
+                gathered += along
             else:
                 raise ValueError(
                     "expected data_group along whole dimensions of the mesh that the weight lies on, got "
@@ -297,6 +300,11 @@ class Sharding:
                     f"{sorted(ranks)} where its shards lie on {sorted(plane)}"
                 )
         return tuple(dict.fromkeys(gathered)), tuple(dict.fromkeys(outer))
+
+    def _along(self, ranks: set[int]) -> list[Any]:
+        """The groups of ``shards`` that make up these ranks, by whatever group the user named them."""
+        along = [g for g in self.shards if set(dist.get_process_group_ranks(g)) <= ranks]
+        return along if math.prod(dist.get_world_size(g) for g in along) == len(ranks) else []
 
     def _plane(self) -> set[int]:
         """The ranks that together hold the weight once, this one among them."""
