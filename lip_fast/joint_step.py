@@ -262,8 +262,9 @@ class JointStep:
     ) -> tuple[Tensor, Targets]:
         """``project`` (n, columns) of the features of all processes of ``groups``, and the labels.
 
-        One gather a group, of bytes: all else would round. Each process has as many rows as the largest;
-        those that fill up are zeros without a label.
+        One gather a group, of bytes: all else would round. Each process sends as many rows as the largest;
+        those that fill up are zeros without a label. Of label matrices, where a row counts even if it has no
+        entry, they are taken out again.
         """
         if self._most is None:
             self.agree()
@@ -275,6 +276,7 @@ class JointStep:
                 "row": (entries, torch.int64),
                 "col": (entries, torch.int64),
                 "value": (entries, self._dtype),
+                "count": (1, torch.int64),
             }
         else:
             sizes["label"] = (rows, torch.int64)
@@ -292,12 +294,15 @@ class JointStep:
         R = parts["rows"].reshape(-1, columns)
         if not matrix:
             return R, parts["label"].reshape(-1)
+        own = (torch.arange(rows, device=packed.device) < parts["count"]).reshape(-1)
         # The rows of each process come after those of the one before.
         first = torch.arange(len(parts["row"]), device=packed.device)[:, None] * rows
         row = (parts["row"] + first).reshape(-1)
+        kept = own[row]
+        R, row = R[own], (own.cumsum(0) - 1)[row[kept]]
         crow = torch.zeros(len(R) + 1, dtype=torch.int64, device=packed.device)
         torch.cumsum(torch.bincount(row, minlength=len(R)), 0, out=crow[1:])
-        return R, CSR(crow, parts["col"].reshape(-1), parts["value"].reshape(-1))
+        return R, CSR(crow, parts["col"].reshape(-1)[kept], parts["value"].reshape(-1)[kept])
 
     def _filled(self, project: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """What this process has to give, filled up."""
@@ -316,6 +321,7 @@ class JointStep:
             "row": _fill(row, entries, max(rows - 1, 0)),
             "col": _fill(col, entries, 0),
             "value": _fill(value.to(self._dtype), entries, 0),
+            "count": torch.tensor([len(R)], device=R.device),
         }
 
     def _packed(
