@@ -10,7 +10,7 @@ from torch import Tensor
 from lip_fast import ops
 from lip_fast.holdout import check_holdout, label_agreement
 from lip_fast.joint_step import JointStep
-from lip_fast.sharded import Sharding, is_sharded, local_part, whole
+from lip_fast.sharded import Sharding, first_of_mesh, is_sharded, local_part, whole
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
 from lip_fast.validation import (
@@ -296,12 +296,13 @@ def randomized_svd(
             call; columns missing up to rank + oversample are drawn at random. With a good basis
             ``n_iter=0`` is enough.
         generator: of the random columns, on the device of ``M``; None draws from a generator of its own with
-            a fixed seed. The global random state is never touched.
+            a fixed seed. The global random state is never touched. Of a DTensor the columns are those of the
+            first process of its mesh.
 
     Returns:
-        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are DTensors:
-        U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a sharded factor
-        whose singular value is at rounding are not orthonormal.
+        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are
+        DTensors: U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a
+        sharded factor whose singular value is at rounding are not orthonormal.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -352,20 +353,18 @@ def _randomized_svd_jointly(
     if bool(broken):
         raise ValueError(f"expected finite M, got {int(broken)} entries that are not")
     m = min(rank + oversample, l, q)
+    V = None
+    if m < min(l, q):
+        V = _test_columns(part.new_empty(0, q), m, basis, generator)
+        if generator is not None:
+            V = first_of_mesh(V, M)
     if not sharding.shards:
-        U, S, Vh = randomized_svd(
-            part, rank, oversample=oversample, n_iter=n_iter, basis=basis, generator=generator
-        )
-    elif m == min(l, q):
+        U, S, Vh = randomized_svd(part, rank, oversample=oversample, n_iter=n_iter, basis=V)
+    elif V is None:
         A, S, B = joint.whole_svd(part, rank)
         U, Vh = A, B.mT
     else:
-        V = _test_columns(part.new_empty(0, q), m, basis, generator)
-        if generator is not None:
-            # It need not be in the same state everywhere: the first process's columns count.
-            first = sharding.first(sharding.shards, M.device)
-            (V,) = joint.sum(lambda: (torch.where(first > 0, V, 0),), [(q, m)])
-        svd = joint.randomized_svd(part, V.to(M.dtype), rank, n_iter)
+        svd = joint.randomized_svd(part, V, rank, n_iter)
         U, S, Vh = svd.A, svd.S, joint.features_of(svd.B).mT
     rows, columns = (0 if sharding.dim == 0 else None), (1 if sharding.dim == 1 else None)
     return (

@@ -24,6 +24,7 @@ __all__ = [
     "Sharding",
     "anywhere",
     "explained",
+    "first_of_mesh",
     "is_sharded",
     "is_split",
     "local_part",
@@ -78,6 +79,16 @@ def whole(tensor: Tensor) -> Tensor:
     with torch.no_grad(), explained():
         full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return full
+
+
+def first_of_mesh(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor of the first process of the mesh of a DTensor, on all of them; a collective."""
+    tensor = tensor.contiguous()
+    with explained():
+        # What the first ones along one dimension have, the others of the next get from them.
+        for group in like.device_mesh.get_all_groups():  # type: ignore[attr-defined]
+            dist.broadcast(tensor, dist.get_global_rank(group, 0), group=group)
+    return tensor
 
 
 class DataGroup:

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +7,22 @@ from distributed.launch import launch
 ROUNDING = 1e-11
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all checks of one launch found: to start processes takes longer than most of them."""
-    folder: Path = tmp_path_factory.mktemp("wrappers")
-    found: dict[str, Any] = launch(request.param, "distributed.wrappers:everything", folder)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the checks of one launch found: to start processes takes longer than most of them."""
+    found: dict[str, Any] = launch(2, "distributed.wrappers:everything", tmp_path_factory.mktemp("two"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found: dict[str, Any] = launch(4, "distributed.wrappers:everything", tmp_path_factory.mktemp("four"))
+    return found
+
+
+@pytest.fixture(params=["two", "four"])
+def results(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = request.getfixturevalue(request.param)
     return found
 
 
@@ -34,9 +44,9 @@ def test_wrappers_do_what_one_process_does(results: dict[str, Any]) -> None:
     assert not wrong(results["compare"])
 
 
-def test_micro_batches_count_as_one_batch(results: dict[str, Any]) -> None:
-    assert len(results["micro_batches"]) == 6
-    assert not wrong(results["micro_batches"])
+def test_micro_batches_count_as_one_batch(two: dict[str, Any]) -> None:
+    assert len(two["micro_batches"]) == 6
+    assert not wrong(two["micro_batches"])
 
 
 def test_all_skip_a_step_where_one_has_a_gradient_that_is_not_finite(results: dict[str, Any]) -> None:
@@ -44,17 +54,20 @@ def test_all_skip_a_step_where_one_has_a_gradient_that_is_not_finite(results: di
     assert not wrong(results["not_finite"], skipped=1)
 
 
-def test_all_skip_a_step_that_a_scaler_skips(results: dict[str, Any]) -> None:
-    one = {name: results["overflow"].pop(name) for name in ("one alone, plugin", "one alone, adamw")}
-    assert len(results["overflow"]) == 2
-    assert not wrong(results["overflow"], skipped=1)
+def test_all_skip_a_step_that_a_scaler_skips(two: dict[str, Any]) -> None:
+    one = {name: two["overflow"].pop(name) for name in ("one alone, plugin", "one alone, adamw")}
+    assert len(two["overflow"]) == 2
+    assert not wrong(two["overflow"], skipped=1)
     assert [(r["stats"]["steps"], r["stats"]["applied"]) for r in one.values()] == [(4, 3), (4, 3)]
+    # An optimizer that is not fused is not called.
+    assert len(two["scaler"]) == 4
+    assert not wrong(two["scaler"], steps=3)
 
 
-def test_mixed_precision_of_fully_shard(results: dict[str, Any]) -> None:
-    assert len(results["mixed_precision"]) == 4
-    assert all("bfloat16" in name for name in results["mixed_precision"])
-    assert not wrong(results["mixed_precision"], limit=3e-6)
+def test_mixed_precision_of_fully_shard(two: dict[str, Any]) -> None:
+    assert len(two["mixed_precision"]) == 4
+    assert all("bfloat16" in name for name in two["mixed_precision"])
+    assert not wrong(two["mixed_precision"], limit=3e-6)
 
 
 def test_a_lip_made_before_fully_shard(results: dict[str, Any]) -> None:
@@ -62,17 +75,17 @@ def test_a_lip_made_before_fully_shard(results: dict[str, Any]) -> None:
     assert not wrong(results["made_before"])
 
 
-def test_copies_go_on_as_the_originals(results: dict[str, Any]) -> None:
-    assert len(results["copies"]) == 4
-    assert not wrong(results["copies"], limit=1e-300, steps=3)
+def test_copies_go_on_as_the_originals(two: dict[str, Any]) -> None:
+    assert len(two["copies"]) == 4
+    assert not wrong(two["copies"], limit=1e-300, steps=3)
 
 
 def test_fresh_columns_are_the_same_everywhere(results: dict[str, Any]) -> None:
     assert results["columns"] == {"drawn": 4, "equal": True, "as alone": True, "random state": True}
 
 
-def test_a_missing_data_group_is_told(results: dict[str, Any]) -> None:
-    said = results["refusals"]
+def test_a_missing_data_group_is_told(two: dict[str, Any]) -> None:
+    said = two["refusals"]
     assert "expected data_group with a weight that fully_shard manages" in said["plugin"]
     assert "expected data_group with a weight that fully_shard manages" in said["adamw"]
     assert "pass data_group, or their weights drift apart" in said["whole"]

@@ -185,7 +185,7 @@ def _parallelize(model: Model, mesh: DeviceMesh, *, by_class: bool) -> None:
 
 
 def sharded_tensor_parallel(classes: int, mesh: DeviceMesh, *, by_class: bool, **how: Any) -> Run:
-    """FSDP2 along "data", on top of tensor parallelism along "model", both along the same side of the head."""
+    """FSDP2 along "data" over tensor parallelism along "model", both along the same side of the head."""
     model = Model(classes)
     _parallelize(model, mesh["model"], by_class=by_class)
     side = {} if by_class else {"shard_placement_fn": lambda p: Shard(1) if p.dim() == 2 else None}
@@ -297,6 +297,13 @@ def micro_batches() -> dict[str, Any]:
     return results
 
 
+def _spoil(p: Tensor, value: float) -> None:
+    """Write into this process's part of a gradient."""
+    assert p.grad is not None
+    part = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
+    part.detach().view(-1)[0] = value
+
+
 def not_finite() -> dict[str, Any]:
     """A NaN in one process's part of a gradient: a step that no process takes."""
     start, results = parameters(Model(9)), {}
@@ -304,10 +311,7 @@ def not_finite() -> dict[str, Any]:
     def spoil(run: Run, which: str, everywhere: bool) -> Callable[[int, Any], None]:
         def work(step: int, optimizer: Any) -> None:
             if step == 1 and (everywhere or dist.get_rank() == 1):
-                p = run.head.weight if which == "head" else next(run.model.parameters())
-                assert p.grad is not None
-                part = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
-                part.detach().view(-1)[0] = torch.nan
+                _spoil(run.head.weight if which == "head" else next(run.model.parameters()), torch.nan)
 
         return work
 
@@ -345,13 +349,38 @@ def overflow() -> dict[str, Any]:
     for maker in ("plugin", "adamw"):
         how = {"maker": maker, "fused": True} | EXACT
         expected, _ = quietly(lambda: train(alone(9), 9, before_step=found(lambda: True), **how))  # noqa: B023
-        for name, run in _few().items():
-            if name != "DDP":
-                continue
-            got, stats = train(run, 9, before_step=found(lambda: True), **how)
-            results[f"{name}, {maker}"] = outcome(got, expected, stats, start)
+        got, stats = train(replicas(9), 9, before_step=found(lambda: True), **how)
+        results[f"DDP, {maker}"] = outcome(got, expected, stats, start)
         _, stats = train(replicas(9), 9, before_step=found(lambda: dist.get_rank() == 1), **how)
         results[f"one alone, {maker}"] = {"stats": stats}
+    return results
+
+
+def scaler() -> dict[str, Any]:
+    """A gradient scaler that finds an overflow in one process's part, with an optimizer that is not fused."""
+    start, results = parameters(Model(9)), {}
+    expected: list[Tensor] = []
+    for name, run in {"alone": alone(9), **_few()}.items():
+        optimizer, observe, lip = quietly(lambda: make_optimizer("plugin", run, **EXACT))  # noqa: B023
+        scaling = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for step in range(STEPS):
+            x, y = batch(step, 9)
+            features, logits = run.model(run.mine(x))
+            loss = nn.functional.cross_entropy(logits, run.mine(y), ignore_index=-100, reduction="sum")
+            scaling.scale(loss * run.averages / len(y)).backward()
+            observe(features, run.mine(y))
+            if step == 1 and (name in ("alone", "DDP") or dist.get_rank() == 1):
+                # Replicas have the same gradients, after an overflow too.
+                _spoil(run.head.weight, torch.inf)
+            before = scaling.get_scale()
+            scaling.step(optimizer)
+            scaling.update()
+            if scaling.get_scale() < before:
+                lip.discard()
+            optimizer.zero_grad()
+        got = parameters(run.model)
+        expected = got if name == "alone" else expected
+        results[name] = outcome(got, expected, counts(lip), start)
     return results
 
 
@@ -556,7 +585,9 @@ def _errors(
 
 def decompositions() -> dict[str, Any]:
     """``randomized_svd`` of DTensors, with generators in another state on each process."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    world = dist.get_world_size()
+    # Of four processes each part lies on two of them.
+    mesh = init_device_mesh("cpu", (2, world // 2))
     results = {}
     for shape in ((50, 21), (21, 50), (3, 21)):
         M = make_problem(*shape).weight
@@ -564,7 +595,7 @@ def decompositions() -> dict[str, Any]:
         U0, S0, Vh0 = torch.linalg.svd(M, full_matrices=False)
         best = (U0[:, :k] * S0[:k]) @ Vh0[:k]
         for placement in (Shard(0), Shard(1), Replicate()):
-            D = distribute_tensor(M, mesh, [placement], src_data_rank=None)
+            D = distribute_tensor(M, mesh, [placement, Replicate()], src_data_rank=None)
             for name, settings in {
                 "exact": {"oversample": 50},
                 "truncated": {"n_iter": 6},
@@ -572,9 +603,9 @@ def decompositions() -> dict[str, Any]:
                 "own columns": {"n_iter": 6, "generator": torch.Generator().manual_seed(dist.get_rank())},
             }.items():
                 U, S, Vh = lip_fast.randomized_svd(D, k, **settings)  # type: ignore[arg-type]
-                rows = [Shard(0)] if placement == Shard(0) else [Replicate()]
-                cols = [Shard(1)] if placement == Shard(1) else [Replicate()]
-                placed = [list(t.placements) for t in (U, S, Vh)] == [rows, [Replicate()], cols]  # type: ignore[attr-defined]
+                rows = placement if placement == Shard(0) else Replicate()
+                cols = placement if placement == Shard(1) else Replicate()
+                placed = [t.placements[0] for t in (U, S, Vh)] == [rows, Replicate(), cols]  # type: ignore[attr-defined]
                 U, S, Vh = whole(U), whole(S), whole(Vh)
                 eye = torch.eye(k, dtype=M.dtype)
                 results[f"{shape}, {placement}, {name}"] = {
@@ -587,18 +618,11 @@ def decompositions() -> dict[str, Any]:
     return results
 
 
+# What depends on the number of processes, and what is as well seen of two.
+MANY = (compare, not_finite, made_before, columns, statistics, decompositions)
+TWO = (micro_batches, overflow, scaler, mixed_precision, copies, refusals)
+
+
 def everything() -> dict[str, Any]:
-    parts = (
-        compare,
-        micro_batches,
-        not_finite,
-        overflow,
-        mixed_precision,
-        made_before,
-        copies,
-        columns,
-        refusals,
-        statistics,
-        decompositions,
-    )
+    parts = (*MANY, *(TWO if dist.get_world_size() == 2 else ()))
     return {part.__name__: part() for part in parts}
