@@ -784,12 +784,17 @@ class LIP:
         Beside the state of model and optimizer it goes through ``torch.save`` and
         ``torch.load(weights_only=True)``, and through ``torch.distributed.checkpoint``, to which a LIP is a
         ``Stateful``. Its keys depend on nothing but ``decay``, so that a checkpoint can be loaded into a LIP
-        that has not taken a step. Pending observations are those of this process.
+        that has not taken a step. With statistics of a weight sharded by class C is a ``DTensor``: save by
+        ``torch.distributed.checkpoint``, of any number of processes for any other.
+
+        With a ``data_group`` pending observations are left out, since they are those of one process: save
+        between two steps, not within an accumulation.
         """
         counters = self._counters.state_dict()
+        alone = self._data_group.value is None
         return {
             "steps": self.stats()["steps"],
-            "calls_since_step": self._calls_since_step,
+            "calls_since_step": self._calls_since_step if alone else 0,
             "counters": counters,
             "subspace": (
                 Subspace.no_state(self._shape, counters.device)
@@ -797,15 +802,15 @@ class LIP:
                 else self._subspace.state_dict()
             ),
             "statistics": None if self._statistics is None else self._statistics.state_dict(),
-            "pending": self._observations.state_dict(),
+            "pending": self._observations.state_dict() if alone else (),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore ``state_dict``, which :meth:`state_dict` returned of a LIP made with the same arguments.
 
         Before or after :meth:`attach`; nothing is written to the weight. Arguments that no state depends on
-        (tail, rest, every, start, clip, seed, strict) are not part of it: with others, training goes on by
-        them.
+        (tail, rest, every, start, clip, data_group, seed, strict) are not part of it: with others, training
+        goes on by them. With a ``data_group`` saved observations, of one process, are passed over.
 
         Raises:
             ValueError: not the state of a LIP, that of another head, rank, tail_rank or decay, one that is
@@ -846,17 +851,20 @@ class LIP:
                 "got another"
             )
         self._counters.check_state_dict(state_dict["counters"])
-        self._observations.check_state_dict(state_dict["pending"], shape=self._shape)
+        alone = self._data_group.value is None
+        pending = state_dict["pending"] if alone else ()
+        self._observations.check_state_dict(pending, shape=self._shape)
         if self._statistics is not None:
             self._statistics.load_state_dict(state_dict["statistics"])
         if subspace is not None:
             subspace.load_state_dict(saved)
         self._subspace = subspace
         self._steps = state_dict["steps"]
-        self._calls_since_step = state_dict["calls_since_step"]
+        self._calls_since_step = state_dict["calls_since_step"] if alone else 0
         self._counters.move(weight.device)
         self._counters.load_state_dict(state_dict["counters"])
-        self._observations.load_state_dict(state_dict["pending"], weight.device)
+        self._observations.load_state_dict(pending, weight.device)
+        self._refused = None
         if not self._attached:
             # What was loaded is of the next step, whatever a handle that was removed has not seen.
             self._handle = None
