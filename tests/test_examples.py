@@ -1,5 +1,6 @@
 """The examples run as they are, from a checkout, without a warning."""
 
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def _percent(text: str, label: str) -> float:
 
 def test_every_example_is_tested() -> None:
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert names == {"training_loop", "bf16_head", "repair_checkpoint"}
+    assert names == {"training_loop", "bf16_head", "repair_checkpoint", "sharded_head"}
 
 
 def test_training_loop() -> None:
@@ -53,7 +54,24 @@ def test_repair_checkpoint(tmp_path: Path) -> None:
     assert changed == ["head.weight", "head.bias"] or changed == ["head.weight"]
 
 
-@pytest.mark.parametrize("name", ["training_loop", "bf16_head", "repair_checkpoint"])
+def test_sharded_head() -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # torchrun itself says things on stderr.
+    done = subprocess.run(
+        [*launcher, str(ROOT / "examples" / "sharded_head.py")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "100 of 200 classes are in the first of 2 processes" in done.stdout
+    assert "applied 240 times in 320 steps" in done.stdout
+    assert _percent(done.stdout, "accuracy") > 70
+
+
+@pytest.mark.parametrize("name", ["training_loop", "bf16_head", "repair_checkpoint", "sharded_head"])
 def test_examples_are_short(name: str) -> None:
     lines = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 90
