@@ -136,7 +136,7 @@ class Subspace:
         k, r = self.rank, self.tail_rank
         # The exact path has the vectors below the kept ones only, the truncated path all k + r.
         first = 0 if self.exact else k
-        A, B = svd.A[:, first : first + r], svd.B[:, first : first + r]
+        A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
         # In a joint step the sums say whether all processes take it.
         sums = sums_of(A, B) if self.tail == "refit" else None
         reasons = svd.status
