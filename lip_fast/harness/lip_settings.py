@@ -10,7 +10,9 @@ from lip_fast.harness.rows import Rows
 __all__ = ["fixed_rank", "make_lip", "repaired_weight"]
 
 
-def make_lip(config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: int = 1) -> lip_fast.LIP:
+def make_lip(
+    config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: int = 1, data_group: object = None
+) -> lip_fast.LIP:
     """LIP for a head, with the run's settings.
 
     Args:
@@ -18,6 +20,7 @@ def make_lip(config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: in
         head: the head.
         seed: of LIP's fresh columns.
         epoch_steps: steps of an epoch, after which LIP starts where the settings leave that open.
+        data_group: the processes whose batches differ, see :class:`lip_fast.LIP`.
 
     Raises:
         ValueError: settings that do not fit the head.
@@ -32,6 +35,7 @@ def make_lip(config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: in
         start=epoch_steps if config.start is None else config.start,
         decay=config.decay,
         clip=config.clip,
+        data_group=data_group,
         seed=seed,
     )
 
