@@ -5,6 +5,7 @@ and reads and writes the run folder.
 """
 
 import atexit
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,7 +171,10 @@ def started() -> Iterator[Processes]:
     if size == 1:
         yield ALONE
         return
-    # Of a device, NCCL connects when it is first used.
+    # Its functions have the group for a default: imported later, as optimizers do, it would keep the group
+    # and its threads to the end of the interpreter, where they may abort the process.
+    importlib.import_module("torch.distributed.nn")
+    # NCCL connects when it is first used.
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
@@ -179,6 +183,8 @@ def started() -> Iterator[Processes]:
         with _silence() if rank > 0 else nullcontext():
             yield Processes(rank, size)
     except BaseException as error:
+        if not nccl:  # which may wait for those that are gone
+            dist.destroy_process_group()
         if isinstance(error, SystemExit) and not error.code:  # after --help
             raise
         _leave(dist.PrefixStore("lip-fast", store), error, size)
