@@ -438,6 +438,7 @@ class _WithLIP(Optimizer):
             if not lip._acts_next(group["lr"]):
                 continue
             pending = lip._due(p, group["lr"], self)
+            assert pending is not None
             scaling = Scaling(getattr(self, "grad_scale", None), found_inf)
             update = self._update_of(group, p, scaling)
             ok = lip._admissible(p, group["lr"], found_inf)
@@ -464,11 +465,11 @@ class _WithLIP(Optimizer):
             head = begun.get(lip)
             if head is None:
                 pending, update = lip._due(p, group["lr"], self), None
-                ok = lip._admissible(p, group["lr"], found_inf) if pending else None
+                if pending is None:
+                    continue
+                ok = lip._admissible(p, group["lr"], found_inf)
             else:
                 pending, ok, update = head.pending, head.ok, head.update
-            if ok is None:
-                continue
             try:
                 lip._apply(p, pending, ok, step=True, update=update)
             except Exception as error:

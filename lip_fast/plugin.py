@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,17 @@ from torch.utils.hooks import RemovableHandle
 from lip_fast import host, ops, status
 from lip_fast.counters import Counters
 from lip_fast.functional import select_rank
+from lip_fast.joint_step import JointStep
 from lip_fast.observations import Observation, Observations
+from lip_fast.sharded import (
+    PeerError,
+    Sharding,
+    is_sharded,
+    local_part,
+    trained_weight,
+    warn_of_replicas,
+    whole,
+)
 from lip_fast.statistics import LabelStatistics
 from lip_fast.subspace import StepReport, Subspace, Update
 from lip_fast.targets import CSR, Targets, as_targets, check_indices
@@ -95,6 +105,14 @@ class LIP:
       replay: observations that no replay has taken are saved only of an incomplete step.
     - Graphs hold no reference to what they read: keep the LIP as long as them.
 
+    **Several processes.** The weight may be a ``DTensor``, sharded by class (``Shard(0)``), by feature
+    (``Shard(1)``) or replicated, and its batches may differ between processes (``data_group``): see
+    docs/sharding.md. Every process makes the LIP with the same arguments, and takes the same steps; class
+    indices are always among all classes. A step then acts where some process has observed something. Where
+    one fails, each of them raises: :class:`lip_fast.PeerError` where it was another, before LIP has written
+    anything. With a ``data_group`` an observation that is refused is raised by the next step, so that no
+    process is left waiting.
+
     Args:
         head: module with a 2-D ``weight`` (l, q) and an optional ``bias`` (l,), usually ``nn.Linear``. The
             weight is looked up at each step, so that it may be replaced, by one of its shape, or sharded in
@@ -111,13 +129,17 @@ class LIP:
         decay: None to refit to the observed batch alone; a factor in (0, 1) to refit to an average over
             past batches that fades by it (holds (q + 1)(q + 1 + l) numbers).
         clip: limit refitted values to [-s_rank, s_rank].
-        data_group: the ranks whose batches differ, for sharded heads; not supported yet.
+        data_group: the processes whose batches differ, as a ``torch.distributed`` process group or device
+            mesh: those of ``DistributedDataParallel``, the mesh given to ``fully_shard``. All of their
+            rows count as one batch. None where every process that holds a part of the weight sees the same
+            batch, as under tensor parallelism.
         seed: of the random columns and of stochastic rounding.
         strict: raise :class:`LIPError`, which names the reasons, where a step's LIP is skipped as unsound
             (waits for the device).
 
     Raises:
-        TypeError, ValueError: an argument that does not fit; the message names what was expected.
+        TypeError, ValueError: an argument that does not fit, or that differs between processes; the message
+            names what was expected.
     """
 
     def __init__(
@@ -137,10 +159,55 @@ class LIP:
         strict: bool = False,
     ) -> None:
         self._head = head
-        weight = _matrix_of(head)
+        weight = trained_weight(_matrix_of(head))
         l, q = weight.shape
         self._shape = (l, q)
-        _bias_of(head, l)
+        self._data_group = data_group
+        self._layout: tuple[weakref.ref[Tensor], Sharding | None] | None = None
+        sharding = self._sharding(weight)
+        settings = {
+            "shape": self._shape,
+            "rank": rank,
+            "tail_rank": tail_rank,
+            "tail": tail,
+            "rest": rest,
+            "every": every,
+            "start": start,
+            "decay": decay,
+            "clip": clip,
+            "seed": seed,
+            "strict": strict,
+            "dtype": weight.dtype,
+        }
+        # What processes compare that come to share the weight.
+        self._settings = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        try:
+            self._setup(weight, rank, tail_rank, tail, rest, every, start, decay, clip, seed, strict)
+        except (TypeError, ValueError) as error:
+            if sharding is not None:
+                sharding.agree(self._settings, error)
+            raise
+        if sharding is not None:
+            sharding.agree(self._settings)
+        else:
+            warn_of_replicas()
+
+    def _setup(
+        self,
+        weight: Tensor,
+        rank: int | float | str,
+        tail_rank: int | None,
+        tail: str,
+        rest: str,
+        every: int,
+        start: int,
+        decay: float | None,
+        clip: bool,
+        seed: int,
+        strict: bool,
+    ) -> None:
+        l, q = self._shape
+        _bias_of(self._head, l)
         # None: to be decided at the first step.
         self._rank = None if rank == "auto" else _absolute_rank(rank, min(l, q))
         if tail_rank is not None:
@@ -153,18 +220,14 @@ class LIP:
         self._seed = check_int("seed", seed, 0, 2**63 - 1)
         if decay is not None and not (isinstance(decay, float) and 0 < decay < 1):
             raise ValueError(f"expected decay in (0, 1) or None, got {decay!r}")
-        if data_group is not None:
-            raise NotImplementedError("data_group is for sharded heads, which are not supported yet")
         self._tail_rank, self._tail, self._rest = tail_rank, tail, rest
         self._clip = _check_bool("clip", clip)
-        self._strict = strict
-        self._statistics = (
-            None
-            if decay is None
-            else LabelStatistics(q, l, decay=decay, dtype=_sums_dtype(weight), device=weight.device)
-        )
+        self._strict, self._decay = strict, decay
+        self._statistics = None if decay is None else self._make_statistics(weight)
         self._subspace: Subspace | None = None
         self._observations = Observations()
+        # Why the next step cannot be taken, with the others that wait for it.
+        self._refused: Exception | None = None
         self._captured = False
         self._calls_since_step = self._steps_without_gradient = 0
         self._steps = 0
@@ -174,6 +237,35 @@ class LIP:
         self._alone: weakref.ref[Tensor] | None = None
         # Of a LIP that is a part of an optimizer.
         self._owner: weakref.ref[_Owner] | None = None
+
+    # Several processes -------------------------------------------------------------------------------
+
+    def _sharding(self, weight: Tensor) -> Sharding | None:
+        """Where the parts of the weight lie, looked up again where it was replaced."""
+        if self._layout is None or self._layout[0]() is not weight:
+            before, sharding = self._layout, Sharding.of(weight, self._data_group)
+            self._layout = (weakref.ref(weight), sharding)
+            if before is not None and not (before[1] is None and sharding is None):
+                self._follow_layout(weight)
+        return self._layout[1]
+
+    def _follow_layout(self, weight: Tensor) -> None:
+        """Keep the statistics where the weight now lies."""
+        if self._statistics is not None:
+            state = self._statistics.state_dict()
+            self._statistics = self._make_statistics(weight)
+            self._statistics.load_state_dict(state | {"C": whole(state["C"])})
+
+    def _make_statistics(self, weight: Tensor) -> LabelStatistics:
+        l, q = self._shape
+        statistics = LabelStatistics(q, l, decay=self._decay, dtype=_sums_dtype(weight), device=weight.device)
+        statistics.place(self._sharding(weight))
+        return statistics
+
+    def _joins(self, weight: Tensor) -> bool:
+        """Whether other processes wait for this one in each step that LIP is to act on."""
+        sharding = self._sharding(weight)
+        return sharding is not None and sharding.communicates
 
     # The optimizer -----------------------------------------------------------------------------------
 
@@ -273,34 +365,36 @@ class LIP:
                 "weight"
             )
         pending = self._due(weight, group["lr"], optimizer)
-        if pending:
+        if pending is not None:
             ok = self._admissible(weight, group["lr"], getattr(optimizer, "found_inf", None))
             self._apply(weight, pending, ok, step=True)
 
-    def _due(self, weight: Tensor, lr: float | Tensor, optimizer: torch.optim.Optimizer) -> list[Observation]:
-        """Count a step of the optimizer; what LIP is to act on in it, nothing where it is not to act."""
+    def _due(
+        self, weight: Tensor, lr: float | Tensor, optimizer: torch.optim.Optimizer
+    ) -> list[Observation] | None:
+        """Count a step of the optimizer; what LIP is to act on in it, None where it is not to act."""
         if weight.grad is None:
             # What it saw is not what its next gradient will be of.
             self._steps_without_gradient += bool(self._observations) and weight.requires_grad
             self.discard()
-            return []
+            return None
         self._calls_since_step = self._steps_without_gradient = 0
         if _on_host(lr) and float(lr) == 0:
             # Checkpoints take such steps to create optimizer state; observations wait for the real step. No
             # checkpoint does so in one group alone, nor again and again.
             if len(self._observations) >= _MAX_OBSERVATIONS or _takes_a_step(optimizer):
                 self.discard()
-            return []
+            return None
         step, capturing = self._steps, host.capturing(weight.device)
         if capturing:
-            if not self._observations:
+            if not self._observations and not self._joins(weight):
                 self._counters.capture(None, step=True)
-                return []
+                return None
             self._check_capture(step)
         else:
             self._steps += 1
         pending = self._take_pending(capturing=capturing)
-        return pending if self._scheduled(step) else []
+        return pending if self._scheduled(step) and (pending or self._joins(weight)) else None
 
     def _scheduled(self, step: int) -> bool:
         """Whether LIP acts on this step by ``every`` and ``start``."""
@@ -309,7 +403,8 @@ class LIP:
     def _acts_next(self, lr: float | Tensor) -> bool:
         """Whether the next step, with a gradient, is one that LIP acts on."""
         learns = not _on_host(lr) or float(lr) != 0
-        return bool(self._observations) and learns and self._scheduled(self._steps)
+        waits = bool(self._observations) or self._joins(self._weight())
+        return waits and learns and self._scheduled(self._steps)
 
     @staticmethod
     def _admissible(weight: Tensor, lr: float | Tensor, found_inf: Tensor | None) -> Tensor:
@@ -317,7 +412,7 @@ class LIP:
         ok = torch.ones((), dtype=torch.bool, device=weight.device)
         if found_inf is not None:
             # A fused optimizer skips inside its kernel; nothing moved, so nothing is repaired.
-            ok = ok & (found_inf.to(weight.device) == 0).all()
+            ok = ok & (whole(found_inf).to(weight.device) == 0).all()
         if isinstance(lr, Tensor) and not _on_host(lr):
             ok = ok & (lr != 0).all()
         return ok
@@ -347,7 +442,22 @@ class LIP:
         weight = self._weight()
         if self._attached:
             self._check_alone(weight)
+        sharding = self._sharding(weight)
+        differ = sharding is not None and sharding.batches_differ
+        if not differ or not self._scheduled(self._steps):
+            self._keep(weight, features, targets)
+            return
+        try:
+            self._keep(weight, features, targets)
+        except (TypeError, ValueError) as error:
+            # The others have seen no such batch: they learn of it in the step that they wait in.
+            self._refused = self._refused or error
+
+    def _keep(self, weight: Tensor, features: Tensor, targets: Tensor) -> None:
+        """Check what was observed, and keep it."""
         l, q = weight.shape
+        if isinstance(features, Tensor) and isinstance(targets, Tensor):
+            features, targets = whole(features), whole(targets)
         if not isinstance(features, Tensor) or features.dtype not in FLOATS:
             raise TypeError(
                 "expected floating-point features (float32, float64, bfloat16, float16), got "
@@ -404,6 +514,7 @@ class LIP:
         fused; what was observed would else count with the batch of the next step.
         """
         self._observations.clear()
+        self._refused = None
         self._calls_since_step = 0
 
     def release_buffers(self) -> None:
@@ -420,9 +531,9 @@ class LIP:
         Raises:
             RuntimeError: nothing was observed.
         """
-        if not self._observations:
-            raise RuntimeError("expected observations, got none: call observe() first")
         weight = self._weight()
+        if not self._observations and not self._joins(weight):
+            raise RuntimeError("expected observations, got none: call observe() first")
         capturing = host.capturing(weight.device)
         if capturing:
             self._check_capture(None)
@@ -439,6 +550,12 @@ class LIP:
             raise RuntimeError(
                 "expected every=1 and start reached in a step that is captured, since replays repeat it, "
                 f"got every={self._every} and start={self._start} at step {step}"
+            )
+        sharding = self._sharding(self._weight())
+        if sharding is not None and sharding.batches_differ and (sharding.gathered or self._statistics):
+            raise RuntimeError(
+                "expected a step that is captured to have the same batch on all processes, or a whole weight "
+                "on each, and no decay: rows of other processes are exchanged through the host"
             )
         if self._strict:
             raise RuntimeError("expected strict=False in a step that is captured: a replay cannot raise")
@@ -466,31 +583,16 @@ class LIP:
         With an ``update`` the step begins with it, whatever becomes of the rest: see :meth:`_tracks`.
         """
         bias = _bias_of(self._head, self._shape[0])
-        statistics = self._statistics
-        entered = ok
-        if statistics is not None:
-            ok = statistics.absorb([(p.features, p.targets) for p in pending], ok)
-        elif self._tail == "zero":
-            # Nothing is fitted to them, but a broken batch is a reason to leave the step alone all the same.
-            ok = ok & _all_finite(pending)
-
-        def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
-            if statistics is not None:
-                return statistics.sums(A, B, bias)
-            parts = [ops.label_sums(p.features, p.targets, A, B, bias) for p in pending]
-            if len(parts) == 1:
-                return parts[0]
-            return ops.Sums(*(torch.stack(part).sum(0) for part in zip(*parts, strict=True)))
-
-        if self._subspace is None:
-            rank, broken = (self._rank, 0) if self._rank is not None else _auto_rank(weight)
-            # A weight without a spectrum: the rank is decided at a later step.
-            self._subspace = None if rank is None else self._make_subspace(weight, rank)
-        if self._subspace is None:
-            none = torch.zeros((), dtype=torch.int64, device=weight.device)
-            report = StepReport(torch.zeros_like(ok), ok * broken, none, none)
+        sharding = self._sharding(weight)
+        refused, self._refused = self._refused, None
+        if sharding is not None and sharding.communicates:
+            entered = ok
+            report, ok = self._step_jointly(weight, sharding, pending, bias, ok, refused, update)
         else:
-            report = self._subspace.step_(weight.detach(), sums_of, ok, update)
+            report, entered, ok = self._step_alone(weight, sharding, pending, bias, ok, update)
+        if is_sharded(weight):
+            # Its part was written, of which autograd knows nothing.
+            torch.autograd.graph.increment_version(weight)
         if ok is not entered:
             # Features or labels that were found unsound before the step.
             report = report._replace(status=status.lost(report.status, entered, ok, status.NOT_FINITE))
@@ -505,6 +607,125 @@ class LIP:
                 "the weight is the base optimizer's"
             )
 
+    def _step_alone(
+        self,
+        weight: Tensor,
+        sharding: Sharding | None,
+        pending: list[Observation],
+        bias: Tensor | None,
+        ok: Tensor,
+        update: Update | None,
+    ) -> tuple[StepReport, Tensor, Tensor]:
+        """The step of one process: its report, and whether it was to be taken before and after it began."""
+        statistics, entered = self._statistics, ok
+        if bias is not None and sharding is not None:
+            bias = sharding.bias_part(bias)
+        if statistics is not None:
+            ok = statistics.absorb([(p.features, p.targets) for p in pending], ok)
+        elif self._tail == "zero":
+            # Nothing is fitted to them, but a broken batch is a reason to leave the step alone all the same.
+            ok = ok & _all_finite(pending)
+
+        def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
+            if statistics is not None:
+                return statistics.sums(A, B, bias)
+            parts = [ops.label_sums(p.features, p.targets, A, B, bias) for p in pending]
+            if len(parts) == 1:
+                return parts[0]
+            return ops.Sums(*(torch.stack(part).sum(0) for part in zip(*parts, strict=True)))
+
+        return self._step_on(local_part(weight), sums_of, ok, update, None), entered, ok
+
+    def _step_jointly(
+        self,
+        weight: Tensor,
+        sharding: Sharding,
+        pending: list[Observation],
+        bias: Tensor | None,
+        ok: Tensor,
+        refused: Exception | None,
+        update: Update | None,
+    ) -> tuple[StepReport, Tensor]:
+        """The step of several processes: its report, and whether it was to be taken after it began."""
+        local, statistics = local_part(weight), self._statistics
+        batches = [(p.features, p.targets) for p in pending]
+        joint = JointStep(
+            sharding,
+            batches,
+            ok,
+            dtype=_sums_dtype(weight),
+            error=refused,
+            collects=statistics is not None,
+        )
+
+        def take() -> StepReport:
+            made: tuple[LabelStatistics, Tensor] | None = None
+            if statistics is not None:
+                rows = joint.rows()
+                made = joint.attempt(lambda: statistics.with_rows(rows))
+                if made is not None:
+                    joint.lose(made[1])
+            elif self._tail == "zero":
+                finite = joint.attempt(lambda: _all_finite(pending))
+                if finite is not None:
+                    joint.lose(finite)
+
+            def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
+                sums = joint.sums(A, B, bias, None if made is None else made[0].sums)
+                if statistics is not None and made is not None:
+                    statistics.take(made[0], joint.ok)
+                return sums
+
+            report = self._step_on(local, sums_of, ok, update, joint)
+            if statistics is not None and made is not None and self._tail == "zero":
+                statistics.take(made[0], joint.ok)
+            return report
+
+        try:
+            return take(), joint.ok
+        except PeerError:
+            raise
+        except Exception as error:
+            if joint.failed:
+                raise
+            # It came between two sums, of this process alone: the others must not wait for it.
+            joint.restart(error)
+            return take(), joint.ok
+
+    def _step_on(
+        self,
+        M: Tensor,
+        sums_of: Callable[[Tensor, Tensor], ops.Sums],
+        ok: Tensor,
+        update: Update | None,
+        joint: JointStep | None,
+    ) -> StepReport:
+        """LIP on the weight, or this process's part of it; the rank is decided first where it is not."""
+        if self._subspace is None:
+            rank, broken = (self._rank, 0) if self._rank is not None else self._auto_rank(M, joint)
+            # A weight without a spectrum: the rank is decided at a later step.
+            self._subspace = None if rank is None else self._make_subspace(M, rank)
+        if self._subspace is None:
+            none = torch.zeros((), dtype=torch.int64, device=M.device)
+            if joint is not None:
+                joint.agree()
+                ok = ok & joint.ok
+            return StepReport(torch.zeros_like(ok), ok * broken, none, none)
+        return self._subspace.step_(M, sums_of, ok, update, joint)
+
+    def _auto_rank(self, M: Tensor, joint: JointStep | None) -> tuple[int | None, int]:
+        """The rank that keeps the energy, or None and the reason of a weight that has no spectrum."""
+        most = min(self._shape)
+        if joint is None or joint.dim is None:
+            svd = ops.tail_svd(M, rank=most)
+        else:
+            svd = joint.tail_svd(M, rank=most)
+        if broken := int(svd.status):
+            return None, broken
+        if not bool(torch.isfinite(svd.S).all()):
+            return None, status.NOT_FINITE
+        return select_rank(svd.S, energy=_AUTO_ENERGY), 0
+
     @property
     def _tracks(self) -> bool:
         """Whether the next step is warm-started: one that can begin with the update of the weight."""
@@ -512,7 +733,7 @@ class LIP:
         return subspace is not None and not subspace.exact and subspace.basis is not None
 
     def _make_subspace(self, weight: Tensor, rank: int) -> Subspace:
-        l, q = weight.shape
+        l, q = self._shape
         return Subspace(
             l,
             q,
@@ -526,7 +747,7 @@ class LIP:
         )
 
     def _weight(self) -> Tensor:
-        weight = _matrix_of(self._head)
+        weight = trained_weight(_matrix_of(self._head))
         if tuple(weight.shape) != self._shape:
             raise ValueError(
                 f"expected the head's weight in the shape {self._shape} that this LIP was made for, got "
@@ -649,16 +870,6 @@ def _absolute_rank(rank: object, limit: int) -> int:
     if isinstance(rank, str):
         raise ValueError(f'expected rank as an int, a fraction or "auto", got {rank!r}')
     return check_int("rank", rank, 0, limit)
-
-
-def _auto_rank(weight: Tensor) -> tuple[int | None, int]:
-    """The rank that keeps the energy, or None and the reason of a weight that has no spectrum."""
-    svd = ops.tail_svd(weight.detach(), rank=min(weight.shape))
-    if broken := int(svd.status):
-        return None, broken
-    if not bool(torch.isfinite(svd.S).all()):
-        return None, status.NOT_FINITE
-    return select_rank(svd.S, energy=_AUTO_ENERGY), 0
 
 
 def _all_finite(pending: list[Observation]) -> Tensor:

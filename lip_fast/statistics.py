@@ -1,5 +1,6 @@
 """Label statistics: all that the features and labels of any number of rows say about a linear head."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
-from lip_fast.targets import CSR, Targets, as_targets
+from lip_fast.joint_step import JointStep
+from lip_fast.sharded import Sharding, local_part
+from lip_fast.targets import CSR, IGNORE_INDEX, Targets, as_targets
 from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
 
 __all__ = ["LabelStatistics", "LinearPath", "LinearWeight"]
@@ -34,9 +37,17 @@ class LinearPath:
     """
 
     def __init__(
-        self, V: Tensor, VC: Tensor, w: Tensor, mean_x: Tensor, mean_y: Tensor, parameters: Sequence[float]
+        self,
+        V: Tensor,
+        VC: Tensor,
+        w: Tensor,
+        mean_x: Tensor,
+        mean_y: Tensor,
+        parameters: Sequence[float],
+        sharding: Sharding | None = None,
     ) -> None:
         self.parameters = tuple(parameters)
+        self._sharding = sharding
         self._V, self._VC, self._w = V, VC, w
         self._mean_x, self._mean_y = mean_x, mean_y
 
@@ -47,12 +58,24 @@ class LinearPath:
         """Predictions X M^T + bias (n, l) of each member in turn, for features X (n, q)."""
         P = (X.to(self._V.dtype) - self._mean_x) @ self._V
         for w in self._w:
-            yield (P * w) @ self._VC + self._mean_y
+            yield self._placed((P * w) @ self._VC + self._mean_y, 1)
 
     def __getitem__(self, i: int) -> LinearWeight:
-        """The member of ``parameters[i]``: M (l, q), bias (l,), in the dtype of the statistics."""
+        """The member of ``parameters[i]``: M (l, q), bias (l,), in the dtype of the statistics.
+
+        Of statistics sharded by class they are DTensors, sharded likewise.
+        """
         W = self._V @ (self._w[i, :, None] * self._VC)
-        return LinearWeight(W.mT.contiguous(), self._mean_y - self._mean_x @ W)
+        bias = self._mean_y - self._mean_x @ W
+        return LinearWeight(self._placed(W.mT.contiguous(), 0), self._placed(bias, 0))
+
+    def _placed(self, part: Tensor, dim: int) -> Tensor:
+        """A part with the classes of this process along ``dim``, as a DTensor where it is one."""
+        if self._sharding is None:
+            return part
+        shape = list(part.shape)
+        shape[dim] = self._sharding.shape[0]
+        return self._sharding.as_dtensor(part, tuple(shape), dim)
 
 
 class LabelStatistics:
@@ -99,10 +122,57 @@ class LabelStatistics:
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"expected decay in (0, 1) or None, got {decay}")
         self.q, self.l, self.decay = q, l, decay
+        self._sharding: Sharding | None = None
         # Relative rounding of the products so far: that of the narrowest dtype they were taken in.
         self.rounding = torch.finfo(torch.float64).eps
         self.C = torch.zeros(q + 1, l, dtype=dtype, device=device)
         self.G = torch.zeros(q + 1, q + 1, dtype=dtype, device=device)
+
+    @classmethod
+    def for_head(
+        cls,
+        weight: Tensor,
+        *,
+        decay: float | None = None,
+        dtype: torch.dtype = torch.float64,
+        data_group: object = None,
+    ) -> "LabelStatistics":
+        """Statistics for the weight of a head, where the weight lies.
+
+        Of a DTensor sharded by class each process keeps the columns of C of its classes; labels stay indices
+        among all classes. :meth:`update` is then a collective, and so is :meth:`refit`.
+
+        Args:
+            weight: (l, q), a tensor or a DTensor.
+            decay: as of the class.
+            dtype: as of the class.
+            data_group: the processes whose batches differ, as of :class:`lip_fast.LIP`: each update adds the
+                rows of all of them. None where all see the same batches.
+
+        Raises:
+            TypeError, ValueError: no matrix, or a layout or group that does not fit.
+        """
+        if not isinstance(weight, Tensor) or weight.dim() != 2:
+            raise TypeError(f"expected a weight (l, q) as a matrix, got {describe(weight)}")
+        l, q = weight.shape
+        statistics = cls(q, l, decay=decay, dtype=dtype, device=weight.device)
+        sharding = Sharding.of(weight, data_group)
+        statistics.place(sharding)
+        if sharding is not None:
+            sharding.agree(f"q={q}, l={l}, decay={decay}, dtype={dtype}")
+        return statistics
+
+    def place(self, sharding: Sharding | None) -> None:
+        """Lie as a weight does, from here on; what was collected is forgotten."""
+        self._sharding = sharding
+        classes = self.l if self._of_classes is None else self._of_classes.length
+        self.C = torch.zeros(self.q + 1, classes, dtype=self.C.dtype, device=self.C.device)
+        self.G.zero_()
+
+    @property
+    def _of_classes(self) -> Sharding | None:
+        """The layout, where C has the columns of this process's classes alone."""
+        return self._sharding if self._sharding is not None and self._sharding.dim == 0 else None
 
     # Collecting --------------------------------------------------------------------------------------
 
@@ -144,12 +214,32 @@ class LabelStatistics:
         if X.device != self.C.device:
             raise ValueError(f"expected X on {self.C.device}, where the statistics are, got {X.device}")
         targets = as_targets(Y, rows=len(X), classes=self.l, device=X.device)
-        if not bool(self.absorb([(X, targets)])):
+        if not bool(self._absorb_jointly([(X, targets)])):
             check_finite("X", X)
             check_finite("Y", targets.values if isinstance(targets, CSR) else targets)
-            raise ValueError("expected features whose squares can be summed in float32, got an overflow")
+            raise ValueError(
+                "expected features whose squares can be summed in float32, got an overflow, or rows of "
+                "another process that are not finite"
+                if self._sharding is not None
+                else "expected features whose squares can be summed in float32, got an overflow"
+            )
         self.rounding = max(self.rounding, torch.finfo(_product_dtype(X)).eps)
         return self
+
+    def _absorb_jointly(self, batches: Sequence[tuple[Tensor, Targets]]) -> Tensor:
+        """:meth:`absorb` of the batches of all processes."""
+        if self._sharding is None or not self._sharding.communicates:
+            return self.absorb(batches)
+        ok = torch.ones((), dtype=torch.bool, device=self.C.device)
+        joint = JointStep(self._sharding, batches, ok, dtype=_product_dtype(batches[0][0]), collects=True)
+        rows = joint.rows()
+        made = joint.attempt(lambda: self.with_rows(rows))
+        if made is not None:
+            joint.lose(made[1])
+        joint.agree()
+        assert made is not None
+        self.take(made[0], joint.ok)
+        return joint.ok
 
     @full_precision
     @torch.no_grad()
@@ -166,25 +256,62 @@ class LabelStatistics:
             () bool on the device: False where not ``ok`` or something was not finite; the statistics are then
             unchanged.
         """
+        C, G = self._products(batches)
+        # Of the features, and of labels that are no indices.
+        finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
+        ok = finite if ok is None else ok & finite
+        self._add(C, G, ok)
+        return ok
+
+    def _products(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, Tensor]:
+        """C and G of these rows alone."""
         C, G = torch.zeros_like(self.C), torch.zeros_like(self.G)
+        offset = 0 if self._of_classes is None else self._of_classes.offset
         for X, Y in batches:
             # To divide sparse rows is to read where they begin; kernels that make no copies need no blocks.
             sparse = isinstance(Y, CSR) and not host.reads_are_free(X.device)
             whole = sparse or (_are_indices(Y) and ops.sums_in_place(X))
             block = max(len(X), 1) if whole else _ROWS
             for i in range(0, len(X), block):
-                _add_block(C, G, X[i : i + block], _rows_of(Y, i, min(i + block, len(X))))
+                rows = X[i : i + block], _rows_of(Y, i, min(i + block, len(X)))
+                _add_block(C, G, *rows, offset, self.l)
         # The last row of G was gathered alone.
         G[:-1, -1] = G[-1, :-1]
-        finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
-        ok = finite if ok is None else ok & finite
+        return C, G
+
+    def _add(self, C: Tensor, G: Tensor, ok: Tensor) -> None:
+        """Fade what is there, and add, where ``ok``."""
         fade = 1.0 if self.decay is None else self.decay
         for have, new in ((self.C, C), (self.G, G)):
             if not host.reads_are_free(have.device):
                 torch.where(ok, have * fade + new, have, out=have)
             elif bool(ok):
                 have.mul_(fade).add_(new)
-        return ok
+
+    @full_precision
+    @torch.no_grad()
+    def with_rows(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple["LabelStatistics", Tensor]:
+        """What :meth:`absorb` would make of these statistics, and whether it would: a step of several
+        processes takes it over by :meth:`take` when all are known to be sound.
+
+        Args:
+            batches: as of :meth:`absorb`.
+        """
+        C, G = self._products(batches)
+        finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
+        new = copy.copy(self)
+        new.C, new.G = self.C.clone(), self.G.clone()
+        new._add(C, G, torch.ones_like(finite))
+        return new, finite
+
+    @torch.no_grad()
+    def take(self, other: "LabelStatistics", ok: Tensor) -> None:
+        """Become ``other``, in place, where ``ok``."""
+        for have, new in ((self.C, other.C), (self.G, other.G)):
+            if not host.reads_are_free(have.device):
+                torch.where(ok, new, have, out=have)
+            elif bool(ok):
+                have.copy_(new)
 
     def merge(self, other: "LabelStatistics") -> "LabelStatistics":
         """Add the statistics of ``other`` rows, for instance of another process; returns itself.
@@ -198,6 +325,11 @@ class LabelStatistics:
         if (other.q, other.l) != (self.q, self.l):
             raise ValueError(
                 f"expected statistics of {self.q} features and {self.l} classes, got {other.q} and {other.l}"
+            )
+        if other.C.shape != self.C.shape:
+            raise ValueError(
+                f"expected statistics of the same classes on this process, {self.C.shape[1]}, got "
+                f"{other.C.shape[1]}"
             )
         self.C += other.C.to(self.C)
         self.G += other.G.to(self.G)
@@ -233,14 +365,21 @@ class LabelStatistics:
         """The least-squares singular values s_i* = b_i^T X^T (Y - 1 bias^T) a_i / ||X b_i||^2.
 
         Args:
-            A: (l, r) class-side directions.
+            A: (l, r) class-side directions; of statistics sharded by class a DTensor sharded likewise, or the
+                rows of this process.
             B: (q, r) feature-side directions.
             bias: (l,) bias of the classifier, or None.
 
         Returns:
             (r,) in float64; NaN along a direction that no row sees.
         """
-        sums = self.sums(A, B, bias)
+        A, B = local_part(A), local_part(B)
+        if self._sharding is None or not self._sharding.communicates:
+            sums = self.sums(A, B, None if bias is None else local_part(bias))
+        else:
+            ok = torch.ones((), dtype=torch.bool, device=self.C.device)
+            joint = JointStep(self._sharding, [], ok, dtype=self.C.dtype)
+            sums = joint.sums(A, B, bias, self.sums)
         return torch.where(sums.denominator > 0, sums.numerator / sums.denominator, torch.nan)
 
     @torch.no_grad()
@@ -268,7 +407,7 @@ class LabelStatistics:
         eigenvalues, V, VC, mean_x, mean_y = self._centred(intercept)
         penalised = eigenvalues + torch.tensor(alphas, dtype=V.dtype, device=V.device)[:, None]
         w = torch.where(penalised > self._floor(eigenvalues), penalised.reciprocal(), 0)
-        return LinearPath(V, VC, w, mean_x, mean_y, alphas)
+        return LinearPath(V, VC, w, mean_x, mean_y, alphas, self._of_classes)
 
     @torch.no_grad()
     def pcr_path(self, components: Sequence[int], *, intercept: bool = True) -> LinearPath:
@@ -290,7 +429,8 @@ class LabelStatistics:
         inverse = torch.where(eigenvalues > self._floor(eigenvalues), eigenvalues.reciprocal(), 0)
         index = torch.arange(self.q, device=V.device)
         numbers = torch.tensor(components, device=V.device)[:, None]
-        return LinearPath(V, VC, torch.where(index < numbers, inverse, 0), mean_x, mean_y, components)
+        w = torch.where(index < numbers, inverse, 0)
+        return LinearPath(V, VC, w, mean_x, mean_y, components, self._of_classes)
 
     @torch.no_grad()
     def truncate(self, d: int) -> Tensor:
@@ -328,17 +468,23 @@ class LabelStatistics:
     # State -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """C, G and the rounding of their products."""
-        return {"C": self.C.clone(), "G": self.G.clone(), "rounding": self.rounding}
+        """C, G and the rounding of their products; C sharded by class is a DTensor."""
+        C = self.C.clone()
+        if self._of_classes is not None:
+            C = self._of_classes.as_dtensor(C, (self.q + 1, self.l), 1)
+        return {"C": C, "G": self.G.clone(), "rounding": self.rounding}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore C and G of ``state_dict`` in place; ValueError where they are of another head."""
-        for name in ("C", "G"):
-            have, got = getattr(self, name), state_dict[name]
-            if have.shape != got.shape:
-                raise ValueError(f"expected {name} of shape {tuple(have.shape)}, got {tuple(got.shape)}")
-        self.C.copy_(state_dict["C"])
-        self.G.copy_(state_dict["G"])
+        C, G = state_dict["C"], state_dict["G"]
+        for name, got, shape in (("C", C, (self.q + 1, self.l)), ("G", G, tuple(self.G.shape))):
+            if tuple(got.shape) != shape:
+                raise ValueError(f"expected {name} of shape {shape}, got {tuple(got.shape)}")
+        C = local_part(C)
+        if self._sharding is not None and C.shape[1] != self.C.shape[1]:
+            C = self._sharding.part(C, 1)
+        self.C.copy_(C)
+        self.G.copy_(local_part(G))
         self.rounding = state_dict["rounding"]
 
 
@@ -359,8 +505,11 @@ def _rows_of(Y: Targets, i: int, j: int) -> Targets:
 _ENTRIES = 1 << 16
 
 
-def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
-    """Add a block of rows to C and to G, of whose last column only the last entry is written."""
+def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets, offset: int, classes: int) -> None:
+    """Add a block of rows to C and to G, of whose last column only the last entry is written.
+
+    C has the columns of the classes ``offset`` and on, of ``classes`` in all.
+    """
     if not (_are_indices(Y) and ops.sums_in_place(X)):
         X = X.to(_product_dtype(X))
     q, l = X.shape[1], C.shape[1]
@@ -368,18 +517,19 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
     counted = None
     if isinstance(Y, CSR):
         row = torch.repeat_interleave(Y.crow.diff(), output_size=len(Y.col))
-        for i in range(0, len(row), _ENTRIES):
+        col = Y.col if l == classes else _among(Y.col, offset, l)
+        for i in range(0, len(row) if l else 0, _ENTRIES):
             entries = slice(i, i + _ENTRIES)
             values = Y.values[entries, None].to(X.dtype)
-            C[:q] += ops.class_sums(X[row[entries]] * values, Y.col[entries], l).sums.mT
-            C[q:] += ops.class_sums(values, Y.col[entries], l).sums.mT
+            C[:q] += ops.class_sums(X[row[entries]] * values, col[entries], l).sums.mT
+            C[q:] += ops.class_sums(values, col[entries], l).sums.mT
         column = X.sum(0)
     elif Y.dim() == 2:
-        labels = Y.to(X.dtype)
+        labels = (Y if l == classes else Y.narrow(1, offset, l)).to(X.dtype)
         C[:q] += X.mT @ labels
         C[q] += labels.sum(0)
         column = X.sum(0)
-    else:
+    elif l == classes:
         sums, counts = ops.class_sums(X, Y, l)
         C[:q] += sums.mT
         C[q] += counts
@@ -387,9 +537,22 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets) -> None:
         rows = counts.sum()
         if not host.reads_are_free(X.device) or int(rows) < len(X):
             counted = (Y >= 0) & (Y < l)
+    else:
+        if l:
+            sums, counts = ops.class_sums(X, _among(Y, offset, l), l)
+            C[:q] += sums.mT
+            C[q] += counts
+        counted = (Y >= 0) & (Y < classes)
+        column = X.masked_fill(~counted[:, None], 0).sum(0, dtype=_product_dtype(X))
+        rows = counted.sum()
     G[:q, :q] += ops.gram(X, counted)
     G[q, :q] += column
     G[q, q] += rows
+
+
+def _among(y: Tensor, offset: int, classes: int) -> Tensor:
+    """Class indices among the ``classes`` from ``offset`` on; the others are marked as of no class."""
+    return torch.where((y >= offset) & (y < offset + classes), y - offset, IGNORE_INDEX)
 
 
 def _are_indices(Y: Targets) -> bool:

@@ -13,6 +13,7 @@ __all__ = [
     "NOT_CONVERGED",
     "NOT_FINITE",
     "NOT_ORTHOGONAL",
+    "OUT_OF_STEP",
     "RANK_DEFICIENT",
     "lost",
     "reasons",
@@ -28,6 +29,8 @@ RANK_DEFICIENT = 2
 NOT_CONVERGED = 4
 # max |B^T B - I| > 1e-4: directions that are none, though every number is finite.
 NOT_ORTHOGONAL = 8
+# Another process of a sharded head failed, or saw another batch where all should see one.
+OUT_OF_STEP = 16
 
 # As the counters of LIP.stats() are called, in the order of the bits.
 NAMES = {
@@ -35,6 +38,7 @@ NAMES = {
     "rank_deficient": RANK_DEFICIENT,
     "not_converged": NOT_CONVERGED,
     "not_orthogonal": NOT_ORTHOGONAL,
+    "out_of_step": OUT_OF_STEP,
 }
 
 

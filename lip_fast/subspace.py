@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.functional import randomized_svd
+from lip_fast.joint_step import JointStep
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 
@@ -109,16 +110,20 @@ class Subspace:
         sums_of: Callable[[Tensor, Tensor], ops.Sums],
         ok: Tensor,
         update: Update | None = None,
+        joint: JointStep | None = None,
     ) -> StepReport:
         """Apply LIP to ``M`` in place, where ``ok`` and everything it computes is sound.
 
         Args:
-            M: (l, q) float32, float64, bfloat16 or float16.
+            M: (l, q) float32, float64, bfloat16 or float16; in a joint step this process's part of it.
             sums_of: the sums of the labels along directions A (l, r) and B (q, r).
             ok: () bool on the device of ``M``; where False, ``M`` and the basis stay as they are.
             update: of M, to be taken first and in any case, where there is a basis; None where it was.
+            joint: the step of all processes that hold parts of the weight, or see other batches; ``sums_of``
+                then sums over all of them.
 
         Raises:
+            PeerError: another process failed, or is gone; before anything is written.
             RuntimeError: a CUDA graph is being captured, and there is no basis to start from.
         """
         capturing = host.capturing(M.device)
@@ -127,15 +132,21 @@ class Subspace:
                 "expected a step that LIP acts on before one is captured, to start from, got none: "
                 "take a step first"
             )
-        svd = self._decompose(M, update)
+        svd = self._decompose(M, update, joint)
         k, r = self.rank, self.tail_rank
         # The exact path has the vectors below the kept ones only, the truncated path all k + r.
         first = 0 if self.exact else k
         A, B = svd.A[:, first : first + r], svd.B[:, first : first + r]
-        status, ok = _admit(svd.status, ok)
+        # In a joint step the sums say whether all processes take it.
+        sums = sums_of(A, B) if self.tail == "refit" else None
+        reasons = svd.status
+        if joint is not None:
+            if sums is None:
+                joint.agree()
+            ok, reasons = ok & joint.ok, reasons | joint.status
+        status, ok = _admit(reasons, ok)
         sound = ok
-        if self.tail == "refit":
-            sums = sums_of(A, B)
+        if sums is not None:
             s, ok, clipped = ops.refit(
                 svd.S, sums, ok, rank=k, tolerance=self._tolerance(svd.S.dtype), clip=self.clip
             )
@@ -145,7 +156,7 @@ class Subspace:
             s = svd.S.new_zeros(r)
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
         if self.rest == "drop" and not self._warned and not capturing and bool(ok):
-            self._warn_if_large(M, svd.S[: k + r])
+            self._warn_if_large(M, svd.S[: k + r], joint)
         if self.rest == "drop" and not self.exact:
             A, s, B, accumulate = svd.A, torch.cat([svd.S[:k], s]), svd.B, False
         else:
@@ -153,7 +164,11 @@ class Subspace:
             if self.rest == "drop":
                 A, s, B = svd.A, torch.cat([s, -svd.S[k + r :]]), svd.B
         write = functools.partial(ops.rebuild_, M) if update is None else update.rebuild_
-        ok = write(A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=self.seed)
+        seed = self.seed
+        if joint is not None:
+            ok = ok & joint.holds(M, svd.S, s)
+            B, seed = joint.features_of(B), joint.rounding_seed(seed)
+        ok = write(A, s, B, ok=ok, step=self.step, accumulate=accumulate, seed=seed)
         # What the decomposition did not stop was stopped by sums, values or a weight out of range.
         status = lost(status, sound, ok, NOT_FINITE)
         if not self.exact:
@@ -162,7 +177,9 @@ class Subspace:
         self.step += 1
         return StepReport(ok, status, clipped, masked)
 
-    def _decompose(self, M: Tensor, update: Update | None = None) -> ops.SVD:
+    def _decompose(self, M: Tensor, update: Update | None, joint: JointStep | None) -> ops.SVD:
+        if joint is not None and joint.dim is not None:
+            return self._decompose_jointly(M, update, joint)
         if self.exact:
             return ops.tail_svd(M, rank=self.rank)
         if update is not None:
@@ -177,6 +194,22 @@ class Subspace:
             failed = torch.full((), basis, dtype=torch.int64, device=M.device)
             return ops.SVD(M.new_zeros(l, t), M.new_zeros(t), M.new_zeros(q, t), failed)
         return ops.warm_svd(M, basis, self.step, fresh=FRESH, seed=self.seed)
+
+    def _decompose_jointly(self, M: Tensor, update: Update | None, joint: JointStep) -> ops.SVD:
+        if self.exact:
+            return joint.tail_svd(M, rank=self.rank)
+        products = None if update is None else update.products
+        t = self.rank + self.tail_rank
+        if self.basis is None:
+            dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+            generator = torch.Generator(device=M.device)
+            generator.manual_seed(self.seed)
+            V = torch.randn(self._limits[1], t + FRESH, generator=generator, dtype=dtype, device=M.device)
+            # As from a basis of one process, the step itself starts from what this finds.
+            basis = joint.randomized_svd(M, V, t, _COLD_ITERATIONS).B
+        else:
+            basis = self.basis.float() if M.dtype != torch.float64 else self.basis.double()
+        return joint.warm_svd(M, basis, self.step, fresh=FRESH, seed=self.seed, products=products)
 
     def _cold_basis(self, M: Tensor) -> Tensor | int:
         """A first basis (q, rank + tail_rank); of a weight that cannot be decomposed, the reason."""
@@ -211,10 +244,11 @@ class Subspace:
     def _tolerance(self, dtype: torch.dtype) -> float:
         return max(self._limits) * torch.finfo(dtype).eps
 
-    def _warn_if_large(self, M: Tensor, S: Tensor) -> None:
+    def _warn_if_large(self, M: Tensor, S: Tensor, joint: JointStep | None) -> None:
         """Once, at the first step: later ones see a weight that has been truncated already."""
         self._warned = True
-        total = float(torch.linalg.vector_norm(M.float()).square())
+        norm = torch.linalg.vector_norm(M.float()).square()
+        total = float(norm if joint is None else joint.total(norm))
         removed = 1 - float(S.square().sum()) / total if total > 0 else 0.0
         if removed > _DROPPED_ENERGY:
             warnings.warn(

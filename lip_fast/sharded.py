@@ -1,0 +1,438 @@
+"""Where the parts of a weight lie: DTensors by class, by feature or replicated, and whose batches differ.
+
+A weight M (l, q) may be a DTensor sharded by class (``Shard(0)``), by feature (``Shard(1)``) or replicated,
+on meshes of any number of dimensions; and the processes that hold it may see one batch (tensor parallelism)
+or different ones (``fully_shard``, ``DistributedDataParallel``). What a step makes of that is in
+:mod:`lip_fast.joint_step`.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lip_fast.validation import describe
+
+__all__ = [
+    "PeerError",
+    "Sharding",
+    "explained",
+    "is_sharded",
+    "is_split",
+    "local_part",
+    "managed_by_fsdp",
+    "trained_weight",
+    "whole",
+]
+
+
+class PeerError(RuntimeError):
+    """Another process failed in LIP, is gone, or takes another step than this one.
+
+    LIP has written nothing in this step: the weight is what the base optimizer made it.
+    """
+
+
+def _is_dtensor(tensor: object) -> bool:
+    # DTensors exist only where this module was imported; to import it costs a second.
+    if not dist.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, sharded or replicated."""
+    return type(tensor) not in (Tensor, nn.Parameter) and _is_dtensor(tensor)
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor of which each process has a part."""
+    return is_sharded(tensor) and any(
+        hasattr(placement, "dim")
+        for placement in tensor.placements  # type: ignore[attr-defined]
+    )
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, for reading and writing; the tensor itself where that is all."""
+    if not is_sharded(tensor):
+        return tensor.detach()
+    with torch.no_grad():
+        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return local
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on every process; a collective where it is sharded."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad(), explained():
+        full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return full
+
+
+# FSDP2 ----------------------------------------------------------------------------------------------------
+
+
+def _fsdp_parameters() -> Iterator[Any]:
+    """Every parameter that ``fully_shard`` manages in this process."""
+    try:
+        from torch.distributed._composable_state import _module_state_mapping as states
+    except ImportError:  # a torch that keeps them elsewhere
+        return
+    for reference in list(states.values()):
+        state = reference()
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        for group in groups:
+            yield from getattr(group, "fsdp_params", ())
+
+
+def managed_by_fsdp(weight: Tensor) -> bool:
+    """Whether ``fully_shard`` manages this parameter: its mesh then is one of different batches."""
+    return any(managed.sharded_param is weight for managed in _fsdp_parameters())
+
+
+def trained_weight(weight: Tensor) -> Tensor:
+    """The parameter that an optimizer has, of a weight that ``fully_shard`` gathered for a forward pass."""
+    if is_sharded(weight) or not dist.is_available() or not dist.is_initialized():
+        return weight
+    for managed in _fsdp_parameters():
+        if getattr(managed, "_unsharded_param", None) is weight:
+            sharded: Tensor = managed.sharded_param
+            return sharded
+    return weight
+
+
+def warn_of_replicas() -> None:
+    """Of a whole weight without a data group, in one of several processes."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        warnings.warn(
+            f"LIP acts on a weight that this process has to itself, one of {dist.get_world_size()}: where "
+            "they see different batches (DistributedDataParallel), pass data_group, or their weights drift "
+            "apart",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+# Layout ---------------------------------------------------------------------------------------------------
+
+
+class Sharding:
+    """Where the parts of one weight (l, q) lie, and which processes see different batches.
+
+    Attributes:
+        shape: (l, q) of the whole weight.
+        dim: 0 where it is sharded by class, 1 by feature, None where each process has all of it.
+        offset: of this process's rows (columns), in those of the weight.
+        length: number of this process's rows (columns).
+        shards: the groups over which it is sharded, one a dimension of the mesh.
+        gathered: those of ``shards`` whose batches differ.
+        outer: further groups of different batches, along which the weight is replicated.
+    """
+
+    def __init__(self, weight: Tensor, data_group: object) -> None:
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.dim: int | None = None
+        self.offset, self.length = 0, weight.shape[0]
+        self.shards: tuple[Any, ...] = ()
+        # Of this process in each group of ``shards``.
+        self._coordinates: tuple[int, ...] = ()
+        self._mesh: Any = None
+        self._placements: tuple[Any, ...] = ()
+        replicas: list[Any] = []
+        if is_sharded(weight):
+            replicas = self._read_layout(weight)
+        self.gathered, self.outer = self._read_data_group(data_group, replicas)
+        if managed_by_fsdp(weight) and data_group is None:
+            raise ValueError(
+                "expected data_group with a weight that fully_shard manages, since each process of its "
+                "mesh sees "
+                "another batch, got None: pass the mesh that was given to fully_shard"
+            )
+
+    @staticmethod
+    def of(weight: Tensor, data_group: object) -> "Sharding | None":
+        """The layout of a weight; None where one process has it and sees every batch of it.
+
+        Raises:
+            TypeError: ``data_group`` is neither a process group nor a device mesh.
+            ValueError: a layout that LIP cannot act on, or a group that does not fit it.
+        """
+        if data_group is None and not is_sharded(weight):
+            return None
+        return Sharding(weight, data_group)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sharding":
+        # Of a copy of an optimizer: groups of processes cannot be copied, and need not be.
+        return self
+
+    @property
+    def communicates(self) -> bool:
+        """Whether a step needs the other processes."""
+        return bool(self.shards or self.outer)
+
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """Every group that takes part in a step."""
+        return (*self.shards, *self.outer)
+
+    @property
+    def same_batch(self) -> tuple[Any, ...]:
+        """Those of ``shards`` that see one batch."""
+        return tuple(group for group in self.shards if group not in self.gathered)
+
+    @property
+    def peers(self) -> int:
+        """How many processes take part in a step."""
+        return math.prod(dist.get_world_size(group) for group in self.groups)
+
+    @property
+    def place(self) -> int:
+        """This process among them, from 0."""
+        place = 0
+        for group in self.groups:
+            place = place * dist.get_world_size(group) + dist.get_rank(group)
+        return place
+
+    def first(self, groups: Sequence[Any], device: torch.device) -> Tensor:
+        """() float64: 1 on the first process of each of these groups, which counts for all; else 0."""
+        one = torch.ones((), dtype=torch.float64, device=device)
+        for group in groups:
+            if group in self.shards:
+                place = torch.full_like(one, self._coordinates[self.shards.index(group)])
+            else:
+                place = torch.full_like(one, dist.get_rank(group))
+            one = one * (place == 0)
+        return one
+
+    @property
+    def batches_differ(self) -> bool:
+        """Whether some other process sees another batch."""
+        return bool(self.gathered or self.outer)
+
+    def _read_layout(self, weight: Any) -> list[Any]:
+        from torch.distributed.tensor import Replicate, Shard
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        mesh, placements = weight.device_mesh, weight.placements
+        if mesh.get_coordinate() is None:
+            raise ValueError(
+                f"expected a weight on a mesh that holds this process (rank {dist.get_rank()}), got {mesh}"
+            )
+        dims, replicas = set(), []
+        for i, placement in enumerate(placements):
+            # With FSDP2 on top of tensor parallelism the placement is a kind of Shard that says so.
+            dim = getattr(placement, "dim", None)
+            if isinstance(placement, Replicate):
+                replicas.append(mesh.get_group(i))
+            elif isinstance(placement, Shard) or type(placement).__name__ == "_StridedShard":
+                dims.add(dim)
+                self.shards += (mesh.get_group(i),)
+                self._coordinates += (mesh.get_local_rank(i),)
+            else:
+                raise ValueError(
+                    f"expected a weight that is sharded or replicated, got placements {placements}"
+                )
+        if len(dims) > 1:
+            raise ValueError(
+                "expected a weight that is sharded by class (Shard(0)) or by feature (Shard(1)), not by "
+                "both, got "
+                f"placements {placements}"
+            )
+        self._mesh, self._placements = mesh, tuple(placements)
+        if dims:
+            self.dim = dims.pop()
+            assert self.dim is not None
+            shape, offset = compute_local_shape_and_global_offset(weight.shape, mesh, placements)
+            self.offset, self.length = offset[self.dim], shape[self.dim]
+        # One process is no group.
+        large = [i for i, group in enumerate(self.shards) if dist.get_world_size(group) > 1]
+        self.shards = tuple(self.shards[i] for i in large)
+        self._coordinates = tuple(self._coordinates[i] for i in large)
+        return [g for g in replicas if dist.get_world_size(g) > 1]
+
+    def _read_data_group(
+        self, data_group: object, replicas: list[Any]
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The groups of different batches: those along which the weight is sharded, and the others."""
+        gathered: list[Any] = []
+        outer: list[Any] = []
+        plane = self._plane()
+        for group in _groups_of(data_group):
+            ranks = set(dist.get_process_group_ranks(group))
+            if len(ranks) == 1:
+                continue
+            common = ranks & plane
+            if common == {dist.get_rank()}:
+                outer.append(group)
+            elif common == plane:
+                gathered += self.shards
+                if ranks != plane:
+                    outer += [g for g in replicas if set(dist.get_process_group_ranks(g)) <= ranks]
+            elif common == ranks:
+                gathered.append(group)
+            else:
+                raise ValueError(
+                    "expected data_group along whole dimensions of the mesh that the weight lies on, got "
+                    "the ranks "
+                    f"{sorted(ranks)} where its shards lie on {sorted(plane)}"
+                )
+        return tuple(dict.fromkeys(gathered)), tuple(dict.fromkeys(outer))
+
+    def _plane(self) -> set[int]:
+        """The ranks that together hold the weight once, this one among them."""
+        if not self.shards:
+            return {dist.get_rank()} if dist.is_initialized() else {0}
+        ranks = self._mesh.mesh
+        where = (ranks == dist.get_rank()).nonzero()[0].tolist()
+        sharded = [getattr(p, "dim", None) is not None for p in self._placements]
+        index = tuple(slice(None) if s else w for s, w in zip(sharded, where, strict=True))
+        return set(ranks[index].flatten().tolist())
+
+    # Parts of tensors ---------------------------------------------------------------------------------
+
+    def part(self, whole: Tensor, dim: int = 0) -> Tensor:
+        """The rows (columns) of a tensor of the length of the sharded side that belong to this process."""
+        return whole if self.dim is None else whole.narrow(dim, self.offset, self.length)
+
+    def gather(self, part: Tensor, length: int) -> Tensor:
+        """All ``length`` rows of a matrix of which each process has those of its part; exact."""
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        placements = [
+            p if isinstance(p, Replicate) else Shard(0) if isinstance(p, Shard) else _by_rows(p)
+            for p in self._placements
+        ]
+        shape = torch.Size((length, part.shape[1]))
+        rows = DTensor.from_local(
+            part.contiguous(), self._mesh, placements, run_check=False, shape=shape, stride=(part.shape[1], 1)
+        )
+        return whole(rows)
+
+    def as_dtensor(self, part: Tensor, shape: tuple[int, ...], dim: int | None) -> Tensor:
+        """``part`` as a DTensor of the weight's mesh, sharded along ``dim`` or replicated."""
+        from torch.distributed.tensor import DTensor, Replicate
+
+        placements = [
+            Replicate() if dim is None or isinstance(p, Replicate) else _by(p, dim) for p in self._placements
+        ]
+        stride = torch.empty(shape, device="meta").stride()
+        result: Tensor = DTensor.from_local(
+            part.contiguous(), self._mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
+        )
+        return result
+
+    def bias_part(self, bias: Tensor) -> Tensor:
+        """The biases of the rows of A that this process has: its classes, or all of them.
+
+        Raises:
+            ValueError: sharded in another way than a weight that is sharded by class.
+        """
+        local = local_part(bias)
+        if self.dim != 0:
+            return local
+        if not is_split(bias):
+            return self.part(local)
+        if local.shape[0] != self.length:
+            raise ValueError(
+                f"expected a bias sharded as the weight is, by {self._placements}, got {bias.placements}"  # type: ignore[attr-defined]
+            )
+        return local
+
+    def agree(self, settings: str, error: Exception | None = None) -> None:
+        """Compare settings with all other processes; a collective, to be called by each of them.
+
+        Raises:
+            ValueError: another process has other settings, or refused its own; on every process.
+        """
+        for group in self.groups:
+            if dist.get_backend(group) == "fake":
+                continue
+            # What a group of one dimension learned, the next passes on.
+            mine = (settings, None if error is None else f"{type(error).__name__}: {error}")
+            everyone: list[Any] = [None] * dist.get_world_size(group)
+            with explained():
+                dist.all_gather_object(everyone, mine, group=group)
+            ranks = dist.get_process_group_ranks(group)
+            problem = _disagreement(dict(zip(ranks, everyone, strict=True)))
+            if error is None and problem is not None:
+                error = ValueError(problem)
+        if error is not None:
+            raise error
+
+
+def _by_rows(placement: Any) -> Any:
+    return _by(placement, 0)
+
+
+def _by(placement: Any, dim: int) -> Any:
+    """A placement with the dimension it shards replaced."""
+    if placement.dim == dim:
+        return placement
+    factor = getattr(placement, "split_factor", None)
+    return type(placement)(dim) if factor is None else type(placement)(dim, split_factor=factor)
+
+
+def _groups_of(data_group: object) -> list[Any]:
+    if data_group is None:
+        return []
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if isinstance(data_group, DeviceMesh):
+        if data_group.get_coordinate() is None:
+            raise ValueError(
+                f"expected a data_group that holds this process (rank {dist.get_rank()}), got {data_group}"
+            )
+        return data_group.get_all_groups()
+    if isinstance(data_group, dist.ProcessGroup):
+        if dist.get_rank() not in dist.get_process_group_ranks(data_group):
+            raise ValueError(
+                f"expected a data_group that holds this process (rank {dist.get_rank()}), got the ranks "
+                f"{dist.get_process_group_ranks(data_group)}"
+            )
+        return [data_group]
+    raise TypeError(
+        "expected data_group as a torch.distributed.ProcessGroup or DeviceMesh of the processes whose "
+        "batches "
+        f"differ, got {describe(data_group)}"
+    )
+
+
+def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
+    for rank, (_, refused) in settings.items():
+        if refused is not None:
+            return f"rank {rank} refused its settings of LIP: {refused}"
+    first, (expected, _) = next(iter(settings.items()))
+    for rank, (got, _) in settings.items():
+        if got != expected:
+            return (
+                f"expected the same settings of LIP on every process, got {expected} on rank {first} and "
+                f"{got} on "
+                f"rank {rank}"
+            )
+    return None
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say of an error of a collective what it means."""
+    try:
+        yield
+    except PeerError:
+        raise
+    except RuntimeError as error:
+        raise PeerError(
+            f"a collective of LIP failed on rank {dist.get_rank()}: another process is gone, or later than "
+            f"the "
+            "time-out of the process group. LIP wrote nothing in this step: start all processes again, "
+            "from the "
+            f"last checkpoint. The collective says: {error}"
+        ) from error
