@@ -1,5 +1,9 @@
 """LIP for a head, with a run's settings."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +11,7 @@ import lip_fast
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.rows import Rows
 
-__all__ = ["fixed_rank", "make_lip", "repaired_weight"]
+__all__ = ["check_lip", "fixed_rank", "make_lip", "repaired_weight"]
 
 
 def make_lip(
@@ -46,8 +50,28 @@ def fixed_rank(config: TrainConfig, head: nn.Linear) -> int | None:
     Raises:
         TypeError, ValueError: there are not so many.
     """
-    # LIP itself says what a number, a fraction or a name mean.
-    return lip_fast.LIP(head, config.rank_afterwards).stats()["rank"]
+    with _detached():
+        # LIP itself says what a number, a fraction or a name mean.
+        return lip_fast.LIP(head, config.rank_afterwards).stats()["rank"]
+
+
+def check_lip(config: TrainConfig, head: nn.Linear) -> None:
+    """Refuse settings of LIP that do not fit a head.
+
+    Raises:
+        TypeError, ValueError: with LIP's own message.
+    """
+    with _detached():
+        make_lip(config, head, seed=0)
+    fixed_rank(config, head)
+
+
+@contextmanager
+def _detached() -> Iterator[None]:
+    """For a LIP that is never attached: it may be made in one of several processes, of which LIP warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LIP acts on a weight that this process has to itself", UserWarning)
+        yield
 
 
 @torch.no_grad()

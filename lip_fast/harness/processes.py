@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lip_fast.harness.errors import UserError
+from lip_fast.sharded import PeerError
 
 __all__ = ["ALONE", "LostError", "Processes", "refuse_several", "started"]
 
@@ -259,7 +260,7 @@ def _losing() -> Iterator[None]:
 
 def _is_loss(error: BaseException) -> bool:
     """Whether it is one that torch raises where a process cannot be reached."""
-    return isinstance(error, LostError | dist.DistError) or "gloo" in str(error)
+    return isinstance(error, LostError | PeerError | dist.DistError) or "gloo" in str(error)
 
 
 def _last_line(error: BaseException) -> str:

@@ -24,7 +24,12 @@ class Problem(NamedTuple):
 
 
 def make_problem(
-    classes: int, features: int = Q, *, rows: int = ROWS, dtype: torch.dtype = torch.float64, labels: str = "indices"
+    classes: int,
+    features: int = Q,
+    *,
+    rows: int = ROWS,
+    dtype: torch.dtype = torch.float64,
+    labels: str = "indices",
 ) -> Problem:
     generator = torch.Generator().manual_seed(classes * 1000 + features)
 
@@ -80,7 +85,9 @@ def plugin(head: nn.Linear, rank: Any, **settings: Any) -> tuple[Any, Callable[[
     return optimizer, lip.observe, lip
 
 
-def fused(kind: type, head: nn.Linear, rank: Any, **settings: Any) -> tuple[Any, Callable[[Tensor, Tensor], None], Any]:
+def fused(
+    kind: type, head: nn.Linear, rank: Any, **settings: Any
+) -> tuple[Any, Callable[[Tensor, Tensor], None], Any]:
     """An optimizer with LIP inside."""
     data_group = settings.pop("data_group", None)
     names = {f"lip_{name}": value for name, value in settings.items()}
@@ -145,4 +152,16 @@ def distance(got: Tensor, expected: Tensor) -> float:
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
-__all__ = ["MAKERS", "Problem", "Shard", "dist", "distance", "make_head", "make_problem", "shard", "take_step", "train", "whole"]
+__all__ = [
+    "MAKERS",
+    "Problem",
+    "Shard",
+    "dist",
+    "distance",
+    "make_head",
+    "make_problem",
+    "shard",
+    "take_step",
+    "train",
+    "whole",
+]
