@@ -5,9 +5,11 @@ and reads and writes the run folder.
 """
 
 import atexit
+import gc
 import importlib
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
@@ -172,8 +174,7 @@ def started() -> Iterator[Processes]:
     if size == 1:
         yield ALONE
         return
-    # Its functions have the group for a default: imported later, as optimizers do, it would keep the group
-    # and its threads to the end of the interpreter, where they may abort the process.
+    # Its functions have the group for a default: imported later, as optimizers do, it would keep the group.
     importlib.import_module("torch.distributed.nn")
     # NCCL connects when it is first used.
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
@@ -185,11 +186,11 @@ def started() -> Iterator[Processes]:
             yield Processes(rank, size)
     except BaseException as error:
         if not nccl:  # which may wait for those that are gone
-            dist.destroy_process_group()
+            _destroy(error)
         if isinstance(error, SystemExit) and not error.code:  # after --help
             raise
         _leave(dist.PrefixStore("lip-fast", store), error, size)
-    dist.destroy_process_group()
+    _destroy(None)
 
 
 def refuse_several() -> None:
@@ -224,6 +225,16 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _destroy(error: BaseException | None) -> None:
+    """End the group and its threads: where they live as long as the interpreter, they may abort the process."""
+    while error is not None:  # what failed may hold the group
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    dist.destroy_process_group()
+    # LIP and an optimizer hold each other, and the group.
+    gc.collect()
 
 
 def _leave(store: "dist.Store", error: BaseException, size: int) -> None:

@@ -1,6 +1,9 @@
-"""``lip-fast`` with Ctrl-C at the tenth checkpoint, as a program for torchrun and without it."""
+"""``lip-fast`` with Ctrl-C at the tenth checkpoint, as a program for torchrun."""
 
+import os
+import signal
 import sys
+import time
 from typing import Any
 
 from lip_fast.cli import main
@@ -15,7 +18,8 @@ def counted(self: Progress, *arguments: Any) -> None:
     save(self, *arguments)
     saves += self._folder is not None
     if saves == 10:
-        raise KeyboardInterrupt
+        os.kill(os.getppid(), signal.SIGINT)  # torchrun hands it on
+        time.sleep(30)
 
 
 if __name__ == "__main__":
