@@ -228,7 +228,7 @@ def _silence() -> Iterator[None]:
 
 
 def _destroy(error: BaseException | None) -> None:
-    """End the group and its threads: where they live as long as the interpreter, they may abort the process."""
+    """End the group, and its threads: at the end of the interpreter they may abort the process."""
     while error is not None:  # what failed may hold the group
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -25,11 +25,11 @@ from lip_fast.harness.processes import ALONE, Processes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
-SMALL = ["--epochs", "4", "--seeds", "2", "--hidden", "12", "--samples", "300", "--batch-size", "64"]
+SMALL = ["--epochs", "4", "--seeds", "2", "--hidden", "24", "--samples", "300", "--batch-size", "64"]
 SMALL += ["--optimizer", "sgd", "--lr", "0.1", "--name", "a", "--rank", "5", "--rank-afterwards", "5"]
 SMALL += ["--methods", "plain", "in-step", "per-epoch", "post-hoc"]
-# Values that are limited are equal, and which of two directions is kept is then a matter of rounding.
-SMALL += ["--clip", "false"]
+# Values that are limited are equal: which of their directions are kept is then a matter of rounding.
+SMALL += ["--clip", "false", "--every", "3"]
 ENDLESS = [*SMALL, "--epochs", "1000000", "--methods", "plain", "--checkpoint-every", "1"]
 
 
