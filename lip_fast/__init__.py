@@ -11,6 +11,7 @@ try:
     from lip_fast.functional import LIPPath, lip, lip_path, randomized_svd, select_rank
     from lip_fast.plugin import LIP, LIPError
     from lip_fast.repair import RepairReport, repair
+    from lip_fast.sharded import PeerError
     from lip_fast.statistics import LabelStatistics
 except RuntimeError as error:
     # A backend that is forced and not there stops everything but ``lip-fast doctor``, which is to say so.
@@ -23,6 +24,7 @@ __all__ = [
     "LIPError",
     "LIPPath",
     "LabelStatistics",
+    "PeerError",
     "RepairReport",
     "lip",
     "lip_path",

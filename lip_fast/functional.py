@@ -9,9 +9,18 @@ from torch import Tensor
 
 from lip_fast import ops
 from lip_fast.holdout import check_holdout, label_agreement
+from lip_fast.joint_step import JointStep
+from lip_fast.sharded import Sharding, is_sharded, local_part, whole
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
-from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
+from lip_fast.validation import (
+    check_finite,
+    check_float_matrix,
+    check_int,
+    check_whole,
+    describe,
+    full_precision,
+)
 
 __all__ = ["Data", "LIPPath", "lip", "lip_path", "randomized_svd", "select_rank"]
 
@@ -161,6 +170,7 @@ def lip_path(
         TypeError, ValueError: as :func:`lip`.
     """
     check_float_matrix("W", W)
+    check_whole("W", W)
     d = min(W.shape)
     ks = tuple(range(d + 1)) if ks is None else tuple(check_int("k", k, 0, d) for k in ks)
     if not ks:
@@ -272,8 +282,13 @@ def randomized_svd(
     Halko, Martinsson and Tropp (arXiv:0909.4061), algorithms 4.4 and 5.1, every product followed by an
     orthonormalisation. Where rank + oversample reaches min(l, q) the result is exact.
 
+    Of a DTensor no process ever has all, except where the result is exact and l <= q (``Shard(0)``; with
+    ``Shard(1)`` q <= l): one all-reduce of (q + m) m numbers an iteration, m = rank + oversample, of a matrix
+    sharded by rows, whatever their number; (l + q) m by columns. Every process has to call it.
+
     Args:
-        M: (l, q) float32 or float64, any strides; tall or wide.
+        M: (l, q) float32 or float64, any strides; tall or wide. Or a DTensor, sharded in one of its
+            dimensions or replicated.
         rank: number of triplets, 0 <= rank <= min(l, q).
         oversample: extra columns of the sketch that are cut off at the end.
         n_iter: power iterations; each reads M twice. The total is 2 n_iter + 2 reads.
@@ -284,11 +299,15 @@ def randomized_svd(
             a fixed seed. The global random state is never touched.
 
     Returns:
-        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``.
+        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are DTensors:
+        U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a sharded factor
+        whose singular value is at rounding are not orthonormal.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: rank, oversample, n_iter or basis do not fit, or ``M`` is not finite.
+        ValueError: rank, oversample, n_iter or basis do not fit, ``M`` is not finite, or its layout is
+            another.
+        PeerError: another process of the mesh is gone.
     """
     check_float_matrix("M", M, (torch.float32, torch.float64))
     l, q = M.shape
@@ -296,7 +315,10 @@ def randomized_svd(
     check_int("oversample", oversample, 0)
     check_int("n_iter", n_iter, 0)
     if basis is not None:
+        basis = whole(basis)
         _check_basis(basis, M)
+    if is_sharded(M):
+        return _randomized_svd_jointly(M, rank, oversample, n_iter, basis, generator)
     check_finite("M", M)
     m = min(rank + oversample, l, q)
     with torch.no_grad():
@@ -312,6 +334,45 @@ def randomized_svd(
         # M ~ Q Q^T M = Q (P T)^T and T = L S R^T, so M ~ (Q R) S (P L)^T.
         L, S, Rh = torch.linalg.svd(T, full_matrices=False)
         return Q @ Rh[:rank].mT, S[:rank].clone(), (P @ L[:, :rank]).mT.contiguous()
+
+
+@torch.no_grad()
+def _randomized_svd_jointly(
+    M: Tensor,
+    rank: int,
+    oversample: int,
+    n_iter: int,
+    basis: Tensor | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sharding, part = Sharding(M, None), local_part(M)
+    l, q = M.shape
+    joint = JointStep(sharding, [], torch.ones((), dtype=torch.bool, device=M.device), dtype=M.dtype)
+    (broken,) = joint.sum(lambda: ((~torch.isfinite(part)).sum(),), [()])
+    if bool(broken):
+        raise ValueError(f"expected finite M, got {int(broken)} entries that are not")
+    m = min(rank + oversample, l, q)
+    if not sharding.shards:
+        U, S, Vh = randomized_svd(
+            part, rank, oversample=oversample, n_iter=n_iter, basis=basis, generator=generator
+        )
+    elif m == min(l, q):
+        A, S, B = joint.whole_svd(part, rank)
+        U, Vh = A, B.mT
+    else:
+        V = _test_columns(part.new_empty(0, q), m, basis, generator)
+        if generator is not None:
+            # It need not be in the same state everywhere: the first process's columns count.
+            first = sharding.first(sharding.shards, M.device)
+            (V,) = joint.sum(lambda: (torch.where(first > 0, V, 0),), [(q, m)])
+        svd = joint.randomized_svd(part, V.to(M.dtype), rank, n_iter)
+        U, S, Vh = svd.A, svd.S, joint.features_of(svd.B).mT
+    rows, columns = (0 if sharding.dim == 0 else None), (1 if sharding.dim == 1 else None)
+    return (
+        sharding.as_dtensor(U, (l, rank), rows),
+        sharding.as_dtensor(S, (rank,), None),
+        sharding.as_dtensor(Vh, (rank, q), columns),
+    )
 
 
 def select_rank(

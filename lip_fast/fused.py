@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import ops
+from lip_fast.sharded import is_sharded, local_part
 
 __all__ = ["AdamWUpdate", "SGDUpdate", "can_fuse"]
 
@@ -29,22 +30,31 @@ def can_fuse(weight: Tensor, columns: int) -> bool:
         and weight.dtype in _DTYPES
         and grad is not None
         and grad.layout == torch.strided
+        and _lies_alike(weight, grad)
         and grad.dtype in _DTYPES
     )
+
+
+def _lies_alike(weight: Tensor, grad: Tensor) -> bool:
+    """Whether this process's parts of both are of the same entries, and there are some."""
+    if not is_sharded(weight):
+        return not is_sharded(grad)
+    same = is_sharded(grad) and weight.placements == grad.placements  # type: ignore[attr-defined]
+    return same and local_part(weight).numel() > 0
 
 
 class _Update:
     """What both have in common: when the updated weight M' is written, and by what.
 
     Args:
-        weight: (l, q), with its gradient.
+        weight: (l, q), with its gradient; of a DTensor this process's part is updated.
         group: its group.
         scaling: of the gradient.
     """
 
     def __init__(self, weight: Tensor, group: dict[str, Any], scaling: ops.Scaling) -> None:
         assert weight.grad is not None
-        self._M, self._grad, self._scaling = weight.detach(), weight.grad, scaling
+        self._M, self._grad, self._scaling = local_part(weight), local_part(weight.grad), scaling
         # Whether M' is stored before LIP is.
         replaced_at_once = group["lip_rest"] == "drop" and ops.reads_once(self._M)
         self._stored = self._M.dtype == torch.float32 and not replaced_at_once
@@ -97,8 +107,9 @@ class AdamWUpdate(_Update):
     ) -> None:
         super().__init__(weight, group, scaling)
         # As torch, whatever else an earlier setting left in the state.
-        largest = state["max_exp_avg_sq"] if group["amsgrad"] else None
-        self._state = ops.AdamWState(state["exp_avg"], state["exp_avg_sq"], largest)
+        largest = local_part(state["max_exp_avg_sq"]) if group["amsgrad"] else None
+        moments = local_part(state["exp_avg"]), local_part(state["exp_avg_sq"])
+        self._state = ops.AdamWState(*moments, largest)
         self._group, self._count = group, state["step"]
 
     def _take(self, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,9 +151,9 @@ class SGDUpdate(_Update):
         self, weight: Tensor, group: dict[str, Any], state: dict[str, Any], scaling: ops.Scaling
     ) -> None:
         super().__init__(weight, group, scaling)
-        self._buffer = state["momentum_buffer"] if group["momentum"] else None
+        self._buffer = local_part(state["momentum_buffer"]) if group["momentum"] else None
         self._rule = ops.SGDRule(
-            _scalar(group["lr"], weight),
+            _scalar(group["lr"], self._M),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],

@@ -441,6 +441,23 @@ class JointStep:
             svd = self._step_from(M, svd.B, V.shape[1] if left else t)
         return svd
 
+    def whole_svd(self, M: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The leading ``t`` singular triplets, exactly: A and B with the rows of this process where sharded.
+
+        By a triangular factor of the sharded side, of as many rows as the other side is long; or of all parts
+        put together where that is the longer side.
+        """
+        l, q = self._sharding.shape
+        by_class = self.dim == 0
+        part, long, short = (M, l, q) if by_class else (M.mT, q, l)
+        if long > short:
+            svd = self._svd_by_class(part, torch.eye(short, dtype=M.dtype, device=M.device), t)
+            far, S, near = svd.A, svd.S, svd.B
+        else:
+            U, S, Vh = torch.linalg.svd(self._gather(part, long), full_matrices=False)
+            far, S, near = self._sharding.part(U[:, :t]), S[:t].clone(), Vh[:t].mT
+        return (far, S, near) if by_class else (near, S, far)
+
     def _step_from(self, M: Tensor, V: Tensor, t: int) -> ops.SVD:
         return self._svd_by_feature(M, V, t) if self.dim == 1 else self._svd_by_class(M, V, t)
 

@@ -13,6 +13,7 @@ from lip_fast.fused import AdamWUpdate, SGDUpdate, can_fuse
 from lip_fast.observations import Observation
 from lip_fast.ops import Scaling
 from lip_fast.plugin import LIP, _bias_of
+from lip_fast.sharded import DataGroup, anywhere, local_part, trained_weight
 from lip_fast.validation import check_int, describe
 
 __all__ = ["LIPSGD", "LIPAdamW", "LIPState"]
@@ -156,8 +157,11 @@ class _Fused(NamedTuple):
 class _WithLIP(Optimizer):
     """What LIP adds to an optimizer of torch; the class after it in the bases takes the steps."""
 
-    def _setup(self, defaults: dict[str, Any], seed: int, strict: bool, skip_nonfinite: bool) -> None:
+    def _setup(
+        self, defaults: dict[str, Any], data_group: object, seed: int, strict: bool, skip_nonfinite: bool
+    ) -> None:
         """Before the constructor of torch, which adds the groups."""
+        self._lip_data_group = DataGroup(data_group)
         self._lip_defaults = defaults
         self._lip_seed = check_int("seed", seed, 0, 2**63 - 1)
         self._lip_strict, self._skip_nonfinite = bool(strict), bool(skip_nonfinite)
@@ -173,7 +177,15 @@ class _WithLIP(Optimizer):
 
     # deepcopy and pickle carry what this returns, and load_state_dict goes through __setstate__ too.
     def __getstate__(self) -> dict[str, Any]:
-        mine = ("_lips", "_made_of", "_lip_defaults", "_lip_seed", "_lip_strict", "_skip_nonfinite")
+        mine = (
+            "_lips",
+            "_made_of",
+            "_lip_defaults",
+            "_lip_data_group",
+            "_lip_seed",
+            "_lip_strict",
+            "_skip_nonfinite",
+        )
         return super().__getstate__() | {name: self.__dict__[name] for name in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -268,6 +280,7 @@ class _WithLIP(Optimizer):
                 start=group["lip_start"],
                 decay=group["lip_decay"],
                 clip=group["lip_clip"],
+                data_group=self._lip_data_group.value,
                 seed=self._lip_seed,
                 strict=self._lip_strict,
             )
@@ -328,6 +341,8 @@ class _WithLIP(Optimizer):
             TypeError, RuntimeError: as :meth:`lip_fast.LIP.observe`.
         """
         weight = getattr(head, "weight", None)
+        if isinstance(weight, Tensor):
+            weight = trained_weight(weight)
         lip = next((lip for _, p, lip in self._heads() if p is weight), None)
         if lip is None:
             raise ValueError(
@@ -395,7 +410,7 @@ class _WithLIP(Optimizer):
     @torch._disable_dynamo
     def _step_where_finite(self, heads: list[_Followed]) -> None:
         """A step, or where a gradient is not finite none, as after an overflow that a scaler finds."""
-        bad = self._non_finite_gradient()
+        bad = self._non_finite_gradient(heads)
         given = getattr(self, "found_inf", None)
         found_inf = bad.float() if given is None else torch.maximum(bad.float(), given.to(bad.device))
         if getattr(self, "_step_supports_amp_scaling", False) and not host.reads_are_free(bad.device):
@@ -412,17 +427,20 @@ class _WithLIP(Optimizer):
         self._step_with_lip(heads, found_inf, base=not bool(bad))
 
     @torch.no_grad()
-    def _non_finite_gradient(self) -> Tensor:
-        """() bool, on the device of the first gradient."""
+    def _non_finite_gradient(self, heads: list[_Followed]) -> Tensor:
+        """() bool, on the device of the first gradient; the same on all processes that share a weight."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return torch.zeros((), dtype=torch.bool)
-        values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        parts = [local_part(g) for g in gradients]
+        values = [g.coalesce().values() if g.is_sparse else g for g in parts]
         device = gradients[0].device
         # The largest absolute value is not finite where one of them is not.
         norms = torch._foreach_norm([v for v in values if v.numel()], ord=float("inf"))
         bad = [~torch.isfinite(norm).to(device) for norm in norms]
-        return torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool, device=device)
+        here = torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool, device=device)
+        joint = [sharding for _, p, lip in heads if (sharding := lip._sharding(p)) is not None]
+        return anywhere(here, gradients, joint)
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
@@ -433,6 +451,9 @@ class _WithLIP(Optimizer):
             if not lip._tracks or group["differentiable"]:
                 continue
             assert lip._subspace is not None
+            sharding = lip._sharding(p)
+            if sharding is not None and sharding.dim == 1:
+                continue
             if not can_fuse(p, lip._subspace.columns) or not self._can_fuse(group, p):
                 continue
             if not lip._acts_next(group["lr"]):
@@ -522,6 +543,8 @@ class LIPSGD(_WithLIP, torch.optim.SGD):
         lip_rank: ``rank`` of :class:`lip_fast.LIP` for groups that do not say; None for no LIP.
         lip_tail_rank, lip_tail, lip_rest, lip_every, lip_start, lip_decay, lip_clip: likewise. Another rank,
             tail or decay in the midst of training makes LIP begin anew; the others may change at any time.
+        data_group: the processes whose batches differ, as of :class:`lip_fast.LIP`; a group of parameters has
+            scalars alone.
         seed: of random columns and stochastic rounding.
         strict: raise :class:`lip_fast.LIPError` where a step's LIP is skipped as unsound.
         skip_nonfinite: where a gradient is not finite, leave weights and state as they are. Waits for the
@@ -553,11 +576,12 @@ class LIPSGD(_WithLIP, torch.optim.SGD):
         lip_start: int = 0,
         lip_decay: float | None = None,
         lip_clip: bool = True,
+        data_group: object = None,
         seed: int = 0,
         strict: bool = False,
         skip_nonfinite: bool = False,
     ) -> None:
-        self._setup(_settings(locals()), seed, strict, skip_nonfinite)
+        self._setup(_settings(locals()), data_group, seed, strict, skip_nonfinite)
         super().__init__(
             params,
             lr,
@@ -614,6 +638,8 @@ class LIPAdamW(_WithLIP, torch.optim.AdamW):
         lip_rank: ``rank`` of :class:`lip_fast.LIP` for groups that do not say; None for no LIP.
         lip_tail_rank, lip_tail, lip_rest, lip_every, lip_start, lip_decay, lip_clip: likewise. Another rank,
             tail or decay in the midst of training makes LIP begin anew; the others may change at any time.
+        data_group: the processes whose batches differ, as of :class:`lip_fast.LIP`; a group of parameters has
+            scalars alone.
         seed: of random columns and stochastic rounding.
         strict: raise :class:`lip_fast.LIPError` where a step's LIP is skipped as unsound.
         skip_nonfinite: where a gradient is not finite, leave weights and state as they are. Waits for the
@@ -646,11 +672,12 @@ class LIPAdamW(_WithLIP, torch.optim.AdamW):
         lip_start: int = 0,
         lip_decay: float | None = None,
         lip_clip: bool = True,
+        data_group: object = None,
         seed: int = 0,
         strict: bool = False,
         skip_nonfinite: bool = False,
     ) -> None:
-        self._setup(_settings(locals()), seed, strict, skip_nonfinite)
+        self._setup(_settings(locals()), data_group, seed, strict, skip_nonfinite)
         super().__init__(
             params,
             lr,

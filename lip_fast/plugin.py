@@ -15,6 +15,7 @@ from lip_fast.functional import select_rank
 from lip_fast.joint_step import JointStep
 from lip_fast.observations import Observation, Observations
 from lip_fast.sharded import (
+    DataGroup,
     PeerError,
     Sharding,
     is_sharded,
@@ -162,7 +163,7 @@ class LIP:
         weight = trained_weight(_matrix_of(head))
         l, q = weight.shape
         self._shape = (l, q)
-        self._data_group = data_group
+        self._data_group = DataGroup(data_group)
         self._layout: tuple[weakref.ref[Tensor], Sharding | None] | None = None
         sharding = self._sharding(weight)
         settings = {
@@ -243,7 +244,7 @@ class LIP:
     def _sharding(self, weight: Tensor) -> Sharding | None:
         """Where the parts of the weight lie, looked up again where it was replaced."""
         if self._layout is None or self._layout[0]() is not weight:
-            before, sharding = self._layout, Sharding.of(weight, self._data_group)
+            before, sharding = self._layout, Sharding.of(weight, self._data_group.value)
             self._layout = (weakref.ref(weight), sharding)
             if before is not None and not (before[1] is None and sharding is None):
                 self._follow_layout(weight)
@@ -760,7 +761,7 @@ class LIP:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is attached to nothing: the hook is the original's.
-        return self.__dict__ | {"_handle": None, "_owner": None, "_alone": None}
+        return self.__dict__ | {"_handle": None, "_owner": None, "_alone": None, "_layout": None}
 
     def stats(self) -> dict[str, int | None]:
         """Counts since the start; waits for the device.

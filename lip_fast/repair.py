@@ -13,7 +13,7 @@ from lip_fast.functional import lip_path, select_rank
 from lip_fast.holdout import check_holdout, label_agreement
 from lip_fast.statistics import LabelStatistics, LinearPath, LinearWeight
 from lip_fast.targets import Targets
-from lip_fast.validation import FLOATS, check_finite, check_int, describe, full_precision
+from lip_fast.validation import FLOATS, check_finite, check_int, check_whole, describe, full_precision
 
 __all__ = ["METHODS", "Candidate", "RepairReport", "repair"]
 
@@ -246,6 +246,7 @@ def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
         raise TypeError(f"expected a floating-point nn.Linear, got {describe(head)}")
     if not isinstance(stats, LabelStatistics):
         raise TypeError(f"expected LabelStatistics, got {describe(stats)}")
+    check_whole("the weight of the head", head.weight)
     l, q = head.weight.shape
     if (stats.q, stats.l) != (q, l):
         raise ValueError(f"expected statistics of {q} features and {l} classes, got {stats.q} and {stats.l}")

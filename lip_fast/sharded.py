@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from lip_fast.validation import describe
 
 __all__ = [
+    "DataGroup",
     "PeerError",
     "Sharding",
+    "anywhere",
     "explained",
     "is_sharded",
     "is_split",
@@ -76,6 +78,16 @@ def whole(tensor: Tensor) -> Tensor:
     with torch.no_grad(), explained():
         full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return full
+
+
+class DataGroup:
+    """The ``data_group`` of a LIP or an optimizer, which copies of them share: it cannot be copied."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DataGroup":
+        return self
 
 
 # FSDP2 ----------------------------------------------------------------------------------------------------
@@ -151,12 +163,6 @@ class Sharding:
         if is_sharded(weight):
             replicas = self._read_layout(weight)
         self.gathered, self.outer = self._read_data_group(data_group, replicas)
-        if managed_by_fsdp(weight) and data_group is None:
-            raise ValueError(
-                "expected data_group with a weight that fully_shard manages, since each process of its "
-                "mesh sees "
-                "another batch, got None: pass the mesh that was given to fully_shard"
-            )
 
     @staticmethod
     def of(weight: Tensor, data_group: object) -> "Sharding | None":
@@ -168,6 +174,11 @@ class Sharding:
         """
         if data_group is None and not is_sharded(weight):
             return None
+        if data_group is None and managed_by_fsdp(weight):
+            raise ValueError(
+                "expected data_group with a weight that fully_shard manages, since each process of its mesh "
+                "sees another batch, got None: pass the mesh that was given to fully_shard"
+            )
         return Sharding(weight, data_group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sharding":
@@ -419,6 +430,32 @@ def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
                 f"rank {rank}"
             )
     return None
+
+
+def anywhere(here: Tensor, tensors: Sequence[Tensor], shardings: Sequence[Sharding]) -> Tensor:
+    """Whether something is so on any process that shares one of these tensors, or a step of these weights.
+
+    Args:
+        here: () bool, whether it is so on this one.
+        tensors: DTensors among them are shared over their mesh.
+        shardings: layouts of weights.
+
+    Returns:
+        () bool, the same on all of them.
+    """
+    groups: dict[Any, None] = {}
+    for tensor in tensors:
+        if is_sharded(tensor):
+            groups |= dict.fromkeys(tensor.device_mesh.get_all_groups())  # type: ignore[attr-defined]
+    for sharding in shardings:
+        groups |= dict.fromkeys(sharding.groups)
+    if not groups:
+        return here
+    flag = here.float()
+    with explained():
+        for group in groups:
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=group)
+    return flag > 0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ __all__ = [
     "check_float_matrix",
     "check_int",
     "check_like",
+    "check_whole",
     "describe",
     "full_precision",
 ]
@@ -60,6 +61,13 @@ def check_finite(name: str, X: Tensor) -> None:
     if not bool(finite.all()):
         position = tuple(torch.nonzero(~finite)[0].tolist())
         raise ValueError(f"expected finite {name}, got {float(X[position])} at {position}")
+
+
+def check_whole(name: str, X: Tensor) -> None:
+    """TypeError of a DTensor, where each process would compute on its part alone."""
+    # By its name: to import the class takes a second.
+    if type(X).__name__ == "DTensor":
+        raise TypeError(f"expected {name} whole on this process, got a DTensor: pass {name}.full_tensor()")
 
 
 def check_like(name: str, value: object, template: object) -> None:
