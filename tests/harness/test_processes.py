@@ -91,7 +91,7 @@ def said(error: str) -> list[str]:
     return [line for line in error.splitlines() if line.startswith("lip-fast")]
 
 
-def check_alike(found: Any, expected: Any) -> None:
+def check_alike(found: Any, expected: Any, loss: float = 1e-5) -> None:
     """Records of several processes, and of one: the same up to rounding."""
     found, expected = without_times(found), without_times(expected)
     assert found.keys() == expected.keys()
@@ -99,9 +99,9 @@ def check_alike(found: Any, expected: Any) -> None:
         for name in ("test_accuracy", "validation", "memorised"):
             # At most one of 20 held-out samples, the fewest, is so close to a boundary.
             check_close(found[method][name], record[name], absolute=0.051)
-        check_close(found[method]["train_loss"], record["train_loss"], relative=1e-5)
+        check_close(found[method]["train_loss"], record["train_loss"], relative=loss)
         largest = max(record["singular_values"], default=1.0)
-        check_close(found[method]["singular_values"], record["singular_values"], absolute=1e-4 * largest)
+        check_close(found[method]["singular_values"], record["singular_values"], absolute=1e-3 * largest)
         assert found[method]["lip"] == record["lip"]
         assert found[method]["rank"] == record["rank"]
 
@@ -199,7 +199,7 @@ def checked_run(folder: Path, expected: dict[str, Any], count: int) -> None:
     assert [entry["seed"] for entry in metrics["seeds"]] == [0, 1]
     for entry, other in zip(metrics["seeds"], expected["seeds"], strict=True):
         assert entry["labels_sha256"] == other["labels_sha256"]
-        check_alike(entry["methods"], other["methods"])
+        check_alike(entry["methods"], other["methods"], loss=1e-4)
 
 
 @pytest.fixture(scope="module")
