@@ -129,12 +129,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str,
     """What so many processes find; of four, the third fails in the end, as the others wait for it."""
 
     @functools.cache
-    def results(count: int) -> dict[str, Any]:
+    def outcome(count: int) -> tuple[Path, int, str]:
         folder = tmp_path_factory.mktemp("together")
         rest = OF_TWO if count == 2 else [*OF_FOUR, "--fail", "2"]
         code, _, error = run(folder, count, together.__file__, "found.json", *rest)
-        assert (folder / "found.json").exists(), error
-        return {"code": code, "error": error, **json.loads((folder / "found.json").read_text())}
+        return folder / "found.json", code, error
+
+    def results(count: int) -> dict[str, Any]:
+        path, code, error = outcome(count)
+        assert path.exists(), error
+        return {"code": code, "error": error, **json.loads(path.read_text())}
 
     return results
 
