@@ -22,6 +22,7 @@ __all__ = [
     "DataGroup",
     "PeerError",
     "Sharding",
+    "all_gather",
     "anywhere",
     "explained",
     "first_of_mesh",
@@ -313,7 +314,7 @@ class Sharding:
         return tuple(dict.fromkeys(gathered)), tuple(dict.fromkeys(outer))
 
     def _along(self, ranks: set[int]) -> list[Any]:
-        """The groups of ``shards`` that make up these ranks, by whatever group the user named them."""
+        """The groups of ``shards`` that make up these ranks, which another group may have named."""
         along = [g for g in self.shards if set(dist.get_process_group_ranks(g)) <= ranks]
         return along if math.prod(dist.get_world_size(g) for g in along) == len(ranks) else []
 
@@ -449,6 +450,13 @@ def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
                 f"rank {rank}"
             )
     return None
+
+
+def all_gather(out: Tensor, tensor: Tensor, group: Any) -> None:
+    """``tensor`` of every process of a group, one after the other in ``out``."""
+    # The name of torch 2.13; before, it had another.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(out, tensor, group=group)
 
 
 def anywhere(here: Tensor, tensors: Sequence[Tensor], shardings: Sequence[Sharding]) -> Tensor:
