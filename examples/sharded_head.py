@@ -1,7 +1,7 @@
 """A softmax head whose classes are spread over several processes, with LIP inside of AdamW.
 
-Each process holds some rows of the head's weight and all of the backbone, and all see the same batches. Labels are
-class indices among all classes everywhere: neither the loss nor LIP wants those of a process.
+Each process holds some rows of the head's weight and all of the backbone, and all see the same batches.
+Labels are class indices among all classes everywhere: neither the loss nor LIP wants those of a process.
 
     torchrun --nproc-per-node=2 examples/sharded_head.py
 """

@@ -108,3 +108,11 @@ def test_decompositions_of_dtensors(results: dict[str, Any]) -> None:
         assert max(errors) < limit, (name, result)
         assert result["placed"], name
         assert result["equal"], name
+
+
+def test_the_guide_does_what_it_says(four: dict[str, Any]) -> None:
+    assert len(four["recipes"]) == 5
+    for recipe, result in four["recipes"].items():
+        assert result["equal"], recipe
+        assert result["same"], recipe
+        assert result["stats"]["steps"] == result["stats"]["applied"] == 3, recipe

@@ -1,16 +1,22 @@
 """A small model in training under torch's own wrappers, against the same model in one process."""
 
 import copy
+import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from distributed.heads import MAKERS, Problem, distance, make_head, make_problem, shard, take_step, whole
 from distributed.layouts import equal_everywhere, quietly, rows_of
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -618,11 +624,54 @@ def decompositions() -> dict[str, Any]:
     return results
 
 
-# What depends on the number of processes, and what is as well seen of two.
+# The guide -----------------------------------------------------------------------------------------------
+
+GUIDE = Path(__file__).parents[2] / "docs" / "sharding.md"
+
+
+def recipes() -> dict[str, Any]:
+    """The programs of docs/sharding.md as they are, each with its loop, then saved and loaded."""
+    loop, *made, save, load = re.findall(
+        r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE
+    )
+    folder: list[Any] = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+    results = {}
+    for i, recipe in enumerate(made):
+        names: dict[str, Any] = globals() | {"device": "cpu", "model": Model(8), "dcp": dcp}
+        names |= {"get_state_dict": get_state_dict, "set_state_dict": set_state_dict}
+        exec(recipe, names)
+        place = 0
+        if "data_group" in recipe:
+            place = names["mesh"]["data"].get_local_rank() if '["data"]' in recipe else dist.get_rank()
+        seen = [batch(10 * step + place, 8) for step in range(3)]
+        exec(loop, names | {"loader": seen[:2]})
+        lip = names.get("lip", getattr(names["optimizer"], "lip", None))
+        names |= {"lip": lip, "path": Path(folder[0], str(i))}
+        exec(save, names)
+        exec(loop, names | {"loader": seen[2:]})
+        end = flat(parameters(names["model"]))
+        exec(load, names)
+        exec(loop, names | {"loader": seen[2:]})
+        got = flat(parameters(names["model"]))
+        stats = counts(lip)
+        results[recipe] = {
+            "equal": equal_everywhere(got),
+            "same": torch.equal(got, end),
+            "stats": stats,
+        }
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder[0])
+    return results
+
+
+# What depends on the number of processes, and what is as well seen of two or of four.
 MANY = (compare, not_finite, made_before, columns, statistics, decompositions)
 TWO = (micro_batches, overflow, scaler, mixed_precision, copies, refusals)
+FOUR = (recipes,)
 
 
 def everything() -> dict[str, Any]:
-    parts = (*MANY, *(TWO if dist.get_world_size() == 2 else ()))
+    parts = (*MANY, *(TWO if dist.get_world_size() == 2 else FOUR))
     return {part.__name__: part() for part in parts}
