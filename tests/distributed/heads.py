@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 import lip_fast
 from lip_fast.optim import LIPSGD, LIPAdamW
@@ -150,18 +149,3 @@ def shard(head: nn.Linear, mesh: Any, placements: Any, bias_placements: Any = No
 
 def distance(got: Tensor, expected: Tensor) -> float:
     return float((got.double() - expected.double()).norm() / expected.double().norm())
-
-
-__all__ = [
-    "MAKERS",
-    "Problem",
-    "Shard",
-    "dist",
-    "distance",
-    "make_head",
-    "make_problem",
-    "shard",
-    "take_step",
-    "train",
-    "whole",
-]

@@ -1,0 +1,36 @@
+"""What each process of a test runs: ``python -m torch.distributed.run program.py module:function out.json``.
+
+The function is called in every process and returns what the first one writes to the file as JSON.
+"""
+
+import importlib
+import json
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def main(target: str, out: str, *arguments: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    # Of torch's own: a barrier without a device, checkpoints of processes that share a file system.
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
+    module, function = target.split(":")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    try:
+        result = getattr(importlib.import_module(module), function)(*arguments)
+        if dist.get_rank() == 0:
+            Path(out).write_text(json.dumps(result))
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

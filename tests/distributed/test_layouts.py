@@ -1,0 +1,20 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed.launch import launch
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_layout_does_what_one_process_does(world: int, tmp_path: Path) -> None:
+    results: dict[str, Any] = launch(world, "distributed.layouts:compare", tmp_path)
+    assert len(results) > 100
+    wrong = []
+    for name, result in results.items():
+        # float64 differs by rounding; float32 by that of products in another order, over four steps.
+        limit = 3e-6 if result["float32"] else 1e-12
+        stats = result["stats"]
+        sound = stats["applied"] == stats["steps"] == 4 and stats["masked"] == 0
+        if not (result["distance"] < limit and result["equal"] and sound and result["moved"] > 0.1):
+            wrong.append((name, result))
+    assert not wrong
