@@ -80,7 +80,7 @@ def collectives(case: Case, *, cold: bool = False) -> list[Collective]:
     l, q, world, item = case.l, case.q, case.world, _ITEM_BYTES[case.dtype]
     d = min(l, q)
     r = d - case.rank if case.tail_rank is None else min(case.tail_rank, d - case.rank)
-    t, m = case.rank + r, case.rank + r + FRESH
+    m = case.rank + r + FRESH
     sharded = case.layout != "whole"
     if not (sharded or case.data):
         return []
@@ -252,6 +252,8 @@ def _phase(bytes_: float, *, tf32: float = 0, fp64: float = 0) -> float:
 WORLDS = (8, 64, 512)
 CLASSES = (1_000_000, 10_000_000, 100_000_000)
 _FEATURES, _ROWS = 512, 1024
+# What is left of the memory beyond it has to hold activations, logits and the framework.
+_ROOMY = 0.8
 
 
 def _truncated(world: int, l: int, q: int = _FEATURES, *, data: bool = False) -> Case:
@@ -268,15 +270,17 @@ def render() -> str:
 
 
 def _assumptions() -> str:
-    return (
-        f"Data sheet and assumptions, for H200s in nodes of {NODE}: {MEMORY / 1e9:.0f} GB of memory a GPU, read "
-        f"and written at {MEMORY_RATE / 1e12:.1f} TB/s; {TF32_RATE / 1e12:.0f} TFLOP/s in TF32, of which a "
-        f"float32 product takes {TF32_PASSES} passes, and {FP64_RATE / 1e12:.0f} TFLOP/s in float64, on tensor "
-        f"cores; NVLink {NODE_RATE / 1e9:.0f} GB/s a GPU and direction inside of a node, "
-        f"{NETWORK_RATE / 1e9:.0f} GB/s a GPU between nodes. A collective is assumed to take "
-        f"{NODE_LATENCY * 1e6:.0f} µs inside of a node and {NETWORK_LATENCY * 1e6:.0f} µs across nodes, beside its "
-        "bytes. Not counted are launches of kernels, and the small matrices that every process factors alike: "
-        "m x m, on the exact path q x q."
+    return _prose(
+        f"""
+        Data sheet and assumptions, for H200s in nodes of {NODE}: {MEMORY / 1e9:.0f} GB of memory a GPU,
+        read and written at {MEMORY_RATE / 1e12:.1f} TB/s; {TF32_RATE / 1e12:.0f} TFLOP/s in TF32, of which
+        a float32 product takes {TF32_PASSES} passes, and {FP64_RATE / 1e12:.0f} TFLOP/s in float64, on
+        tensor cores; NVLink {NODE_RATE / 1e9:.0f} GB/s a GPU and direction inside of a node,
+        {NETWORK_RATE / 1e9:.0f} GB/s a GPU between nodes. A collective is assumed to take
+        {_time(NODE_LATENCY)} inside of a node and {_time(NETWORK_LATENCY)} across nodes, beside its bytes.
+        Not counted are launches of kernels, and the small matrices that every process factors alike: m x m,
+        on the exact path q x q.
+        """
     )
 
 
@@ -284,68 +288,71 @@ def _bytes() -> str:
     header = [
         "weight sharded over",
         "truncated, one batch",
-        f"different batches of {_ROWS}",
-        "exact, q = 512",
+        f"truncated, batches of {_ROWS} that differ",
+        "exact, one batch",
+        *(f"gathering {_count(l)} classes" for l in CLASSES),
     ]
-    header += [f"the weight itself, {_count(l)} classes" for l in CLASSES]
+    l = CLASSES[0]
     lines = []
     for world in WORLDS:
-        line = [f"{world} GPUs"]
-        for case in (
-            _truncated(world, CLASSES[0]),
-            _truncated(world, CLASSES[0], data=True),
-            _exact(world, CLASSES[0]),
-        ):
-            line.append(_size(sum(c.payload for c in collectives(case))))
-        line += [_size(whole_weight(_truncated(world, l)).payload) for l in CLASSES]
-        lines.append(line)
-    one = collectives(_truncated(8, CLASSES[0]))
-    different = collectives(_truncated(512, CLASSES[0], data=True))
-    (gathered,) = (c.payload for c in different if c.name == "_allgather_base_")
-    return (
-        f"**Bytes that a GPU puts into the collectives of a step**, q = {_FEATURES}, float32; truncated: 64 "
-        "directions kept, 8 refitted, 8 fresh, so m = 80; exact: 460 kept, 52 refitted. None but the last three "
-        f"columns depends on the number of classes.\n\n{_table(header, lines)}\n\n"
-        f"The sketch is {_size(one[0].payload)} of it, the sums of the refit {one[-1].payload} bytes. Different "
-        f"batches send their projections in addition, {_size(gathered)} a GPU: that does not grow with the number "
-        f"of GPUs, but what each receives does, {_size(gathered * 511)} of 512. The last columns are what the "
-        "peer sends, which puts the whole weight together; it then receives the parts of all others, and works on "
-        "the whole weight everywhere."
-    )
+        cases = _truncated(world, l), _truncated(world, l, data=True), _exact(world, l)
+        sent = [sum(c.payload for c in collectives(case)) for case in cases]
+        gathered = [whole_weight(_truncated(world, classes)).payload for classes in CLASSES]
+        lines.append([f"{world} GPUs", *map(_size, sent), *map(_size, gathered)])
+    sketch, refit = collectives(_truncated(8, l))
+    many = WORLDS[-1]
+    rows = [c for c in collectives(_truncated(many, l, data=True)) if c.name == "_allgather_base_"]
+    seconds, _ = network_floor(rows, many)
+    text = f"""
+        Of it the sketch is {_size(sketch.payload)}, the sums of the refit are {refit.payload} bytes. Where
+        batches differ, each GPU also sends the projections of its rows, {_size(rows[0].payload)} whatever
+        the number of GPUs; what it receives grows with them, to {_size(rows[0].payload * (many - 1))} on
+        {many}, which takes {_time(seconds)} at least. The last three columns are what the peer sends, which
+        puts the whole weight together and then works on all of it everywhere.
+        """
+    title = f"""
+        **Bytes that a GPU puts into the collectives of a step**, q = {_FEATURES}, float32. *Truncated*: 64
+        directions kept, 8 refitted, 8 fresh, so that m = 80; *exact*: 460 kept, 52 refitted. The first
+        three columns do not depend on the number of classes.
+        """
+    return "\n\n".join([_prose(title), _table(header, lines), _prose(text)])
 
 
 def _memory_and_time() -> str:
-    cases = [
-        (f"{_count(l)} x {_FEATURES}", make(w, l))
+    lines = [
+        _line(f"{_count(l)} x {_FEATURES}", make(world, l))
         for make in (_truncated, _exact)
         for l in CLASSES
-        for w in WORLDS
+        for world in WORLDS
     ]
-    lines = [_line(name, case) for name, case in cases]
     lines.append(_line("128256 x 4096", _truncated(8, 128_256, 4096)))
     header = ["head", "path", "GPUs", "weight, gradient, AdamW", "LIP", "fits", "local floor", "as written"]
-    header += ["network floor", "together", "peer: network floor"]
+    header += ["network floor", "as written + network", "gathering: network floor"]
     largest = _truncated(8, CLASSES[-1])
     used, exact = memory(largest), memory(_exact(8, CLASSES[-1]))
     logits = 4 * _ROWS * math.ceil(largest.l / largest.world)
-    return (
-        "**Memory and time of a step of LIP on each GPU.** *Local floor*: the weight read twice and written once, "
-        "Y written and read once, and the arithmetic where that is longer. *As written*: the same with the float64 "
-        "temporaries of the code. *Peer*: gathering the weight, before any work on it. Times are floors, computed and "
-        f"not measured.\n\n{_table(header, lines)}\n\n"
-        f"{_count(CLASSES[-1])} classes on 8 GPUs: training alone holds {_size(used.training)} a GPU, LIP "
-        f"{_size(used.step)} more at its peak, together {used.total / MEMORY:.0%} of the memory; the logits of a batch "
-        f"of {_ROWS} are {_size(logits)}, so that there is no room to train. The exact path wants {_size(exact.step)} "
-        f"for its part of the weight in float64 and does not fit at all; nor does the peer, for which the whole weight "
-        f"is {_size(4 * largest.l * largest.q)}, from {_count(CLASSES[-1])} classes on. On 64 GPUs all of it fits but the "
-        "peer."
-    )
+    classes = _count(largest.l)
+    title = """
+        **Memory and time of a step of LIP, on each GPU.** *Local floor*: the weight read twice and written
+        once, Y written and read once, or the arithmetic where that takes longer. *As written*: the same
+        with the float64 temporaries of the code. *Gathering*: putting the weight together, before any work
+        on it. Times are floors, computed and not measured.
+        """
+    text = f"""
+        {classes} classes of {_FEATURES} features on 8 GPUs: training alone holds {_size(used.training)} a
+        GPU, LIP {_size(used.step)} more at its peak, together {used.total / MEMORY:.0%} of the memory. The
+        logits of a batch of {_ROWS} are {_size(logits)} in float32: there is no room to train. The exact
+        path wants {_size(exact.step)} for its part of the weight in float64 and does not fit even so. On 64
+        GPUs both fit. Gathering does not, on any number of GPUs: the whole weight is
+        {_size(4 * largest.l * largest.q)}.
+        """
+    return "\n\n".join([_prose(title), _table(header, lines), _prose(text)])
 
 
 def _line(name: str, case: Case) -> list[str]:
     used, times = memory(case), floors(case)
     peer, _ = network_floor([whole_weight(case)], case.world)
-    fits = "yes" if used.total < 0.8 * MEMORY else "hardly" if used.total < MEMORY else "no"
+    fits = "yes" if used.total < _ROOMY * MEMORY else "hardly" if used.total < MEMORY else "no"
     return [
         name,
         "exact" if case.tail_rank is None else "truncated",
@@ -362,29 +369,38 @@ def _line(name: str, case: Case) -> list[str]:
 
 
 def _overlap() -> str:
-    small, middle = _truncated(512, CLASSES[0]), _truncated(8, CLASSES[0])
+    middle, small = _truncated(8, CLASSES[0]), _truncated(512, CLASSES[0])
     few, many = floors(middle), floors(small)
-    n = math.ceil(middle.l / middle.world)
-    m = 80
-    gram = _phase(4 * n * m + 16 * n * m, fp64=2 * n * m * m)
-    # The update of AdamW: weight, gradient and averages read, weight and averages written.
+    n, m = math.ceil(middle.l / middle.world), 80
+    # Read, written in float64, read again for the product.
+    gram = _phase(4 * n * m + 2 * 8 * n * m, fp64=2 * n * m * m)
+    # AdamW reads weight, gradient and averages, and writes weight and averages.
     update = 28 * n * middle.q / MEMORY_RATE
-    spared = few.written - few.local
-    return (
-        "**Where overlapping would pay.** All of a step after the sketch needs its sum, and all after the refit needs "
-        "that: while either is under way nothing local is left to do, with three exceptions. The Gram matrix of Y is not "
-        "needed for Mᵀ Y, whose sum could begin first: at "
-        f"{_count(middle.l)} classes on 8 GPUs that hides up to {_time(gram)} of work behind a sum of "
-        f"{_time(network_floor(collectives(middle)[:1], 8)[0])}, for one more latency where they are sent apart. The update of "
-        "other weights: an optimizer that steps the head first can run the rest of the network's update meanwhile; for as "
-        f"many weights as the head has, {_time(update)}. And of different batches, the gather of labels, which needs no "
-        "directions: bytes that are few.\n\n"
-        f"There the network is {few.network / few.total:.0%} of the step ({_time(few.network)} of {_time(few.total)}), and the "
-        f"float64 temporaries cost more, {_time(spared)}: a kernel that accumulates Yᵀ Y in float64 from the tiles of Y that "
-        "it has on chip, and another that applies the small factors while it writes A, would gain more than any overlap. On 512 "
-        f"GPUs the latency of two collectives is {many.latency / many.total:.0%} of {_time(many.total)}: only other weights' "
-        "updates could hide it, or `every=`, which leaves steps out."
-    )
+    sketch, _ = network_floor(collectives(middle)[:1], middle.world)
+    text = f"""
+        **Where overlapping would pay.** All that comes after the sketch needs its sum, and all that comes
+        after the refit needs that one: while either is under way nothing local is left to do, with three
+        exceptions. The Gram matrix of Y does not enter Mᵀ Y, whose sum could begin before it: with
+        {_count(middle.l)} classes on 8 GPUs {_time(gram)} of work could hide a sum of {_time(sketch)}, at
+        the price of one more latency, since the Gram matrix is then summed apart. Other weights can be
+        updated meanwhile, if the head is stepped first: for as many numbers as the head has,
+        {_time(update)}. And where batches differ, labels could be gathered before there are directions: few
+        bytes.
+        """
+    more = f"""
+        In that case the network is {few.network / few.total:.0%} of the step, {_time(few.network)} of
+        {_time(few.total)}. The float64 temporaries cost more, {_time(few.written - few.local)}: a kernel
+        that accumulates Yᵀ Y in float64 from the tiles of Y that it has on chip, and one that applies the
+        small factors while it writes A, would gain more than any overlap. On 512 GPUs the latency of two
+        collectives is {many.latency / many.total:.0%} of {_time(many.total)}: only the updates of other
+        weights could hide it, or `every=`, which leaves steps out.
+        """
+    return "\n\n".join([_prose(text), _prose(more)])
+
+
+def _prose(text: str) -> str:
+    """One line of it, however it is broken here."""
+    return " ".join(text.split())
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -131,7 +131,7 @@ class Traffic(TorchDispatchMode):
 
 def _inputs(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that go in: those of every argument that is not called an output."""
-    named = zip((argument.name for argument in func._schema.arguments), args)
+    named = zip((argument.name for argument in func._schema.arguments), args, strict=False)
     values = [value for name, value in itertools.chain(named, kwargs.items()) if not name.startswith("out")]
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
@@ -165,6 +165,7 @@ class Case:
         steps: to take.
         device: with the arithmetic of other devices than the host.
         process: which of the processes is this one.
+        profile: whether to take one more step whose memory is watched.
     """
 
     layout: str
@@ -181,6 +182,7 @@ class Case:
     steps: int = 2
     device: bool = False
     process: int = 0
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ class Report:
         counted: for each step how many collectives torch's own ``CommDebugMode`` has seen.
         applied: steps that LIP acted on.
         shard: bytes of this process's part of the weight.
-        peak: bytes by which the memory of a last, warm step exceeded what was held before it, at most.
+        peak: bytes by which the memory of a last, warm step exceeded what was held before it, at most; 0
+            where none was watched.
     """
 
     steps: tuple[tuple[Collective, ...], ...]
@@ -251,7 +254,7 @@ def simulate(case: Case) -> Report:
 
     dist.init_process_group("fake", store=FakeStore(), rank=case.process, world_size=case.world)
     try:
-        with mock.patch.object(host, "reads_are_free", lambda device: not case.device):
+        with mock.patch.object(host, "reads_are_free", return_value=not case.device):
             return _simulate(case)
     finally:
         dist.destroy_process_group()
@@ -275,7 +278,7 @@ def _simulate(case: Case) -> Report:
     generator = torch.Generator().manual_seed(1)
     steps, counted, peak = [], [], 0
     exchanges = case.data and (case.layout != "whole" or case.decay is not None)
-    for i in range(case.steps + 1):
+    for i in range(case.steps + case.profile):
         X = torch.randn(case.rows, case.q, generator=generator, dtype=_DTYPES[case.dtype])
         Y = torch.randint(own.start, own.stop, (case.rows,), generator=generator)
         lip.observe(X, Y)
@@ -289,10 +292,10 @@ def _simulate(case: Case) -> Report:
             with CommDebugMode() as theirs:
                 optimizer.step()
         steps.append(tuple(traffic.collectives))
-        counted.append(int(theirs.get_total_counts()))
+        counted.append(theirs.get_total_counts() or 0)
     weight: Any = head.weight
     local = weight.detach() if case.layout == "whole" else weight.to_local()
-    applied = int(lip.stats()["applied"])
+    applied = lip.stats()["applied"] or 0
     return Report(tuple(steps), tuple(counted), applied, local.numel() * local.element_size(), peak)
 
 
