@@ -299,9 +299,9 @@ def randomized_svd(
             a fixed seed. The global random state is never touched.
 
     Returns:
-        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are DTensors:
-        U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a sharded factor
-        whose singular value is at rounding are not orthonormal.
+        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are
+        DTensors: U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a
+        sharded factor whose singular value is at rounding are not orthonormal.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

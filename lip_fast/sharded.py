@@ -288,8 +288,9 @@ class Sharding:
                 gathered += self.shards
                 if ranks != plane:
                     outer += [g for g in replicas if set(dist.get_process_group_ranks(g)) <= ranks]
-            elif common == ranks:
-                gathered.append(group)
+            elif known := [g for g in self.shards if set(dist.get_process_group_ranks(g)) == ranks]:
+                # The group by which the mesh knows them.
+                gathered += known
             else:
                 raise ValueError(
                     "expected data_group along whole dimensions of the mesh that the weight lies on, got "

@@ -11,6 +11,7 @@ from torch import Tensor
 from lip_fast import host, ops
 from lip_fast.functional import randomized_svd
 from lip_fast.joint_step import JointStep
+from lip_fast.rounding import negligible
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 
@@ -136,7 +137,7 @@ class Subspace:
         k, r = self.rank, self.tail_rank
         # The exact path has the vectors below the kept ones only, the truncated path all k + r.
         first = 0 if self.exact else k
-        A, B = svd.A[:, first : first + r], svd.B[:, first : first + r]
+        A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
         # In a joint step the sums say whether all processes take it.
         sums = sums_of(A, B) if self.tail == "refit" else None
         reasons = svd.status
@@ -177,7 +178,7 @@ class Subspace:
         self.step += 1
         return StepReport(ok, status, clipped, masked)
 
-    def _decompose(self, M: Tensor, update: Update | None, joint: JointStep | None) -> ops.SVD:
+    def _decompose(self, M: Tensor, update: Update | None = None, joint: JointStep | None = None) -> ops.SVD:
         if joint is not None and joint.dim is not None:
             return self._decompose_jointly(M, update, joint)
         if self.exact:
@@ -242,7 +243,7 @@ class Subspace:
             self.basis = torch.where(new, B, basis.to(B.dtype))
 
     def _tolerance(self, dtype: torch.dtype) -> float:
-        return max(self._limits) * torch.finfo(dtype).eps
+        return negligible(*self._limits, dtype)
 
     def _warn_if_large(self, M: Tensor, S: Tensor, joint: JointStep | None) -> None:
         """Once, at the first step: later ones see a weight that has been truncated already."""

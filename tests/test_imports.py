@@ -60,9 +60,10 @@ def test_the_core_runs_with_torch_and_numpy_alone() -> None:
 # Lower layers first; a module may import its own layer only where listed here.
 LAYERS = [
     {"host"},
-    {"reference", "validation", "targets", "status"},
+    {"reference", "validation", "targets", "status", "rounding"},
     {"backends", "holdout"},
-    {"ops"},
+    {"ops", "sharded"},
+    {"joint_step"},
     {"statistics"},
     {"functional"},
     {"subspace", "repair"},

@@ -502,7 +502,7 @@ def test_attach_refuses_what_it_cannot_serve() -> None:
         ({"start": -1}, ValueError, "expected start >= 0, got -1"),
         ({"seed": 2**63}, ValueError, "expected seed in 0"),
         ({"decay": 1.0}, ValueError, r"decay in \(0, 1\) or None, got 1.0"),
-        ({"data_group": object()}, NotImplementedError, "not supported yet"),
+        ({"data_group": object()}, TypeError, "data_group as a torch.distributed.ProcessGroup or DeviceMesh"),
         ({"head": torch.nn.Conv2d}, TypeError, "head with a 2-D weight"),
         ({"head": torch.nn.LayerNorm(4)}, TypeError, r"2-D weight.*LayerNorm with weight.*\(4,\)"),
     ],

@@ -54,7 +54,8 @@ def make_problem(
 
 def make_head(problem: Problem) -> nn.Linear:
     classes, features = problem.weight.shape
-    head = nn.Linear(features, classes, dtype=problem.weight.dtype)
+    with torch.random.fork_rng():
+        head = nn.Linear(features, classes, dtype=problem.weight.dtype)
     with torch.no_grad():
         head.weight.copy_(problem.weight)
         head.bias.copy_(problem.bias)

@@ -6,6 +6,7 @@ from torch import Tensor
 from lip_fast.backends.default.failed_svd import failed_svd
 from lip_fast.backends.default.orthonormalize import orthonormalize
 from lip_fast.backends.default.ritz import ritz
+from lip_fast.rounding import negligible
 from lip_fast.status import RANK_DEFICIENT
 
 
@@ -17,7 +18,7 @@ def finish_svd(Y: Tensor, Z: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor,
     except torch.linalg.LinAlgError:
         return failed_svd(R, (len(Y), len(Z)), rank)
     # Directions of Y that are rounding have no image under M^T that could be told from Z / 0.
-    floor = max(len(Y), Y.shape[1]) * torch.finfo(Y.dtype).eps * s[:1]
+    floor = negligible(len(Y), Y.shape[1], Y.dtype) * s[:1]
     inverse = torch.where(s > floor, s.reciprocal(), 0)
     # M^T (Q U) = Z V / s.
     image = (Z.double() @ (Vh.mT * inverse)).to(Z.dtype)
