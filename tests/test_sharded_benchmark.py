@@ -104,6 +104,16 @@ def test_enough_cores_need_no_note(files: Files) -> None:
     assert "share" not in files.readme.read_text()
 
 
+def test_a_busy_machine_is_said_to_have_been_one(files: Files) -> None:
+    data = complete()
+    assert files.report(data) == 0
+    assert "busy" not in files.readme.read_text()
+    data["rows"][4]["times"]["ours"]["q3_us"] = 4000.0
+    assert files.report(data) == 0
+    row = sharded.ROWS[4]
+    assert f"apart in {row.l} x {row.q} in {row.world} processes." in files.readme.read_text()
+
+
 def test_a_tree_with_changes_is_said_to_be_one(files: Files) -> None:
     data = complete()
     data["commit_info"]["dirty"] = True
