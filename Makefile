@@ -22,7 +22,7 @@ OLD_TRITON := 3.6.0
 
 # tests/triton_kernels/test_interpreted.py runs these for `pytest` alone, one file after the other.
 TRITON_OPS := class_sums gram label_sums project rebuild_
-TRITON_TESTS := tests/triton_kernels $(TRITON_OPS:%=tests/ops/test_%.py) tests/optim/test_fused.py tests/test_statistics.py
+TRITON_TESTS := tests/triton_kernels $(TRITON_OPS:%=tests/ops/test_%.py) tests/optim/test_fused.py tests/distributed/test_fused.py tests/test_statistics.py
 
 test: lint $(VENV)/triton-$(OLD_TRITON)
 	$(PYTEST) --ignore tests/triton_kernels/test_interpreted.py

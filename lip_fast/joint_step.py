@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lip_fast import host, ops
-from lip_fast.sharded import PeerError, Sharding, explained, is_split, whole
+from lip_fast.sharded import PeerError, Sharding, all_gather, explained, is_split, whole
 from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL, OUT_OF_STEP
 from lip_fast.targets import CSR, IGNORE_INDEX, Targets
 
@@ -284,7 +284,7 @@ class JointStep:
             for group in groups:
                 gathered = packed.new_empty(dist.get_world_size(group) * packed.numel())
                 if takes_part:
-                    dist.all_gather_into_tensor(gathered, packed, group=group)
+                    all_gather(gathered, packed, group)
                 else:
                     gathered.zero_()
                 packed = gathered

@@ -771,8 +771,9 @@ class LIP:
         of range ``masked``; and the ``rank`` in use, None before the first step of rank="auto".
 
         Of the skipped steps, those skipped as ``not_finite`` (weight, features, labels or their sums),
-        ``rank_deficient``, ``not_converged`` (the solver) or ``not_orthogonal`` (the basis): several of them
-        where several were found, none for an overflow found by a gradient scaler.
+        ``rank_deficient``, ``not_converged`` (the solver), ``not_orthogonal`` (the basis) or ``out_of_step``
+        (another process failed, or saw another batch; raised on CPU): several of them where several were
+        found, none for an overflow found by a gradient scaler.
         """
         counters = self._counters.values()
         rank = self._subspace.rank if self._subspace is not None else self._rank

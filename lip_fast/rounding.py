@@ -4,10 +4,10 @@ import torch
 
 __all__ = ["negligible"]
 
-# The bound of the worst case, max(l, q) eps, is meant for sums of that length taken one by one. Those of a step
-# are summed in blocks, and in float64 from block to block: the singular values of a float32 weight are off by
-# 3e-7 of the largest for 4096 classes as for a million (measured), while the bound, at 8 million, exceeds 1 and
-# nothing would ever be refitted. It is taken for a weight of this many rows at most.
+# The bound of the worst case, max(l, q) eps, is meant for sums of that length taken one by one. Those of a
+# step are summed in blocks, and in float64 from block to block: the singular values of a float32 weight are
+# off by 3e-7 of the largest for 4096 classes as for a million (measured), while the bound, at 8 million,
+# exceeds 1 and nothing would ever be refitted. It is taken for a weight of this many rows at most.
 _LONGEST = 4096
 
 

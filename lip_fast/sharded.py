@@ -22,6 +22,7 @@ __all__ = [
     "DataGroup",
     "PeerError",
     "Sharding",
+    "all_gather",
     "anywhere",
     "explained",
     "is_sharded",
@@ -431,6 +432,13 @@ def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
                 f"rank {rank}"
             )
     return None
+
+
+def all_gather(out: Tensor, tensor: Tensor, group: Any) -> None:
+    """``tensor`` of every process of a group, one after the other in ``out``."""
+    # The name of torch 2.13; before, it had another.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(out, tensor, group=group)
 
 
 def anywhere(here: Tensor, tensors: Sequence[Tensor], shardings: Sequence[Sharding]) -> Tensor:

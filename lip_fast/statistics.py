@@ -163,7 +163,11 @@ class LabelStatistics:
         return statistics
 
     def place(self, sharding: Sharding | None) -> None:
-        """Lie as a weight does, from here on; what was collected is forgotten."""
+        """Lie as a weight does, from here on; what was collected is forgotten.
+
+        Args:
+            sharding: of the weight; None of one that this process has to itself.
+        """
         self._sharding = sharding
         classes = self.l if self._of_classes is None else self._of_classes.length
         self.C = torch.zeros(self.q + 1, classes, dtype=self.C.dtype, device=self.C.device)

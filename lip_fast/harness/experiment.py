@@ -22,6 +22,7 @@ from lip_fast.harness.models import Network
 from lip_fast.harness.plan import Plan, plan_of
 from lip_fast.harness.posthoc import rank_path, repaired_head
 from lip_fast.harness.problem import Problem
+from lip_fast.harness.processes import ALONE, Processes
 from lip_fast.harness.records import Record, SeedResult, as_plain
 from lip_fast.harness.rows import Rows
 from lip_fast.harness.training import DivergedError, Training
@@ -76,6 +77,7 @@ def run_seed(
     plan: Plan | None = None,
     state: Mapping[str, Any] | None = None,
     keep: Keep = lambda state, epoch: None,
+    processes: Processes = ALONE,
 ) -> SeedResult:
     """Train and score every method of the settings.
 
@@ -92,13 +94,15 @@ def run_seed(
         state: what ``keep`` could have, to go on from; what was trained then is not trained again.
         keep: called with a function that gives the state: the scores so far, and the training under way. It
             is to be saved, or copied, before the next step.
+        processes: those that train together. All call this, and get the same but for times.
 
     Raises:
         UserError: training diverged, the labels cannot be had, or the state is of other settings or labels.
     """
     plan = plan_of(config, dataset) if plan is None else plan
-    problem = Problem(config, dataset, seed, plan.algorithm, plan.epochs)
+    problem = Problem(config, dataset, seed, plan.algorithm, plan.epochs, processes)
     sha256 = labels_sha256(problem.labels)
+    processes.check_same(f"labels of seed {seed}", sha256)
     records = {method: Record() for method in METHODS}
     if state is not None:
         with restoring("the saved state"):

@@ -1,5 +1,9 @@
 """LIP for a head, with a run's settings."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -7,10 +11,12 @@ import lip_fast
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.rows import Rows
 
-__all__ = ["fixed_rank", "make_lip", "repaired_weight"]
+__all__ = ["check_lip", "fixed_rank", "make_lip", "repaired_weight"]
 
 
-def make_lip(config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: int = 1) -> lip_fast.LIP:
+def make_lip(
+    config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: int = 1, data_group: object = None
+) -> lip_fast.LIP:
     """LIP for a head, with the run's settings.
 
     Args:
@@ -18,6 +24,7 @@ def make_lip(config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: in
         head: the head.
         seed: of LIP's fresh columns.
         epoch_steps: steps of an epoch, after which LIP starts where the settings leave that open.
+        data_group: the processes whose batches differ, see :class:`lip_fast.LIP`.
 
     Raises:
         ValueError: settings that do not fit the head.
@@ -32,6 +39,7 @@ def make_lip(config: TrainConfig, head: nn.Linear, seed: int, *, epoch_steps: in
         start=epoch_steps if config.start is None else config.start,
         decay=config.decay,
         clip=config.clip,
+        data_group=data_group,
         seed=seed,
     )
 
@@ -42,8 +50,28 @@ def fixed_rank(config: TrainConfig, head: nn.Linear) -> int | None:
     Raises:
         TypeError, ValueError: there are not so many.
     """
-    # LIP itself says what a number, a fraction or a name mean.
-    return lip_fast.LIP(head, config.rank_afterwards).stats()["rank"]
+    with _detached():
+        # LIP itself says what a number, a fraction or a name mean.
+        return lip_fast.LIP(head, config.rank_afterwards).stats()["rank"]
+
+
+def check_lip(config: TrainConfig, head: nn.Linear) -> None:
+    """Refuse settings of LIP that do not fit a head.
+
+    Raises:
+        TypeError, ValueError: with LIP's own message.
+    """
+    with _detached():
+        make_lip(config, head, seed=0)
+    fixed_rank(config, head)
+
+
+@contextmanager
+def _detached() -> Iterator[None]:
+    """For a LIP that is never attached: it may be made in one of several processes, of which LIP warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LIP acts on a weight that this process has to itself", UserWarning)
+        yield
 
 
 @torch.no_grad()

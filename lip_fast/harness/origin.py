@@ -22,12 +22,13 @@ class Origin:
     Args:
         settings: as plain values, ``data`` among them.
         dataset: the data.
+        processes: how many train together; each sums its part of a batch.
     """
 
-    def __init__(self, settings: Mapping[str, Any], dataset: Dataset) -> None:
+    def __init__(self, settings: Mapping[str, Any], dataset: Dataset, processes: int = 1) -> None:
         self._settings = dict(settings)
         self._data = _fingerprint(dataset)
-        self._software = _software()
+        self._software = _software() | {"processes": str(processes)}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""

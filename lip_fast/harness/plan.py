@@ -12,7 +12,7 @@ from lip_fast.harness.data import Dataset
 from lip_fast.harness.data.reading import explain_error
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.labels import training_labels
-from lip_fast.harness.lip_settings import fixed_rank, make_lip
+from lip_fast.harness.lip_settings import check_lip
 from lip_fast.harness.models import make_model
 from lip_fast.harness.problem import split
 from lip_fast.harness.seeding import initialisation
@@ -79,8 +79,7 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> Plan:
             ).head
         with initialisation(seed=0):  # the global random state stays as it is
             head = nn.Linear(sizes.in_features, sizes.out_features)
-        make_lip(config, head, seed=0)
-        fixed_rank(config, head)
+        check_lip(config, head)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from lip_fast.harness.data import Dataset
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.evaluation import Evaluator, Seen
 from lip_fast.harness.labels import as_targets, training_labels
+from lip_fast.harness.processes import ALONE, Processes
 from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import stream
 from lip_fast.harness.training import DivergedError, Training
@@ -32,6 +33,7 @@ class Problem:
         seed: of split, noise and hold-out.
         algorithm: that is to learn them.
         epochs: passes over the data of each training.
+        processes: those that train together, see :class:`Training`.
 
     Attributes:
         labels: (n,) int64 labels of the training part, or (n, l) uint8 candidate sets.
@@ -41,9 +43,15 @@ class Problem:
     """
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, seed: int, algorithm: type[Algorithm], epochs: int
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        seed: int,
+        algorithm: type[Algorithm],
+        epochs: int,
+        processes: Processes = ALONE,
     ) -> None:
-        self._config, self._seed = config, seed
+        self._config, self._seed, self._processes = config, seed, processes
         self._algorithm, self._epochs = algorithm, epochs
         dataset = self._dataset = dataset.for_seed(seed)
         self.labels = training_labels(config.noise, config.noise_rate, dataset, seed)
@@ -103,7 +111,15 @@ class Problem:
 
     def training(self, task: Task, method: str) -> Training:
         """A fresh network on ``task``, see :class:`Training`."""
-        return Training(self._config, task, self._algorithm, self._dataset.image_shape, method, self._held)
+        return Training(
+            self._config,
+            task,
+            self._algorithm,
+            self._dataset.image_shape,
+            method,
+            self._held,
+            self._processes,
+        )
 
     def choose_rows(self, on_epoch: Callable[[float], None]) -> Tensor | None:
         """The rows that the algorithm wants to train on; None for all."""
@@ -111,7 +127,8 @@ class Problem:
         options = algorithm.checked_options(self._config.options)
         cross_predict = partial(self._cross_predict, on_epoch=on_epoch)
         chosen = algorithm.choose_rows(self._train.Y, len(self._dataset.class_names), options, cross_predict)
-        return None if chosen is None else chosen.cpu()
+        chosen = None if chosen is None else chosen.cpu()
+        return self._processes.from_first(lambda: chosen)
 
     def _cross_predict(self, folds: int, *, on_epoch: Callable[[float], None]) -> Tensor:
         """Probabilities (n, l) of each row by a network that was not trained on it."""
@@ -128,7 +145,13 @@ class Problem:
                 whole, features=whole.features[inside], targets=whole.targets[inside], options={}
             )
             training = Training(
-                config, task, ALGORITHMS[name], self._dataset.image_shape, "plain", self._held
+                config,
+                task,
+                ALGORITHMS[name],
+                self._dataset.image_shape,
+                "plain",
+                self._held,
+                self._processes,
             )
             diverged = f"training diverged with --lr {config.lr} on {folds - 1} of {folds} folds"
             for _ in range(self._epochs):

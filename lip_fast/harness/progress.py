@@ -13,6 +13,7 @@ from lip_fast.harness.label_files import labels_sha256
 from lip_fast.harness.labels import training_labels
 from lip_fast.harness.origin import Origin
 from lip_fast.harness.plan import Plan
+from lip_fast.harness.processes import ALONE, Processes
 from lip_fast.harness.records import Record, SeedResult, as_plain
 from lip_fast.harness.runs import RunFolder
 
@@ -58,10 +59,12 @@ class Progress:
     killed up to its last checkpoint; what was lost and done again is not in it, nor in the times of steps.
 
     Args:
-        folder: of the run.
+        folder: of the run; None of a process that is not the first.
         config: its settings.
         dataset: its data.
         plan: what the settings come to with them.
+        processes: those that train together. All make this, and load; what they learn from the checkpoint is
+            what the first has read.
 
     Attributes:
         results: of the finished seeds, in their order.
@@ -71,14 +74,23 @@ class Progress:
         notes: what else than the settings has changed since the run began, and may change the bits.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, dataset: Dataset, plan: Plan) -> None:
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        config: TrainConfig,
+        dataset: Dataset,
+        plan: Plan,
+        processes: Processes = ALONE,
+    ) -> None:
         self.results: list[SeedResult] = []
         self.current: Mapping[str, Any] | None = None
         self.epochs = 0
         self.sessions = 1
         self.notes: list[str] = []
-        self._folder, self._config, self._plan = folder, config, plan
-        self._origin = Origin(config.as_dict(), dataset)
+        self._folder, self._config, self._plan, self._processes = folder, config, plan, processes
+        self._origin = Origin(config.as_dict(), dataset, processes.size)
+        origin = self._origin.state_dict()
+        processes.check_same("settings and data", [origin["settings"], origin["data"]])
         self._earlier, self._start = 0.0, time.perf_counter()
         self._pace = Pace(config.checkpoint_every)
 
@@ -93,12 +105,19 @@ class Progress:
         Raises:
             UserError: the checkpoint is damaged, or of other settings, data or labels.
         """
-        state = self._folder.load()
+        if self._folder is not None:
+            self._load(self._folder, dataset)
+        self.results, self.current, self.epochs = self._processes.from_first(
+            lambda: (self.results, self.current, self.epochs)
+        )
+
+    def _load(self, folder: RunFolder, dataset: Dataset) -> None:
+        state = folder.load()
         if state is None:
             return
-        place = f"the checkpoint in {self._folder.path}"
+        place = f"the checkpoint in {folder.path}"
         with restoring(place):
-            self.notes = self._origin.check(state, self._folder.path)
+            self.notes = self._origin.check(state, folder.path)
             self.results = [
                 self._result(seed, saved, dataset)
                 for seed, saved in enumerate(state["finished"], self._config.first_seed)
@@ -114,7 +133,7 @@ class Progress:
 
     def keep(self, state: Callable[[], dict[str, Any]], epoch: bool) -> None:
         """Save the state of the seed under way, where a checkpoint is due."""
-        if self._pace.due(epoch=epoch):
+        if self._folder is not None and self._pace.due(epoch=epoch):
             self.save(state)
 
     def finish_seed(self, result: SeedResult) -> None:
@@ -123,7 +142,12 @@ class Progress:
         self.current = None
 
     def save(self, current: Callable[[], dict[str, Any] | None] = lambda: None) -> None:
-        """Save a checkpoint now, with the state of the seed under way where there is one."""
+        """Save a checkpoint now, with the state of the seed under way where there is one.
+
+        Nothing happens in a process that is not the first.
+        """
+        if self._folder is None:
+            return
         start = time.perf_counter()
         self._folder.save(
             {

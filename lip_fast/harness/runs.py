@@ -24,6 +24,7 @@ import yaml
 
 from lip_fast.harness.atomic import remove_leftovers, replacing, sync, temporary_name
 from lip_fast.harness.errors import UserError
+from lip_fast.harness.processes import LostError
 from lip_fast.harness.torch_files import load_torch
 
 try:
@@ -164,7 +165,7 @@ def new_run(
 
     Raises:
         UserError: the name is no folder name or is taken, or the folder cannot be written.
-        KeyboardInterrupt: with a text that says how to continue, where that is possible.
+        KeyboardInterrupt, LostError: with a text that says how to continue, where that is possible.
     """
     check_name(name)
     # Unlike its method, this takes any path: of one that is too long mkdir tells.
@@ -214,7 +215,7 @@ def opened_run(path: Path, command: str = "train") -> Iterator[RunFolder]:
 
     Raises:
         UserError: it is no run folder, another process is at work on it, or it cannot be written.
-        KeyboardInterrupt: with a text that says how to continue.
+        KeyboardInterrupt, LostError: with a text that says how to continue.
     """
     if not path.is_dir():
         raise UserError(f"expected --resume to be the folder of a run, found none at {path}")
@@ -237,10 +238,13 @@ def _explaining(folder: RunFolder, *, stays: bool) -> Iterator[None]:
     """Give an interruption a text that says how to continue, where the folder ``stays`` or has what to."""
     try:
         yield
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, LostError) as error:
         if folder.complete or not (stays or folder.has_checkpoint):
             raise
-        raise KeyboardInterrupt(f"stopped; to continue: {folder.continuation}") from error
+        how = f"to continue: {folder.continuation}"
+        if isinstance(error, LostError):
+            raise LostError(f"{error}; {how}") from error
+        raise KeyboardInterrupt(f"stopped; {how}") from error
 
 
 def _not_written(path: Path, error: OSError, folder: RunFolder | None) -> str:

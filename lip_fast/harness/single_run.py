@@ -18,6 +18,7 @@ from lip_fast.harness.figures import save_curves, save_spectrum
 from lip_fast.harness.label_files import labels_sha256, save_labels
 from lip_fast.harness.labels import describe_labels
 from lip_fast.harness.plan import Plan, plan_of
+from lip_fast.harness.processes import ALONE, Processes
 from lip_fast.harness.progress import Progress
 from lip_fast.harness.records import as_plain
 from lip_fast.harness.runs import METRICS, RunFolder, environment, write_json
@@ -50,7 +51,7 @@ def subject_of(config: TrainConfig, dataset: Dataset, plan: Plan) -> str:
 
 
 def complete(
-    folder: RunFolder,
+    folder: RunFolder | None,
     config: TrainConfig,
     dataset: Dataset,
     plan: Plan,
@@ -58,17 +59,19 @@ def complete(
     on_epoch: OnEpoch,
     *,
     stopped: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> None:
     """Train what is not trained yet, and write the results.
 
     Args:
-        folder: of the run.
+        folder: of the run; None of a process that is not the first, which writes nothing.
         config: its settings.
         dataset: its data.
         plan: what the settings come to with them.
         progress: of the run; loaded where it goes on.
         on_epoch: called after each epoch with the seed and what was trained.
         stopped: asked after each step whether to save a checkpoint and stop.
+        processes: those that train together; all call this.
 
     Raises:
         UserError: a training diverged, or what was loaded does not fit.
@@ -81,7 +84,7 @@ def complete(
             raise KeyboardInterrupt
         progress.keep(state, epoch)
 
-    with curves_in(folder.path if config.tensorboard else None) as curves:
+    with curves_in(folder.path if folder is not None and config.tensorboard else None) as curves:
 
         def advance(seed: int, method: str, accuracy: float) -> None:
             if method == FOLD and stopped():  # there is no state to save yet
@@ -98,19 +101,24 @@ def complete(
                 plan=plan,
                 state=progress.current,
                 keep=keep,
+                processes=processes,
             )
             progress.finish_seed(result)
             curves(result)
     progress.save()
-    folder.finish(lambda results: _write(results, config, dataset, plan, progress))
+    if folder is not None:
+        folder.finish(lambda results: _write(results, config, dataset, plan, progress, processes.size))
 
 
-def _write(folder: Path, config: TrainConfig, dataset: Dataset, plan: Plan, progress: Progress) -> None:
+def _write(
+    folder: Path, config: TrainConfig, dataset: Dataset, plan: Plan, progress: Progress, processes: int
+) -> None:
     results = progress.results
     write_json(
         folder / METRICS,
         {
             "environment": environment(),
+            "processes": processes,
             "seconds": progress.seconds,
             "sessions": progress.sessions,
             "data": dataset.name,

@@ -17,6 +17,7 @@ from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.lip_settings import make_lip, repaired_weight
 from lip_fast.harness.models import make_model
+from lip_fast.harness.processes import ALONE, Processes
 from lip_fast.harness.rows import Rows
 from lip_fast.harness.seeding import BatchOrder, initialisation, torch_stream
 
@@ -59,6 +60,7 @@ class Training:
         image_shape: (channels, height, width) of a row of features; None where they are no images.
         method: "in-step" applies LIP in the optimizer step, "per-epoch" after each epoch, all else nowhere.
         held_out: samples that no step sees; LIP after each epoch may choose its rank by their labels.
+        processes: those that train the network together. All make it, and call its methods at the same time.
 
     Attributes:
         model: the network.
@@ -80,8 +82,10 @@ class Training:
         image_shape: tuple[int, int, int] | None,
         method: str,
         held_out: Rows,
+        processes: Processes = ALONE,
     ) -> None:
         self._config, self._task, self._method = config, task, method
+        self._processes = processes
         self._image_shape, self._held_out = image_shape, held_out
         self._order = BatchOrder(task.seed, len(task.features))
         with initialisation(task.seed):
@@ -93,6 +97,8 @@ class Training:
                 classes=task.classes,
             )
         self.model.to(task.features.device)
+        # Of the same seed, but it may be another machine.
+        processes.copy_from_first_([*self.model.parameters(), *self.model.buffers()])
         self._optimizer = _make_optimizer(config, self.model)
         self.algorithm = algorithm(task)
         self._base_start = self._base_end = 0.0
@@ -100,7 +106,9 @@ class Training:
         self.rank: int | None = None
         if method == "in-step":
             steps = len(_batches(torch.arange(len(task.features)), config.batch_size))
-            self.lip = make_lip(config, self.model.head, task.seed, epoch_steps=steps)
+            self.lip = make_lip(
+                config, self.model.head, task.seed, epoch_steps=steps, data_group=processes.group
+            )
             # Hooks run in the order in which they came: these two enclose the base step alone.
             self._optimizer.register_step_post_hook(self._base_ends)
             self.lip.attach(self._optimizer)
@@ -129,6 +137,7 @@ class Training:
             if self.algorithm.WHOLE:
                 start = time.perf_counter()
                 self.algorithm.fit(self.model)
+                self._processes.copy_from_first_(self.model.parameters())
                 epoch = Epoch(None, time.perf_counter() - start, 0.0)
             else:
                 epoch = self._pass(on_step)
@@ -146,10 +155,13 @@ class Training:
             self._loss_sum += self._step(rows).double() * len(rows)
             self._batch += 1
             on_step()
+        # Running statistics are of each process's own parts: those of the first go for all.
+        self._processes.copy_from_first_(self.model.buffers())
         lip_seconds = self._lip_seconds / max(self._timed, 1)
         if self._method == "per-epoch":
             start = self._now()
             self._apply_once()
+            self._processes.copy_from_first_([self.model.head.weight])
             lip_seconds = (self._now() - start) / len(batches)
         step_seconds = self._seconds / max(self._timed, 1)
         if self._method == "per-epoch":
@@ -165,14 +177,13 @@ class Training:
         """Take one step; the loss before it, on the device."""
         self._optimizer.zero_grad()
         self.algorithm.before_forward(self.model)
-        features = self.model.features(self._inputs(rows))
-        loss = self.algorithm.loss(self.model.head(features), rows)
-        loss.backward()
+        alone = self._processes.size == 1
+        features, loss = self._backward(rows) if alone else self._backward_together(rows)
         self.algorithm.before_step(self.model)
         timed = not loss.is_cuda or self._batch % _TIMED == 0
         start = self._now() if timed else 0.0
         if self.lip is not None:
-            self.lip.observe(features, self._task.targets[rows])
+            self.lip.observe(features, self._task.targets[self._processes.part(rows)])
         self._optimizer.step()
         if timed:
             seconds = self._now() - start
@@ -180,17 +191,55 @@ class Training:
             self._seconds += seconds
             if self.lip is not None:
                 self._lip_seconds += seconds - (self._base_end - self._base_start)
-        return loss.detach()
+        return loss
+
+    def _backward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the mean loss over this process's part of ``rows``; what the head saw, the mean."""
+        features = self.model.features(self._inputs(rows))
+        loss = self.algorithm.loss(self.model.head(features), self._processes.part(rows))
+        loss.backward()
+        return features, loss.detach()
+
+    def _backward_together(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the mean loss over ``rows``; what the head saw of this process's part, the mean.
+
+        Losses are means over rows, so that gradients weighted by the sizes of the parts sum up to that of the
+        whole.
+        """
+        own = self._processes.part(rows)
+        weights = list(self.model.parameters())
+        head = self.model.head.weight
+        if len(own):
+            features, mean = self._backward(rows)
+            share = len(own) / len(rows)
+            gradients = [torch.zeros_like(w) if w.grad is None else w.grad.mul_(share) for w in weights]
+            mean = mean * share
+        else:  # no mean to take
+            features, mean = head.new_empty(0, head.shape[1]), head.new_zeros(())
+            gradients = [torch.zeros_like(w) for w in weights]
+        table = self.algorithm.table()
+        if table is None:
+            self._processes.sum_([*gradients, mean])
+        else:
+            # Of each of these rows one process alone has what its loss has set.
+            moved = table.new_zeros(len(rows), *table.shape[1:])
+            self._processes.part(moved).copy_(table[own])
+            self._processes.sum_([*gradients, mean, moved])
+            table[rows] = moved
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        return features, mean
 
     def _inputs(self, rows: Tensor) -> Tensor:
-        x = self._task.features[rows]
+        """What the network is shown of this process's part of ``rows``."""
         change = AUGMENTATIONS[self._config.augment]
         if change is None:
-            return x
+            return self._task.features[self._processes.part(rows)]
         assert self._image_shape is not None  # checked with the settings
-        # A function of the place alone: a resumed run draws the same.
+        # A function of the place alone: a resumed run draws the same, and so does each of several processes.
         generator = torch_stream(self._task.seed, "augmentation", self.epoch, self._batch)
-        return change(x.view(-1, *self._image_shape), generator).flatten(1)
+        images = self._task.features[rows].view(-1, *self._image_shape)
+        return self._processes.part(change(images, generator).flatten(1))
 
     def _apply_once(self) -> None:
         trained = Rows(features_of(self.model, self._task.features), self._task.targets)

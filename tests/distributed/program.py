@@ -20,7 +20,6 @@ def main(target: str, out: str, *arguments: str) -> None:
     # Of torch's own: a barrier without a device, checkpoints of processes that share a file system.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
     module, function = target.split(":")
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))

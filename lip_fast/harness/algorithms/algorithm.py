@@ -158,6 +158,13 @@ class Algorithm:
         if state:
             raise ValueError(f"expected no state of {self.TITLE}, got {', '.join(state)}")
 
+    def table(self) -> Tensor | None:
+        """(n, ...) state of which :meth:`loss` sets the rows of its batch, and no other; None without any.
+
+        Where several processes share a batch, what each has set is written to those of the others.
+        """
+        return None
+
     def targets_of(self, rows: Tensor) -> Tensor:
         """The targets of a batch."""
         return self.task.targets[rows]

@@ -53,6 +53,10 @@ class EarlyLearningRegularization(Algorithm):
         cross_entropy = nn.functional.cross_entropy(logits, self.targets_of(rows))
         return cross_entropy + self.options["lambda"] * regularization
 
+    def table(self) -> Tensor:
+        """``t``, see :meth:`Algorithm.table`."""
+        return self._t
+
     def state_dict(self) -> dict[str, Any]:
         """``t`` (n, l) float32."""
         return {"t": self._t.clone()}

@@ -36,6 +36,10 @@ class ProgressiveIdentification(Algorithm):
         self._w[rows] = among.softmax(1).to(self._w.dtype)
         return -(w.to(logits.dtype) * nn.functional.log_softmax(logits, 1)).sum(1).mean()
 
+    def table(self) -> Tensor:
+        """``w``, see :meth:`Algorithm.table`."""
+        return self._w
+
     def state_dict(self) -> dict[str, Any]:
         """``w`` (n, l) float32."""
         return {"w": self._w.clone()}

@@ -21,6 +21,7 @@ from lip_fast.harness.model_files import (
     read_checkpoint,
 )
 from lip_fast.harness.parser import Parser
+from lip_fast.harness.processes import refuse_several
 from lip_fast.harness.repair_data import Rows, read_features, split_off
 from lip_fast.harness.repair_figure import save_candidates
 from lip_fast.repair import METHODS, RepairReport, repair
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: arguments or files are not what they must be; nothing has been written then.
     """
+    refuse_several()
     options = _parse(arguments)
     checkpoint_path, features_path = Path(options.checkpoint), Path(options.features)
     # Before the outputs: a missing input is the likelier mistake.

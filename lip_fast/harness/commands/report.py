@@ -12,6 +12,7 @@ from lip_fast.harness.collect import Result, collect
 from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.parser import Parser
+from lip_fast.harness.processes import refuse_several
 from lip_fast.harness.rendering import as_html, as_markdown, table_as_markdown
 from lip_fast.harness.report import plain_numbers, tables_of
 from lip_fast.harness.report_figures import FIGURES
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: arguments or runs are not what they must be, or a file cannot be written.
     """
+    refuse_several()
     options = _parse(arguments)
     folders = [Path(folder) for folder in options.runs]
     results, unfinished = collect(folders)

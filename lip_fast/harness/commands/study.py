@@ -20,6 +20,7 @@ from lip_fast.harness.models import Network, make_model
 from lip_fast.harness.origin import Origin
 from lip_fast.harness.plan import plan_of
 from lip_fast.harness.problem import split
+from lip_fast.harness.processes import refuse_several
 from lip_fast.harness.runs import CONFIG, METRICS, RunFolder, environment, new_run, opened_run, write_json
 from lip_fast.harness.study_config import StudyConfig
 from lip_fast.harness.study_figures import save_angles, save_similarity, save_spectra
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: arguments, data or the run folder are not what they must be.
         KeyboardInterrupt: with a text that says how to continue, once a network is trained.
     """
+    refuse_several()
     config, resume = parse_study(arguments)
     if resume is not None:
         return _resume(arguments, resume)

@@ -16,6 +16,7 @@ from lip_fast.harness.collect import collect
 from lip_fast.harness.data.reading import reading
 from lip_fast.harness.errors import UserError
 from lip_fast.harness.parser import Parser
+from lip_fast.harness.processes import refuse_several
 from lip_fast.harness.runs import METRICS, check_name, lock_folder, write_yaml
 from lip_fast.harness.summary import summarise
 from lip_fast.harness.sweep_rows import Row, read_rows, units_of
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: arguments, settings, data or the folder are not what they must be, before any run starts.
         KeyboardInterrupt: with a text that says how to continue.
     """
+    refuse_several()
     arguments = list(arguments)
     # Options of the rows may have values that look like anything: they stand apart.
     cut = arguments.index("--") if "--" in arguments else len(arguments)

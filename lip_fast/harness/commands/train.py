@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +11,8 @@ from lip_fast.harness.arguments import parse_resumed, parse_stored, parse_train
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.plan import Plan
+from lip_fast.harness.problem import device_of
+from lip_fast.harness.processes import Processes, started
 from lip_fast.harness.progress import Progress
 from lip_fast.harness.runs import CONFIG, RunFolder, new_run, opened_run
 from lip_fast.harness.single_run import complete, prepare, subject_of
@@ -22,58 +25,89 @@ __all__ = ["main"]
 def main(arguments: Sequence[str]) -> int:
     """Run the comparison, write the run folder, print the table; returns the exit code 0.
 
-    With ``--resume`` an interrupted comparison is ended, with the bits that it would have had.
+    With ``--resume`` an interrupted comparison is ended, with the bits that it would have had. As one of
+    several processes of torchrun it trains together with the others, of which the first prints and writes.
 
     Raises:
-        UserError: arguments, data or the run folder are not what they must be.
+        UserError: arguments, data or the run folder are not what they must be, or another process was lost.
         KeyboardInterrupt: with a text that says how to continue.
+        SystemExit: another process says what is wrong.
     """
-    config, resume = parse_train(arguments)
-    if resume is not None:
-        return _resume(arguments, resume)
-    dataset = load(config.data)
-    plan = prepare(config, dataset)
-    with new_run(Path(config.out), config.name, config.as_dict()) as folder:
-        _train(folder, config, dataset, plan, Progress(folder, config, dataset, plan))
+    with started() as processes:
+        _run(arguments, processes)
     return 0
 
 
-def _resume(arguments: Sequence[str], path: Path) -> int:
-    with opened_run(path) as folder:
-        config = parse_stored(path / CONFIG, whole=not folder.complete)
-        parse_resumed(arguments, config, path)
-        if folder.complete:
+def _run(arguments: Sequence[str], processes: Processes) -> None:
+    config, resume = parse_train(arguments)
+    if resume is not None:
+        _resume(arguments, resume, processes)
+        return
+    dataset, plan = _prepared(config, processes)
+    made = new_run(Path(config.out), config.name, config.as_dict()) if processes.first else nullcontext()
+    with made as folder:
+        progress = Progress(folder, config, dataset, plan, processes)
+        _train(folder, config, dataset, plan, progress, processes)
+
+
+def _resume(arguments: Sequence[str], path: Path, processes: Processes) -> None:
+    with opened_run(path) if processes.first else nullcontext() as folder:
+        config = processes.from_first(lambda: _settings_to_resume(arguments, path, folder))
+        if config is None:
             print(f"nothing to resume: the run in {path} is complete")
-            return 0
-        dataset = load(config.data)
-        plan = prepare(config, dataset)
-        progress = Progress(folder, config, dataset, plan)
+            return
+        dataset, plan = _prepared(config, processes)
+        progress = Progress(folder, config, dataset, plan, processes)
         progress.load(dataset)
         for note in progress.notes:
             print(f"lip-fast train: {note}; the bits may change with it", file=sys.stderr)
-        _train(folder, config, dataset, plan, progress)
-    return 0
+        _train(folder, config, dataset, plan, progress, processes)
 
 
-def _train(folder: RunFolder, config: TrainConfig, dataset: Dataset, plan: Plan, progress: Progress) -> None:
+def _settings_to_resume(arguments: Sequence[str], path: Path, folder: RunFolder | None) -> TrainConfig | None:
+    """The settings of a run that is not complete; None of another."""
+    assert folder is not None  # the first process calls this
+    config = parse_stored(path / CONFIG, whole=not folder.complete)
+    parse_resumed(arguments, config, path)
+    return None if folder.complete else config
+
+
+def _prepared(config: TrainConfig, processes: Processes) -> tuple[Dataset, Plan]:
+    dataset = load(config.data)
+    plan = prepare(config, dataset)
+    processes.take_device(device_of(config))
+    return dataset, plan
+
+
+def _train(
+    folder: RunFolder | None,
+    config: TrainConfig,
+    dataset: Dataset,
+    plan: Plan,
+    progress: Progress,
+    processes: Processes,
+) -> None:
     total = config.seeds * plan.epochs_of_seed
     samples = len(dataset.train_labels) if config.samples is None else config.samples
     print(
         f"{subject_of(config, dataset, plan)}: {samples} training and "
-        f"{len(dataset.test_labels)} test samples, {plan.epochs} epochs",
+        f"{len(dataset.test_labels)} test samples, {plan.epochs} epochs"
+        + (f", {processes.size} processes" if processes.size > 1 else ""),
         flush=True,
     )
     if progress.epochs:
         print(f"continued after {progress.epochs} of {total} epochs", flush=True)
-    # disable=None: a bar where stderr is a terminal, silence in files and pipes.
-    with tqdm(total=total, initial=progress.epochs, unit="epoch", disable=None, leave=False) as bar:
+    # None: a bar where stderr is a terminal, silence in files and pipes.
+    silent = None if processes.first else True
+    with tqdm(total=total, initial=progress.epochs, unit="epoch", disable=silent, leave=False) as bar:
 
         def advance(seed: int, done: str) -> None:
             bar.set_description(f"seed {seed}", refresh=False)
             bar.set_postfix_str(done, refresh=False)
             bar.update()
 
-        complete(folder, config, dataset, plan, progress, advance)
+        complete(folder, config, dataset, plan, progress, advance, processes=processes)
     print(f"test accuracy in %, mean ± standard deviation; seeds: {config.seeds}\n")
     print(summary_table(summarise([result.records for result in progress.results])))
-    print(f"\nrun folder: {folder.path}")
+    if folder is not None:
+        print(f"\nrun folder: {folder.path}")
