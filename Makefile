@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The extension modules are built by the editable install: a changed source asks for another.
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format bench docs reliability clean
+.PHONY: demo test lint format bench bench-sharded docs reliability clean
 
 demo: $(VENV)/.harness
 	$(BIN)/lip-fast train --methods plain in-step per-epoch post-hoc auto
@@ -47,6 +47,11 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --write README.md
+
+# Heads sharded over processes of this machine, and what they cost at scale on paper.
+bench-sharded: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.sharded --write README.md
+	$(BIN)/python -m benchmarks.scale --write docs/scaling.md
 
 # What README says of reliability, counted by running it: minutes.
 reliability: $(VENV)/.dev
