@@ -299,8 +299,8 @@ def randomized_svd(
             a fixed seed. The global random state is never touched.
 
     Returns:
-        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are DTensors:
-        U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a sharded factor
+        U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are
+        DTensors: U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a sharded factor
         whose singular value is at rounding are not orthonormal.
 
     Raises:

@@ -281,15 +281,16 @@ class Sharding:
             ranks = set(dist.get_process_group_ranks(group))
             if len(ranks) == 1:
                 continue
-            common = ranks & plane
-            if common == {dist.get_rank()}:
+            # The groups of the mesh in their own objects, which another one of the same ranks is not equal to.
+            within, beside = (
+                [g for g in groups if set(dist.get_process_group_ranks(g)) <= ranks]
+                for groups in (self.shards, replicas)
+            )
+            if ranks & plane == {dist.get_rank()} and not beside:
                 outer.append(group)
-            elif common == plane:
-                gathered += self.shards
-                if ranks != plane:
-                    outer += [g for g in replicas if set(dist.get_process_group_ranks(g)) <= ranks]
-            elif common == ranks:
-                gathered.append(group)
+            elif math.prod(dist.get_world_size(g) for g in (*within, *beside)) == len(ranks):
+                gathered += within
+                outer += beside
             else:
                 raise ValueError(
                     "expected data_group along whole dimensions of the mesh that the weight lies on, got "
@@ -347,16 +348,28 @@ class Sharding:
         Raises:
             ValueError: sharded in another way than a weight that is sharded by class.
         """
-        local = local_part(bias)
         if self.dim != 0:
-            return local
+            return whole(bias)
         if not is_split(bias):
-            return self.part(local)
-        if local.shape[0] != self.length:
+            return self.part(whole(bias))
+        self.check_bias(bias)
+        return local_part(bias)
+
+    def check_bias(self, bias: Tensor) -> None:
+        """ValueError where this process has other biases than rows of a weight that is sharded by class."""
+        if self.dim != 0 or not is_split(bias):
+            return
+        if bias.device_mesh != self._mesh or tuple(bias.placements) != self._placements:  # type: ignore[attr-defined]
             raise ValueError(
                 f"expected a bias sharded as the weight is, by {self._placements}, got {bias.placements}"  # type: ignore[attr-defined]
             )
-        return local
+
+    @property
+    def _form(self) -> str:
+        """What has to be alike on all processes that make a LIP of this weight."""
+        differ = [i for i, group in enumerate(self.shards) if group in self.gathered]
+        sizes = [dist.get_world_size(group) for group in self.outer]
+        return f"{self._placements}, other batches along {differ} of its dimensions and in {sizes} replicas"
 
     def agree(self, settings: str, error: Exception | None = None) -> None:
         """Compare settings with all other processes; a collective, to be called by each of them.
@@ -364,7 +377,10 @@ class Sharding:
         Raises:
             ValueError: another process has other settings, or refused its own; on every process.
         """
-        for group in self.groups:
+        settings = f"{settings}, placements and data_group: {self._form}"
+        # Those of the mesh first: what lies beside it may be known to some of them alone.
+        mesh = () if self._mesh is None else self._mesh.get_all_groups()
+        for group in dict.fromkeys((*mesh, *self.groups)):
             if dist.get_backend(group) == "fake":
                 continue
             # What a group of one dimension learned, the next passes on.
@@ -403,6 +419,11 @@ def _groups_of(data_group: object) -> list[Any]:
                 f"expected a data_group that holds this process (rank {dist.get_rank()}), got {data_group}"
             )
         return data_group.get_all_groups()
+    # What new_group returns where it does not hold the process that calls it.
+    if data_group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"expected a data_group that holds this process (rank {dist.get_rank()}), got one that does not"
+        )
     if isinstance(data_group, dist.ProcessGroup):
         if dist.get_rank() not in dist.get_process_group_ranks(data_group):
             raise ValueError(
