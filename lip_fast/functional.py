@@ -300,8 +300,8 @@ def randomized_svd(
 
     Returns:
         U (l, rank), S (rank,) descending, Vh (rank, q), in the dtype of ``M``. Of a DTensor they are
-        DTensors: U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a sharded factor
-        whose singular value is at rounding are not orthonormal.
+        DTensors: U (Vh) sharded as the rows (columns) of ``M`` are, the others replicated; columns of a
+        sharded factor whose singular value is at rounding are not orthonormal.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

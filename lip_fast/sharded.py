@@ -281,7 +281,7 @@ class Sharding:
             ranks = set(dist.get_process_group_ranks(group))
             if len(ranks) == 1:
                 continue
-            # The groups of the mesh in their own objects, which another one of the same ranks is not equal to.
+            # The mesh's own objects: another group of the same ranks is not equal to them.
             within, beside = (
                 [g for g in groups if set(dist.get_process_group_ranks(g)) <= ranks]
                 for groups in (self.shards, replicas)
@@ -359,9 +359,10 @@ class Sharding:
         """ValueError where this process has other biases than rows of a weight that is sharded by class."""
         if self.dim != 0 or not is_split(bias):
             return
-        if bias.device_mesh != self._mesh or tuple(bias.placements) != self._placements:  # type: ignore[attr-defined]
+        where: Any = bias
+        if where.device_mesh != self._mesh or tuple(where.placements) != self._placements:
             raise ValueError(
-                f"expected a bias sharded as the weight is, by {self._placements}, got {bias.placements}"  # type: ignore[attr-defined]
+                f"expected a bias sharded as the weight is, by {self._placements}, got {where.placements}"
             )
 
     @property

@@ -184,7 +184,10 @@ class Subspace:
         if joint is None:
             return self._decompose_alone(M, update)
         if joint.dim is not None:
-            return self._decompose_jointly(M, update, joint)
+            svd = self._decompose_jointly(M, update, joint)
+            # Of the whole weight: the other replicas of it may be sound.
+            joint.object(svd.status)
+            return svd
 
         def decompose() -> ops.SVD:
             svd = self._decompose_alone(M, update)

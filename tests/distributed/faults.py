@@ -55,7 +55,7 @@ LAYOUTS = (
 )
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """What the victim raises."""
 
 
@@ -222,7 +222,7 @@ class Bomb(TorchFunctionMode):
             self.calls += 1
             if self.calls == self.left:
                 self.collectives.fails()
-                raise Fault(f"call {self.left}, {getattr(func, '__name__', func)}")
+                raise FaultError(f"call {self.left}, {getattr(func, '__name__', func)}")
         return func(*args, **(kwargs or {}))
 
 
@@ -359,7 +359,7 @@ def raising(layout: str, settings: dict[str, Any]) -> list[str]:
             # After the last collective there is no one to tell.
             late = everywhere(victim and collectives.taken_at_fault == total)
             where = f"{layout} {settings} cold={cold} case={case}: "
-            expected: Any = Fault if victim else type(None) if late[VICTIM] else lip_fast.PeerError
+            expected: Any = FaultError if victim else type(None) if late[VICTIM] else lip_fast.PeerError
             if not isinstance(error, expected):
                 wrong.append(f"{where}expected {expected.__name__}, got {error!r} ({collectives.fault})")
             if isinstance(error, lip_fast.PeerError) and "failed in LIP" not in str(error):
@@ -392,7 +392,7 @@ def failing(place: str, collectives: Collectives | None = None) -> Callable[...,
     def fail(*args: Any, **kwargs: Any) -> Any:
         if collectives is not None:
             collectives.fails()
-        raise Fault(place)
+        raise FaultError(place)
 
     return fail
 
@@ -663,7 +663,7 @@ def off_host(layout: str, settings: dict[str, Any]) -> list[str]:
             where = f"{layout} {settings} {place} off the host: "
             if not reached[VICTIM]:
                 continue
-            if not isinstance(error, Fault if victim else type(None)):
+            if not isinstance(error, FaultError if victim else type(None)):
                 wrong.append(f"{where}got {error!r}")
             stats = run.lip.stats()
             counted = (stats["applied"], stats["skipped"], stats["out_of_step"])
@@ -710,13 +710,13 @@ def two_heads(fails_in: int) -> list[str]:
     def fail_once(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == fails_in + 1:
-            raise Fault("once")
+            raise FaultError("once")
         return part_sums(*args, **kwargs)
 
     victim = dist.get_rank() == VICTIM
     with patched(joint_step, "_part_sums", fail_once if victim else part_sums):
         error = raised_by(optimizer.step)
-    if not isinstance(error, Fault if victim else lip_fast.PeerError):
+    if not isinstance(error, FaultError if victim else lip_fast.PeerError):
         wrong.append(f"head {fails_in}: got {error!r}")
     for i, head in enumerate(heads):
         if torch.equal(local_part(head.weight), base[i]) != (i == fails_in):
