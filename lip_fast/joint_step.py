@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.sharded import PeerError, Sharding, all_gather, explained, is_split, whole
-from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL, OUT_OF_STEP
+from lip_fast.status import NAMES, NOT_FINITE, NOT_ORTHOGONAL, OUT_OF_STEP
 from lip_fast.targets import CSR, IGNORE_INDEX, Targets
 
 __all__ = ["JointStep"]
@@ -38,6 +38,8 @@ _RESOLVED = 1e-6
 _ROUNDING = 0x9E3779B97F4A7C15
 # Sums over processes of equal numbers are equal to rounding; batches that differ do so by far more.
 _SAME = 1e-12
+# How much each process tells beside its numbers, without what belongs to places.
+_TOLD = 10 + len(NAMES)
 
 
 class _PartSums(NamedTuple):
@@ -69,8 +71,11 @@ class JointStep:
 
     Attributes:
         ok: () bool: whether all processes take the step, as far as the sums so far say; the same on all of
-        them. status: () int64, the reasons against it that the sums have shown, as bits of
-        :mod:`lip_fast.status`.
+            them.
+        entered: () bool: whether the base optimizer took it on all of them, likewise.
+        idle: () bool: whether none of them has observed anything, likewise.
+        status: () int64, the reasons against it that the sums have shown, as bits of
+            :mod:`lip_fast.status`.
     """
 
     def __init__(
@@ -84,39 +89,72 @@ class JointStep:
         collects: bool = False,
     ) -> None:
         self._sharding, self._dtype, self._error = sharding, dtype, error
+        self._observed = len(batches)
         self._batches = list(batches) or [_no_rows(sharding.shape[1], ok.device)]
-        self._mine = self.ok = ok
-        self.status = torch.zeros((), dtype=torch.int64, device=ok.device)
+        self._mine = self.ok = self._entered = self.entered = ok
+        self.idle = torch.zeros_like(ok)
+        # Those of this process, and of all.
+        self._reasons = self.status = torch.zeros((), dtype=torch.int64, device=ok.device)
         self._exchanges = bool(sharding.gathered) or (collects and sharding.batches_differ)
+        # Whether every process knows of an error, its own or another's.
+        self._all_know = False
         # Collectives taken part in, and how many of those to come others have seen this process in already.
         self._taken = self._skipped = 0
         # The largest numbers of rows and of entries of a label matrix that a process has, and whether there
         # is one.
         self._most: tuple[int, int, bool] | None = None
+        # After how many collectives that came to be known.
+        self._known_after = 0
 
     @property
     def dim(self) -> int | None:
         """The dimension that the weight is sharded by; None where each process has all of it."""
         return self._sharding.dim
 
-    def lose(self, ok: Tensor) -> None:
-        """Go on taking part, but against the step where not ``ok`` on this process."""
-        self._mine = self._mine & ok
-
-    def restart(self, error: Exception) -> None:
-        """Prepare for the same calls again, to take part in what is left of the step with NaN.
-
-        Args:
-            error: what this process raised on its own between two collectives; it is raised again after the
-                last sum.
-        """
-        self._error = self._error or error
-        self._skipped, self._taken = self._taken, 0
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """Every group that takes part."""
+        return self._sharding.groups
 
     @property
-    def failed(self) -> bool:
-        """Whether this process knows of an error, its own or another's."""
-        return self._error is not None
+    def peers(self) -> int:
+        """How many processes take part."""
+        return self._sharding.peers
+
+    def lose(self, ok: Tensor) -> None:
+        """Go on taking part, but against the step where not ``ok`` (something is not finite) here."""
+        self._mine = self._mine & ok
+        self._reasons = self._reasons | ~ok * NOT_FINITE
+
+    def object(self, status: Tensor) -> None:
+        """Go on taking part, and tell reasons of this process, which the others will find in ``status``."""
+        self._reasons = self._reasons | status
+
+    def take(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns, which calls the methods that follow.
+
+        An error that it raises between two collectives is of this process alone, and the others must not
+        wait for it: then ``work`` is done again, to take part in what is left with NaN, before it is raised.
+        """
+        self._skipped = self._taken = self._known_after = 0
+        try:
+            result = work()
+            if self._error is not None:
+                # Off the host the others go on to the last sum, and so did this process.
+                self._all_know = True
+                raise self._error
+            return result
+        except PeerError:
+            raise
+        except Exception as error:
+            if self._all_know:
+                raise
+            self._error = self._error or error
+            self.ok, self._mine = torch.zeros_like(self.ok), torch.zeros_like(self._mine)
+            self._skipped, self._taken = self._taken, 0
+            work()
+            # Where it came after the last sum, the others know nothing of it.
+            raise
 
     def attempt(self, work: Callable[[], _T]) -> _T | None:
         """What ``work`` of this process alone returns; None where it fails, now or earlier."""
@@ -127,10 +165,20 @@ class JointStep:
                 self._error = error
         return None
 
+    def alone(self, work: Callable[[], _T], instead: Callable[[], _T]) -> _T:
+        """As :meth:`attempt`; what stands for a failure where that is None."""
+        made = self.attempt(work)
+        return instead() if made is None else made
+
     def _takes_part(self) -> bool:
         """Count a collective; whether this process has not been in it yet."""
         self._taken += 1
         return self._taken > self._skipped
+
+    def no_svd(self, M: Tensor, t: int, *, kept: int = 0) -> ops.SVD:
+        """What stands for a decomposition that failed on this process: zeros, ``kept`` without vectors."""
+        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        return _failed(M.shape[0], self._sharding.shape[1], t, M.new_zeros(0, dtype=dtype), kept=kept)
 
     # Sums -----------------------------------------------------------------------------------------------
 
@@ -188,9 +236,10 @@ class JointStep:
     def _tell(self) -> Tensor:
         """What each process adds to a sum beside its numbers, in float64.
 
-        Whether it failed, and its rank then; whether it takes the step; its rows, the sum of its labels, and
-        their squares, which show whether all have the same; whether it has a matrix of labels. Where rows
-        are to be exchanged also how many rows and entries it has, at its own place.
+        Whether it failed, and its rank then; its rows, the sum of its labels, and their squares, which show
+        whether all have the same; whether it has a matrix of labels; how many batches; whether it takes the
+        step, and whether its base optimizer did; its reasons against it. Where rows are to be exchanged also
+        how many rows and entries it has, at its own place.
         """
         device = self._mine.device
         failed = self._error is not None
@@ -201,9 +250,10 @@ class JointStep:
             labels = labels + numbers.sum(dtype=torch.float64)
             entries += numbers.numel()
             matrix = matrix or isinstance(Y, CSR) or Y.dim() == 2
-        known = [failed, failed * dist.get_rank(), rows, rows**2, matrix]
+        known = [failed, failed * dist.get_rank(), rows, rows**2, matrix, self._observed]
         told = torch.tensor(known, dtype=torch.float64, device=device)
-        parts = [told, torch.stack([self._mine.double(), labels, labels.square()])]
+        parts = [told, torch.stack([self._mine.double(), self._entered.double(), labels, labels.square()])]
+        parts.append(torch.stack([(self._reasons & bit) > 0 for bit in NAMES.values()]).double())
         if self._exchanges:
             places = torch.zeros(2, self._sharding.peers, dtype=torch.float64)
             places[:, self._sharding.place] = torch.tensor([rows, entries], dtype=torch.float64)
@@ -216,36 +266,46 @@ class JointStep:
         everyone = len(groups) == len(self._sharding.groups)
         if self._exchanges:
             # Also off the host: how much is to be gathered has to be known there.
-            told, places = told[:8], told[8:].view(2, -1)
+            told, places = told[:_TOLD], told[_TOLD:].view(2, -1)
             if everyone and self._most is None:
                 most_rows, most_entries = places.amax(1).tolist()
                 self._most = (int(most_rows), int(most_entries), float(told[4]) > 0)
-        failed, rank, rows, rows2, _, ok, labels, labels2 = told
+                self._known_after = self._taken
+        failed, rank, rows, rows2, _, observed, ok, entered, labels, labels2, *reasons = told
         one_batch = not self._sharding.batches_differ
         differ = torch.zeros_like(self.ok)
         if one_batch:
             differ = (count * rows2 != rows.square()) | (
                 (count * labels2 - labels.square()).abs() > _SAME * count * labels2.abs()
             )
-        self.ok = self.ok & (ok == count) & (failed == 0) & ~differ
+        finite = torch.isfinite(labels)
+        self.entered = self.entered & (entered == count)
+        self.ok = self.ok & (ok == count) & (failed == 0) & ~differ & finite
+        for bit, some in zip(NAMES.values(), reasons, strict=True):
+            self.status = self.status | (some > 0) * bit
+        self.status = self.status | ~finite * NOT_FINITE
         if everyone:
-            self.ok = self.ok & (rows > 0)
-        # What one group of several has learned, its processes tell the next.
-        self._mine = self._mine & self.ok
-        if not host.reads_are_free(told.device):
+            self.idle = observed == 0
+            self.ok = self.ok & ~self.idle
+        on_host = host.reads_are_free(told.device)
+        if not on_host:
             self.status = self.status | ((failed > 0) | differ) * OUT_OF_STEP
-        elif self._error is None and float(failed) > 0:
+        # What one group of several has learned, its processes tell the next.
+        self._mine, self._entered = self._mine & self.ok, self._entered & self.entered
+        self._reasons = self._reasons | self.status
+        if on_host and self._error is None and float(failed) > 0:
             who = f"rank {int(rank)}" if float(failed) == 1 else f"{int(failed)} of {count} processes"
             self._error = PeerError(
                 f"{who} failed in LIP and says why; LIP wrote nothing in this step anywhere"
             )
-        elif self._error is None and bool(differ):
+        elif on_host and self._error is None and bool(differ):
             self._error = PeerError(
                 "expected one batch on all processes that a weight is sharded over, as in tensor "
                 "parallelism, got different ones: where each sees another batch, as with fully_shard, pass "
                 "these processes as data_group; LIP wrote nothing in this step anywhere"
             )
-        if everyone and self._error is not None:
+        if everyone and self._error is not None and on_host:
+            self._all_know = True
             raise self._error
 
     # Rows -----------------------------------------------------------------------------------------------
@@ -266,7 +326,8 @@ class JointStep:
         those that fill up are zeros without a label. Of label matrices, where a row counts even if it has no
         entry, they are taken out again.
         """
-        if self._most is None:
+        # Taken again, in the same place as the first time.
+        if self._most is None or self._taken < self._known_after:
             self.agree()
         assert self._most is not None
         rows, entries, matrix = self._most
@@ -280,18 +341,33 @@ class JointStep:
             }
         else:
             sizes["label"] = (rows, torch.int64)
+        if not rows:
+            return _no_rows(columns, self._mine.device)
         packed = self._packed(lambda: self._filled(project), sizes)
+        # Before the collective is counted: what fails here has not been in it.
+        gathered, size = [], packed.numel()
+        for group in groups:
+            size *= dist.get_world_size(group)
+            gathered.append(packed.new_zeros(size))
         takes_part = self._takes_part()
         with explained():
-            for group in groups:
-                gathered = packed.new_empty(dist.get_world_size(group) * packed.numel())
+            for group, everyone in zip(groups, gathered, strict=True):
                 if takes_part:
-                    all_gather(gathered, packed, group)
-                else:
-                    gathered.zero_()
-                packed = gathered
+                    all_gather(everyone, packed, group)
+                packed = everyone
+        return self.alone(
+            lambda: self._taken_apart(packed, sizes, columns),
+            lambda: _no_rows(columns, packed.device),
+        )
+
+    def _taken_apart(
+        self, packed: Tensor, sizes: dict[str, tuple[int, torch.dtype]], columns: int
+    ) -> tuple[Tensor, Targets]:
+        """Rows and labels of what was gathered."""
         parts = _unpack(packed, sizes)
         R = parts["rows"].reshape(-1, columns)
+        rows = parts["rows"].shape[1] // columns
+        matrix = "label" not in parts
         if not matrix:
             return R, parts["label"].reshape(-1)
         own = (torch.arange(rows, device=packed.device) < parts["count"]).reshape(-1)
@@ -382,6 +458,11 @@ class JointStep:
 
         Z, G = self.sum(take, [(q, m), (m, m)])
         Q, R = self._orthonormalize(Y, G)
+        return self.alone(lambda: self._finish_by_class(Q, R, Z, t, V), lambda: self.no_svd(M, t))
+
+    @staticmethod
+    def _finish_by_class(Q: Tensor, R: Tensor, Z: Tensor, t: int, V: Tensor) -> ops.SVD:
+        """Directions from M V = Q R, of which each process has its rows of Q, and Z = M^T M V."""
         # M^T Q, without reading M again.
         image = torch.linalg.solve_triangular(R, Z, upper=True, left=False)
         if not host.reads_are_free(V.device):
@@ -391,20 +472,26 @@ class JointStep:
             P, T = ops.orthonormalize(image.to(V.dtype))
             U, S, Vh = torch.linalg.svd(T)
         except torch.linalg.LinAlgError:  # the same numbers on every process, hence the same error
-            return _failed(Y.shape[0], q, t, V)
+            return _failed(Q.shape[0], V.shape[0], t, V)
         B = (U[:, :t].mT @ P.mT).mT
         return ops.SVD((Q @ Vh[:t].mT.double()).to(V.dtype), S[:t].clone(), B, _soundness(B))
 
     def _svd_by_feature(self, M: Tensor, V: Tensor, t: int) -> ops.SVD:
         """Y = M V is a sum over the parts, M^T Q is put together from them."""
+        q, m = V.shape
         V_part = self._sharding.part(V)
-        (Y,) = self.sum(lambda: (M.to(V.dtype) @ V_part,), [(M.shape[0], V.shape[1])])
-        try:
-            Q, _ = ops.orthonormalize(Y.to(V.dtype))
-        except torch.linalg.LinAlgError:
-            return _failed(M.shape[0], V.shape[0], t, V)
-        Z = self._gather((Q.mT @ M.to(V.dtype)).mT, V.shape[0])
-        return ops.finish_svd(Q, Z, rank=t)
+        (Y,) = self.sum(lambda: (M.to(V.dtype) @ V_part,), [(M.shape[0], m)])
+
+        def project() -> tuple[Tensor, Tensor]:
+            try:
+                Q, _ = ops.orthonormalize(Y.to(V.dtype))
+            except torch.linalg.LinAlgError:  # the same numbers on every process, hence the same error
+                Q = torch.full_like(Y, torch.nan, dtype=V.dtype)
+            return Q, (Q.mT @ M.to(V.dtype)).mT
+
+        Q, part = self.alone(project, lambda: (V.new_zeros(M.shape[0], m), V.new_zeros(M.shape[1], m)))
+        Z = self._gather(part, q)
+        return self.alone(lambda: ops.finish_svd(Q, Z, rank=t), lambda: self.no_svd(M, t))
 
     def tail_svd(self, M: Tensor, *, rank: int) -> ops.SVD:
         """:func:`lip_fast.ops.tail_svd` of the whole weight.
@@ -425,20 +512,29 @@ class JointStep:
         dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
         by_class = self.dim == 0
         part, long, short = (M, l, q) if by_class else (M.mT, q, l)
+
+        def nothing() -> ops.SVD:
+            return self.no_svd(M, min(l, q) - rank, kept=rank)
+
         if long <= short:
             together = self._gather(part, long)
-            svd = ops.tail_svd(together if by_class else together.mT, rank=rank)
-            return svd._replace(A=self._sharding.part(svd.A)) if by_class else svd
-        D = part.to(dtype)
-        (G,) = self.sum(lambda: (_gram(D),), [(short, short)])
-        _, R = self._orthonormalize(D, G, factor_alone=True)
-        svd = ops.tail_svd(R.to(dtype), rank=rank)
-        tail = svd.S[rank:]
-        inverse = torch.where(tail > _RESOLVED * svd.S[:1], tail.reciprocal(), 0)
-        far = (D @ svd.B) * inverse
-        if by_class:
-            return svd._replace(A=far)
-        return svd._replace(A=svd.B, B=self._gather(far, long))
+
+            def split() -> ops.SVD:
+                svd = ops.tail_svd(together if by_class else together.mT, rank=rank)
+                return svd._replace(A=self._sharding.part(svd.A)) if by_class else svd
+
+            return self.alone(split, nothing)
+        (G,) = self.sum(lambda: (_gram(part.to(dtype)),), [(short, short)])
+        _, R = self._orthonormalize(part.to(dtype), G, factor_alone=True)
+
+        def project() -> ops.SVD:
+            svd = ops.tail_svd(R.to(dtype), rank=rank)
+            tail = svd.S[rank:]
+            inverse = torch.where(tail > _RESOLVED * svd.S[:1], tail.reciprocal(), 0)
+            return svd._replace(A=(part.to(dtype) @ svd.B) * inverse)
+
+        svd = self.alone(project, lambda: nothing()._replace(A=part.new_zeros(len(part), short - rank)))
+        return svd if by_class else svd._replace(A=svd.B, B=self._gather(svd.A, long))
 
     def randomized_svd(self, M: Tensor, V: Tensor, t: int, iterations: int) -> ops.SVD:
         """Subspace iteration from the columns V (q, m), of the whole weight; else as :meth:`warm_svd`."""
@@ -473,15 +569,20 @@ class JointStep:
         Shifted CholeskyQR, which any Gram matrix allows; once for float32, which loses nothing by squaring in
         float64, three times for float64.
         """
-        R = _cholesky(G)
         passes = _PASSES[Y.dtype]
+        broken = torch.full_like(G, torch.nan)
         if factor_alone and passes == 1:
-            return Y, R
-        Q = torch.linalg.solve_triangular(R, Y.double(), upper=True, left=False)
+            return Y, self.alone(lambda: _cholesky(G), lambda: broken)
+
+        def divide(Q: Tensor, G: Tensor, R: Tensor | None) -> tuple[Tensor, Tensor]:
+            again = _cholesky(G)
+            Q = torch.linalg.solve_triangular(again, Q.double(), upper=True, left=False)
+            return Q, again if R is None else again @ R
+
+        Q, R = self.alone(lambda: divide(Y, G, None), lambda: (Y, broken))
         for _ in range(1, passes):
             (G,) = self.sum(lambda: (_gram(Q),), [tuple(G.shape)])  # noqa: B023
-            again = _cholesky(G)
-            Q, R = torch.linalg.solve_triangular(again, Q, upper=True, left=False), again @ R
+            Q, R = self.alone(lambda: divide(Q, G, R), lambda: (Q, broken))  # noqa: B023
         return Q, R
 
     def _gather(self, part: Tensor, length: int) -> Tensor:
@@ -555,12 +656,10 @@ class JointStep:
 
     def _own_bias(self, bias: Tensor) -> Tensor:
         """The biases that belong to the rows of A on this process."""
-        if self.dim == 0 or not is_split(bias):
-            return self._sharding.bias_part(bias)
-        return (
-            whole(bias)
-            if self._takes_part()
-            else self._mine.new_full(bias.shape, torch.nan, dtype=self._dtype)
+        if self.dim != 0 and is_split(bias) and self._takes_part():
+            return whole(bias)
+        return self.alone(
+            lambda: self._sharding.bias_part(bias), lambda: self._mine.new_zeros(0, dtype=self._dtype)
         )
 
     def _sums_of_rows(self, A: Tensor, B: Tensor, bias: Tensor | None) -> list[Tensor]:
@@ -668,10 +767,13 @@ def _soundness(B: Tensor) -> Tensor:
     return (~finite) * NOT_FINITE + (finite & (worst > _ORTHOGONALITY)) * NOT_ORTHOGONAL
 
 
-def _failed(rows: int, q: int, t: int, like: Tensor) -> ops.SVD:
-    """Zeros, and the reason: what does not converge on finite numbers has not been seen here."""
+def _failed(rows: int, q: int, t: int, like: Tensor, *, kept: int = 0) -> ops.SVD:
+    """Zeros, and the reason: what does not converge on finite numbers has not been seen here.
+
+    ``kept`` values have no vectors.
+    """
     status = torch.full((), NOT_FINITE, dtype=torch.int64, device=like.device)
-    return ops.SVD(like.new_zeros(rows, t), like.new_zeros(t), like.new_zeros(q, t), status)
+    return ops.SVD(like.new_zeros(rows, t), like.new_zeros(kept + t), like.new_zeros(q, t), status)
 
 
 # Work of one process ----------------------------------------------------------------------------------------

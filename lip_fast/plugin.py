@@ -208,7 +208,9 @@ class LIP:
         strict: bool,
     ) -> None:
         l, q = self._shape
-        _bias_of(self._head, l)
+        bias, sharding = _bias_of(self._head, l), self._sharding(weight)
+        if bias is not None and sharding is not None:
+            sharding.check_bias(bias)
         # None: to be decided at the first step.
         self._rank = None if rank == "auto" else _absolute_rank(rank, min(l, q))
         if tail_rank is not None:
@@ -586,17 +588,16 @@ class LIP:
         bias = _bias_of(self._head, self._shape[0])
         sharding = self._sharding(weight)
         refused, self._refused = self._refused, None
+        report: StepReport | None
         if sharding is not None and sharding.communicates:
-            entered = ok
-            report, ok = self._step_jointly(weight, sharding, pending, bias, ok, refused, update)
+            report = self._step_jointly(weight, sharding, pending, bias, ok, refused, update)
+            if report is None:
+                return
         else:
-            report, entered, ok = self._step_alone(weight, sharding, pending, bias, ok, update)
+            report = self._step_alone(weight, sharding, pending, bias, ok, update)
         if is_sharded(weight):
             # Its part was written, of which autograd knows nothing.
             torch.autograd.graph.increment_version(weight)
-        if ok is not entered:
-            # Features or labels that were found unsound before the step.
-            report = report._replace(status=status.lost(report.status, entered, ok, status.NOT_FINITE))
         if host.capturing(weight.device):
             self._captured = True
             self._counters.capture(report, step=step)
@@ -616,8 +617,8 @@ class LIP:
         bias: Tensor | None,
         ok: Tensor,
         update: Update | None,
-    ) -> tuple[StepReport, Tensor, Tensor]:
-        """The step of one process: its report, and whether it was to be taken before and after it began."""
+    ) -> StepReport:
+        """The step of one process."""
         statistics, entered = self._statistics, ok
         if bias is not None and sharding is not None:
             bias = sharding.bias_part(bias)
@@ -635,7 +636,11 @@ class LIP:
                 return parts[0]
             return ops.Sums(*(torch.stack(part).sum(0) for part in zip(*parts, strict=True)))
 
-        return self._step_on(local_part(weight), sums_of, ok, update, None), entered, ok
+        report = self._step_on(local_part(weight), sums_of, ok, update, None)
+        if ok is entered:
+            return report
+        # Features or labels that were found unsound before the step.
+        return report._replace(status=status.lost(report.status, entered, ok, status.NOT_FINITE))
 
     def _step_jointly(
         self,
@@ -646,8 +651,8 @@ class LIP:
         ok: Tensor,
         refused: Exception | None,
         update: Update | None,
-    ) -> tuple[StepReport, Tensor]:
-        """The step of several processes: its report, and whether it was to be taken after it began."""
+    ) -> StepReport | None:
+        """The step of several processes; None where none of them has observed anything."""
         local, statistics = local_part(weight), self._statistics
         batches = [(p.features, p.targets) for p in pending]
         joint = JointStep(
@@ -658,6 +663,10 @@ class LIP:
             error=refused,
             collects=statistics is not None,
         )
+        if self._subspace is None and self._rank is None:
+            # What is summed in the rest of the step depends on it.
+            rank = joint.take(lambda: self._joint_rank(local, joint))
+            self._subspace = None if rank is None else self._make_subspace(local, rank)
 
         def take() -> StepReport:
             made: tuple[LabelStatistics, Tensor] | None = None
@@ -671,27 +680,46 @@ class LIP:
                 if finite is not None:
                     joint.lose(finite)
 
+            def sums_of_statistics(A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
+                assert made is not None  # else this process failed, and is not asked
+                return made[0].sums(A, B, bias)
+
             def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
-                sums = joint.sums(A, B, bias, None if made is None else made[0].sums)
+                sums = joint.sums(A, B, bias, None if statistics is None else sums_of_statistics)
                 if statistics is not None and made is not None:
                     statistics.take(made[0], joint.ok)
                 return sums
 
             report = self._step_on(local, sums_of, ok, update, joint)
-            if statistics is not None and made is not None and self._tail == "zero":
+            if (
+                statistics is not None
+                and made is not None
+                and (self._tail == "zero" or self._subspace is None)
+            ):
                 statistics.take(made[0], joint.ok)
             return report
 
-        try:
-            return take(), joint.ok
-        except PeerError:
-            raise
-        except Exception as error:
-            if joint.failed:
-                raise
-            # It came between two sums, of this process alone: the others must not wait for it.
-            joint.restart(error)
-            return take(), joint.ok
+        report = joint.take(take)
+        idle = host.reads_are_free(weight.device) and bool(joint.idle)
+        return None if idle else report
+
+    def _joint_rank(self, M: Tensor, joint: JointStep) -> int | None:
+        """As :meth:`_auto_rank`, the same on all processes; the reason of a None is told the others."""
+        rank, broken = self._auto_rank(M, joint)
+        joint.object(torch.full((), broken, dtype=torch.int64, device=M.device))
+        mine = M.new_tensor([rank is None, rank or 0, (rank or 0) ** 2], dtype=torch.float64)
+        (everyone,) = joint.sum(lambda: (mine,), [(3,)], joint.groups)
+        without, total, squares = everyone.tolist()
+        if without:
+            return None
+        if joint.peers * squares != total**2:
+            # Replicas decide each on its own.
+            raise PeerError(
+                f'expected one weight on all processes, got replicas of which rank="auto" keeps {rank} '
+                f"directions here and {total / joint.peers:.1f} on average: let all start from the same "
+                "weight; LIP wrote nothing in this step anywhere"
+            )
+        return rank
 
     def _step_on(
         self,
@@ -702,23 +730,26 @@ class LIP:
         joint: JointStep | None,
     ) -> StepReport:
         """LIP on the weight, or this process's part of it; the rank is decided first where it is not."""
-        if self._subspace is None:
-            rank, broken = (self._rank, 0) if self._rank is not None else self._auto_rank(M, joint)
+        broken: int | Tensor = 0
+        if self._subspace is None and (joint is None or self._rank is not None):
+            rank, broken = (self._rank, 0) if self._rank is not None else self._auto_rank(M, None)
             # A weight without a spectrum: the rank is decided at a later step.
             self._subspace = None if rank is None else self._make_subspace(M, rank)
         if self._subspace is None:
             none = torch.zeros((), dtype=torch.int64, device=M.device)
             if joint is not None:
                 joint.agree()
-                ok = ok & joint.ok
+                ok, broken = joint.entered, joint.status
             return StepReport(torch.zeros_like(ok), ok * broken, none, none)
         return self._subspace.step_(M, sums_of, ok, update, joint)
 
     def _auto_rank(self, M: Tensor, joint: JointStep | None) -> tuple[int | None, int]:
         """The rank that keeps the energy, or None and the reason of a weight that has no spectrum."""
         most = min(self._shape)
-        if joint is None or joint.dim is None:
+        if joint is None:
             svd = ops.tail_svd(M, rank=most)
+        elif joint.dim is None:
+            svd = joint.alone(lambda: ops.tail_svd(M, rank=most), lambda: joint.no_svd(M, 0, kept=most))
         else:
             svd = joint.tail_svd(M, rank=most)
         if broken := int(svd.status):

@@ -296,15 +296,16 @@ class Sharding:
             ranks = set(dist.get_process_group_ranks(group))
             if len(ranks) == 1:
                 continue
-            common = ranks & plane
-            if common == {dist.get_rank()}:
+            # The mesh's own objects: another group of the same ranks is not equal to them.
+            within, beside = (
+                [g for g in groups if set(dist.get_process_group_ranks(g)) <= ranks]
+                for groups in (self.shards, replicas)
+            )
+            if ranks & plane == {dist.get_rank()} and not beside:
                 outer.append(group)
-            elif common == plane:
-                gathered += self.shards
-                if ranks != plane:
-                    outer += [g for g in replicas if set(dist.get_process_group_ranks(g)) <= ranks]
-            elif common == ranks and (along := self._along(ranks)):
-                gathered += along
+            elif math.prod(dist.get_world_size(g) for g in (*within, *beside)) == len(ranks):
+                gathered += within
+                outer += beside
             else:
                 raise ValueError(
                     "expected data_group along whole dimensions of the mesh that the weight lies on, got "
@@ -312,11 +313,6 @@ class Sharding:
                     f"{sorted(ranks)} where its shards lie on {sorted(plane)}"
                 )
         return tuple(dict.fromkeys(gathered)), tuple(dict.fromkeys(outer))
-
-    def _along(self, ranks: set[int]) -> list[Any]:
-        """The groups of ``shards`` that make up these ranks, which another group may have named."""
-        along = [g for g in self.shards if set(dist.get_process_group_ranks(g)) <= ranks]
-        return along if math.prod(dist.get_world_size(g) for g in along) == len(ranks) else []
 
     def _plane(self) -> set[int]:
         """The ranks that together hold the weight once, this one among them."""
@@ -367,16 +363,29 @@ class Sharding:
         Raises:
             ValueError: sharded in another way than a weight that is sharded by class.
         """
-        local = local_part(bias)
         if self.dim != 0:
-            return local
+            return whole(bias)
         if not is_split(bias):
-            return self.part(local)
-        if local.shape[0] != self.length:
+            return self.part(whole(bias))
+        self.check_bias(bias)
+        return local_part(bias)
+
+    def check_bias(self, bias: Tensor) -> None:
+        """ValueError where this process has other biases than rows of a weight that is sharded by class."""
+        if self.dim != 0 or not is_split(bias):
+            return
+        where: Any = bias
+        if where.device_mesh != self._mesh or tuple(where.placements) != self._placements:
             raise ValueError(
-                f"expected a bias sharded as the weight is, by {self._placements}, got {bias.placements}"  # type: ignore[attr-defined]
+                f"expected a bias sharded as the weight is, by {self._placements}, got {where.placements}"
             )
-        return local
+
+    @property
+    def _form(self) -> str:
+        """What has to be alike on all processes that make a LIP of this weight."""
+        differ = [i for i, group in enumerate(self.shards) if group in self.gathered]
+        sizes = [dist.get_world_size(group) for group in self.outer]
+        return f"{self._placements}, other batches along {differ} of its dimensions and in {sizes} replicas"
 
     def agree(self, settings: str, error: Exception | None = None) -> None:
         """Compare settings with all other processes; a collective, to be called by each of them.
@@ -384,7 +393,10 @@ class Sharding:
         Raises:
             ValueError: another process has other settings, or refused its own; on every process.
         """
-        for group in self.groups:
+        settings = f"{settings}, placements and data_group: {self._form}"
+        # Those of the mesh first: what lies beside it may be known to some of them alone.
+        mesh = () if self._mesh is None else self._mesh.get_all_groups()
+        for group in dict.fromkeys((*mesh, *self.groups)):
             if dist.get_backend(group) == "fake":
                 continue
             # What a group of one dimension learned, the next passes on.
@@ -423,6 +435,11 @@ def _groups_of(data_group: object) -> list[Any]:
                 f"expected a data_group that holds this process (rank {dist.get_rank()}), got {data_group}"
             )
         return data_group.get_all_groups()
+    # What new_group returns where it does not hold the process that calls it.
+    if data_group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"expected a data_group that holds this process (rank {dist.get_rank()}), got one that does not"
+        )
     if isinstance(data_group, dist.ProcessGroup):
         if dist.get_rank() not in dist.get_process_group_ranks(data_group):
             raise ValueError(

@@ -236,12 +236,17 @@ class LabelStatistics:
             return self.absorb(batches)
         ok = torch.ones((), dtype=torch.bool, device=self.C.device)
         joint = JointStep(self._sharding, batches, ok, dtype=_product_dtype(batches[0][0]), collects=True)
-        rows = joint.rows()
-        made = joint.attempt(lambda: self.with_rows(rows))
-        if made is not None:
-            joint.lose(made[1])
-        joint.agree()
-        assert made is not None
+
+        def collect() -> tuple["LabelStatistics", Tensor] | None:
+            rows = joint.rows()
+            made = joint.attempt(lambda: self.with_rows(rows))
+            if made is not None:
+                joint.lose(made[1])
+            joint.agree()
+            return made
+
+        made = joint.take(collect)
+        assert made is not None  # else an error was raised
         self.take(made[0], joint.ok)
         return joint.ok
 

@@ -144,8 +144,10 @@ class Subspace:
         if joint is not None:
             if sums is None:
                 joint.agree()
-            ok, reasons = ok & joint.ok, reasons | joint.status
+            ok, reasons = joint.entered, reasons | joint.status
         status, ok = _admit(reasons, ok)
+        if joint is not None:
+            ok = ok & joint.ok
         sound = ok
         if sums is not None:
             s, ok, clipped = ops.refit(
@@ -175,12 +177,28 @@ class Subspace:
         if not self.exact:
             # Signs and order of the columns do not matter to the span that the next step starts from.
             self._keep(svd.B, ok, svd.status)
-        self.step += 1
+        # A step that no process has observed is none.
+        self.step += 1 if joint is None else (~joint.idle).long()
         return StepReport(ok, status, clipped, masked)
 
     def _decompose(self, M: Tensor, update: Update | None = None, joint: JointStep | None = None) -> ops.SVD:
-        if joint is not None and joint.dim is not None:
-            return self._decompose_jointly(M, update, joint)
+        if joint is None:
+            return self._decompose_alone(M, update)
+        if joint.dim is not None:
+            svd = self._decompose_jointly(M, update, joint)
+            # Of the whole weight: the other replicas of it may be sound.
+            joint.object(svd.status)
+            return svd
+
+        def decompose() -> ops.SVD:
+            svd = self._decompose_alone(M, update)
+            # That of one replica may be unsound where the others' are not.
+            joint.object(svd.status)
+            return svd
+
+        return joint.alone(decompose, lambda: self._no_svd(M, NOT_FINITE))
+
+    def _decompose_alone(self, M: Tensor, update: Update | None) -> ops.SVD:
         if self.exact:
             return ops.tail_svd(M, rank=self.rank)
         if update is not None:
@@ -190,11 +208,18 @@ class Subspace:
         dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
         basis = self._cold_basis(M.to(dtype)) if self.basis is None else self.basis.to(dtype)
         if isinstance(basis, int):
-            (l, q), t = M.shape, self.rank + self.tail_rank
-            M = M.to(dtype)
-            failed = torch.full((), basis, dtype=torch.int64, device=M.device)
-            return ops.SVD(M.new_zeros(l, t), M.new_zeros(t), M.new_zeros(q, t), failed)
+            return self._no_svd(M, basis)
         return ops.warm_svd(M, basis, self.step, fresh=FRESH, seed=self.seed)
+
+    def _no_svd(self, M: Tensor, reason: int) -> ops.SVD:
+        """Zeros in the place of what could not be decomposed."""
+        l, q = M.shape
+        # On the exact path all values, and vectors of those below the kept ones.
+        values = min(l, q) if self.exact else self.rank + self.tail_rank
+        vectors = values - self.rank if self.exact else values
+        like = M.new_zeros(0, dtype=torch.float64 if M.dtype == torch.float64 else torch.float32)
+        failed = torch.full((), reason, dtype=torch.int64, device=M.device)
+        return ops.SVD(like.new_zeros(l, vectors), like.new_zeros(values), like.new_zeros(q, vectors), failed)
 
     def _decompose_jointly(self, M: Tensor, update: Update | None, joint: JointStep) -> ops.SVD:
         if self.exact:
