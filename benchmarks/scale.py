@@ -41,7 +41,7 @@ END = "<!-- scale:end -->"
 FRESH = 8
 _COLD_ITERATIONS = 4
 # Numbers that each sum carries beside its own.
-_TOLD = 8
+_TOLD = 15
 _SUM_BYTES = 8  # float64
 _INDEX_BYTES = 8
 _ITEM_BYTES = {"float32": 4, "float64": 8}

@@ -238,10 +238,11 @@ class _Mirrors(TorchDispatchMode):
         return result
 
     def _sum_(self, flat: Tensor) -> None:
-        own = flat[-2 * self._world :].view(2, -1).sum(1, keepdim=True)
+        places = flat[-2 * self._world :] if self._places else flat[:0]
+        own = places.view(2, -1).sum(1, keepdim=True) if self._places else None
         flat *= self._world
-        if self._places:
-            flat[-2 * self._world :].view(2, -1).copy_(own.expand(2, self._world))
+        if own is not None:
+            places.view(2, -1).copy_(own.expand(2, self._world))
 
 
 def simulate(case: Case) -> Report:

@@ -95,12 +95,12 @@ def test_the_formulas_are_those_counted_by_hand() -> None:
     # 64 kept, 8 refitted and 8 fresh columns of 512 features, in numbers that were counted by hand.
     case = Case("class", 8, 1_000_000, 512, 64, 8)
     sketch, refit = collectives(case)
-    assert sketch == Collective("allreduce_", "float64", 8 * (512 * 80 + 80 * 80 + 8))
-    assert refit == Collective("allreduce_", "float64", 8 * (4 * 8 + 2 + 8))
+    assert sketch == Collective("allreduce_", "float64", 8 * (512 * 80 + 80 * 80 + 15))
+    assert refit == Collective("allreduce_", "float64", 8 * (4 * 8 + 2 + 15))
     _, rows, _ = collectives(replace(case, data=True, rows=100))
     assert rows == Collective("_allgather_base_", "uint8", 100 * (9 * 4 + 8))
     (gram, _) = collectives(replace(case, rank=460, tail_rank=None))
-    assert gram.payload == 8 * (512**2 + 8)
+    assert gram.payload == 8 * (512**2 + 15)
 
 
 @pytest.mark.parametrize("data", [False, True])
