@@ -286,7 +286,8 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 def bombed(collectives: Collectives, at: int) -> Iterator[Bomb]:
     bomb = collectives.bomb = Bomb(at, collectives)
     quiet = [(Sharding, "gather"), (JointStep, "_tell"), (JointStep, "_hear"), (joint_step, "whole")]
-    quiet += [(dist, "all_reduce"), (dist, "all_gather_into_tensor")]
+    # What the rank is decided by has a last sum of its own; the named places are reached in it too.
+    quiet += [(dist, "all_reduce"), (joint_step, "all_gather"), (lip_fast.LIP, "_joint_rank")]
     step = JointStep.take
 
     def stepping(*args: Any, **kwargs: Any) -> Any:
@@ -340,7 +341,7 @@ def raising(layout: str, settings: dict[str, Any]) -> list[str]:
             run.step(1)
         calls, total = everywhere(bomb.calls)[VICTIM], collectives.taken
         named = everywhere(sorted(set(reached)))[VICTIM]
-        stride = max(calls // 14, 1)
+        stride = max(calls // 10, 1)
         cases: list[int | str] = [*range(1 + int(cold), calls + 1, stride), *named]
         for case in cases:
             if cold:
@@ -747,7 +748,6 @@ def scenario_raising(folder: Path) -> list[Any]:
         ("fully sharded", EXACT),
         ("fully sharded", DECAY),
         ("by feature, other batches", TRUNCATED),
-        ("replicas", DECAY),
         ("fully sharded", AUTO_DECAY),
         ("replicas", AUTO),
         ("hybrid", DECAY),
