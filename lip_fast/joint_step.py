@@ -251,7 +251,11 @@ class JointStep:
             entries += numbers.numel()
             matrix = matrix or isinstance(Y, CSR) or Y.dim() == 2
         known = [failed, failed * dist.get_rank(), rows, rows**2, matrix, self._observed]
-        told = torch.tensor(known, dtype=torch.float64, device=device)
+        if host.reads_are_free(device):
+            told = torch.tensor(known, dtype=torch.float64)
+        else:
+            # A copy from the host would wait for the device, and cannot be captured; filling does not.
+            told = torch.cat([torch.full((1,), float(n), dtype=torch.float64, device=device) for n in known])
         parts = [told, torch.stack([self._mine.double(), self._entered.double(), labels, labels.square()])]
         parts.append(torch.stack([(self._reasons & bit) > 0 for bit in NAMES.values()]).double())
         if self._exchanges:

@@ -366,6 +366,7 @@ class _WithLIP(Optimizer):
 
         Raises:
             LIPError: with ``strict``, a LIP that was skipped as unsound.
+            PeerError: of a weight of several processes, another one failed in LIP or is gone.
         """
         loss = None
         if closure is not None:

@@ -531,8 +531,11 @@ class LIP:
     def apply(self) -> None:
         """Apply LIP to the head now, with the pending observations, whatever ``every`` and ``start`` say.
 
+        Of a weight of several processes each of them has to call it.
+
         Raises:
             RuntimeError: nothing was observed.
+            PeerError: another process failed in LIP, or is gone.
         """
         weight = self._weight()
         if not self._observations and not self._joins(weight):
