@@ -243,6 +243,16 @@ def floors(case: Case) -> Floors:
     return Floors(local, local + sum(extra), network, latency)
 
 
+def arithmetic(case: Case) -> int:
+    """Floating-point operations of that step on each GPU, in products and factors along the rows."""
+    n, q, r = math.ceil(case.l / case.world), case.q, case.tail_rank
+    if r is None:
+        return 2 * n * q * q + 4 * n * q * (q - case.rank)
+    t = case.rank + r
+    m = t + FRESH
+    return 4 * n * q * m + 3 * n * m * m + 2 * n * m * t + 2 * n * q * r
+
+
 def _phase(bytes_: float, *, tf32: float = 0, fp64: float = 0) -> float:
     return max(bytes_ / MEMORY_RATE, TF32_PASSES * tf32 / TF32_RATE, fp64 / FP64_RATE)
 
@@ -326,8 +336,14 @@ def _memory_and_time() -> str:
         for world in WORLDS
     ]
     lines.append(_line("128256 x 4096", _truncated(8, 128_256, 4096)))
-    header = ["head", "path", "GPUs", "weight, gradient, AdamW", "LIP", "fits", "local floor", "as written"]
-    header += ["network floor", "as written + network", "gathering: network floor"]
+    header = ["head", "path", "GPUs", "weight, gradient, AdamW", "LIP", "fits", "flops"]
+    header += [
+        "local floor",
+        "as written",
+        "network floor",
+        "as written + network",
+        "gathering: network floor",
+    ]
     largest = _truncated(8, CLASSES[-1])
     used, exact = memory(largest), memory(_exact(8, CLASSES[-1]))
     logits = 4 * _ROWS * math.ceil(largest.l / largest.world)
@@ -349,6 +365,10 @@ def _memory_and_time() -> str:
     return "\n\n".join([_prose(title), _table(header, lines), _prose(text)])
 
 
+def _flops(count: int) -> str:
+    return f"{count / 1e12:.3g} T" if count >= 1e12 else f"{count / 1e9:.3g} G"
+
+
 def _line(name: str, case: Case) -> list[str]:
     used, times = memory(case), floors(case)
     peer, _ = network_floor([whole_weight(case)], case.world)
@@ -360,6 +380,7 @@ def _line(name: str, case: Case) -> list[str]:
         _size(used.training),
         _size(used.step),
         fits,
+        _flops(arithmetic(case)),
         _time(times.local),
         _time(times.written),
         _time(times.network),

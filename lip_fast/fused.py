@@ -70,6 +70,9 @@ class _Update:
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
     ) -> Tensor:
         """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
+        if not self._taken:
+            # In a step of several processes this one failed before: there is no M' to write.
+            return torch.zeros_like(ok)
         how: dict[str, Any] = {"ok": ok, "step": step, "accumulate": accumulate, "seed": seed}
         if self._stored:
             return ops.rebuild_(self._M, A, s, B, **how)

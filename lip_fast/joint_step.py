@@ -537,7 +537,10 @@ class JointStep:
             inverse = torch.where(tail > _RESOLVED * svd.S[:1], tail.reciprocal(), 0)
             return svd._replace(A=(part.to(dtype) @ svd.B) * inverse)
 
-        svd = self.alone(project, lambda: nothing()._replace(A=part.new_zeros(len(part), short - rank)))
+        svd = self.alone(
+            project,
+            lambda: nothing()._replace(A=torch.zeros(len(part), short - rank, dtype=dtype, device=M.device)),
+        )
         return svd if by_class else svd._replace(A=svd.B, B=self._gather(svd.A, long))
 
     def randomized_svd(self, M: Tensor, V: Tensor, t: int, iterations: int) -> ops.SVD:

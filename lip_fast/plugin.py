@@ -668,7 +668,12 @@ class LIP:
         )
         if self._subspace is None and self._rank is None:
             # What is summed in the rest of the step depends on it.
+            joint.take(joint.agree)
+            self._check_joint(joint)
+            if bool(joint.idle):
+                return None
             rank = joint.take(lambda: self._joint_rank(local, joint))
+            self._check_joint(joint)
             self._subspace = None if rank is None else self._make_subspace(local, rank)
 
         def take() -> StepReport:
@@ -705,6 +710,12 @@ class LIP:
         report = joint.take(take)
         idle = host.reads_are_free(weight.device) and bool(joint.idle)
         return None if idle else report
+
+    @staticmethod
+    def _check_joint(joint: JointStep) -> None:
+        """PeerError where another process failed, also off the host, which is read here anyway."""
+        if int(joint.status) & status.OUT_OF_STEP:
+            raise PeerError("another process failed in LIP; LIP wrote nothing in this step anywhere")
 
     def _joint_rank(self, M: Tensor, joint: JointStep) -> int | None:
         """As :meth:`_auto_rank`, the same on all processes; the reason of a None is told the others."""

@@ -31,6 +31,7 @@ __all__ = [
     "local_part",
     "managed_by_fsdp",
     "trained_weight",
+    "warn_of_replicas",
     "whole",
 ]
 
@@ -107,10 +108,8 @@ class DataGroup:
 
 def _fsdp_parameters() -> Iterator[Any]:
     """Every parameter that ``fully_shard`` manages in this process."""
-    try:
-        from torch.distributed._composable_state import _module_state_mapping as states
-    except ImportError:  # a torch that keeps them elsewhere
-        return
+    from torch.distributed._composable_state import _module_state_mapping as states
+
     for reference in list(states.values()):
         state = reference()
         groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
@@ -270,8 +269,7 @@ class Sharding:
         if len(dims) > 1:
             raise ValueError(
                 "expected a weight that is sharded by class (Shard(0)) or by feature (Shard(1)), not by "
-                "both, got "
-                f"placements {placements}"
+                f"both, got placements {placements}"
             )
         self._mesh, self._placements = mesh, tuple(placements)
         if dims:
@@ -332,12 +330,9 @@ class Sharding:
 
     def gather(self, part: Tensor, length: int) -> Tensor:
         """All ``length`` rows of a matrix of which each process has those of its part; exact."""
-        from torch.distributed.tensor import DTensor, Replicate, Shard
+        from torch.distributed.tensor import DTensor, Replicate
 
-        placements = [
-            p if isinstance(p, Replicate) else Shard(0) if isinstance(p, Shard) else _by_rows(p)
-            for p in self._placements
-        ]
+        placements = [p if isinstance(p, Replicate) else _by(p, 0) for p in self._placements]
         shape = torch.Size((length, part.shape[1]))
         rows = DTensor.from_local(
             part.contiguous(), self._mesh, placements, run_check=False, shape=shape, stride=(part.shape[1], 1)
@@ -410,10 +405,6 @@ class Sharding:
                 error = ValueError(problem)
         if error is not None:
             raise error
-
-
-def _by_rows(placement: Any) -> Any:
-    return _by(placement, 0)
 
 
 def _by(placement: Any, dim: int) -> Any:
@@ -507,7 +498,7 @@ def explained() -> Iterator[None]:
     """Say of an error of a collective what it means."""
     try:
         yield
-    except PeerError:
+    except (PeerError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
         raise PeerError(

@@ -201,6 +201,7 @@ class LabelStatistics:
         Raises:
             TypeError, ValueError: features or labels do not fit, or are not finite. Of an iterable, the pairs
                 before the broken one have been added.
+            PeerError: of statistics of several processes, another one refused its rows, or is gone.
         """
         if Y is None:
             if isinstance(X, Tensor):
@@ -210,6 +211,28 @@ class LabelStatistics:
             for features, labels in X:
                 self.update(features, labels)
             return self
+        batches: list[tuple[Tensor, Targets]] = []
+        refused: Exception | None = None
+        try:
+            batches = [self._checked(X, Y)]
+        except (TypeError, ValueError) as error:
+            if self._sharding is None or not self._sharding.communicates:
+                raise
+            # The others wait for this process: it tells them.
+            refused = error
+        if not bool(self._absorb_jointly(batches, refused)):
+            features, targets = batches[0]
+            check_finite("X", features)
+            check_finite("Y", targets.values if isinstance(targets, CSR) else targets)
+            raise ValueError(
+                "expected features whose squares can be summed in float32, got an overflow"
+                + ("" if self._sharding is None else ", or rows of another process that are not finite")
+            )
+        self.rounding = max(self.rounding, torch.finfo(_product_dtype(batches[0][0])).eps)
+        return self
+
+    def _checked(self, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
+        """Rows and their labels, or what is wrong with them."""
         if not isinstance(X, Tensor):
             raise TypeError(f"expected X as a torch.Tensor beside labels, got {describe(X)}")
         check_float_matrix("X", X)
@@ -217,25 +240,17 @@ class LabelStatistics:
             raise ValueError(f"expected X with {self.q} columns, got shape {tuple(X.shape)}")
         if X.device != self.C.device:
             raise ValueError(f"expected X on {self.C.device}, where the statistics are, got {X.device}")
-        targets = as_targets(Y, rows=len(X), classes=self.l, device=X.device)
-        if not bool(self._absorb_jointly([(X, targets)])):
-            check_finite("X", X)
-            check_finite("Y", targets.values if isinstance(targets, CSR) else targets)
-            raise ValueError(
-                "expected features whose squares can be summed in float32, got an overflow, or rows of "
-                "another process that are not finite"
-                if self._sharding is not None
-                else "expected features whose squares can be summed in float32, got an overflow"
-            )
-        self.rounding = max(self.rounding, torch.finfo(_product_dtype(X)).eps)
-        return self
+        return X, as_targets(Y, rows=len(X), classes=self.l, device=X.device)
 
-    def _absorb_jointly(self, batches: Sequence[tuple[Tensor, Targets]]) -> Tensor:
-        """:meth:`absorb` of the batches of all processes."""
+    def _absorb_jointly(
+        self, batches: Sequence[tuple[Tensor, Targets]], refused: Exception | None = None
+    ) -> Tensor:
+        """:meth:`absorb` of the batches of all processes; raises on each where one refused its own."""
         if self._sharding is None or not self._sharding.communicates:
             return self.absorb(batches)
         ok = torch.ones((), dtype=torch.bool, device=self.C.device)
-        joint = JointStep(self._sharding, batches, ok, dtype=_product_dtype(batches[0][0]), collects=True)
+        # Rows go in the dtype of the sums: that of the features may be another on each process.
+        joint = JointStep(self._sharding, batches, ok, dtype=self.C.dtype, error=refused, collects=True)
 
         def collect() -> tuple["LabelStatistics", Tensor] | None:
             rows = joint.rows()
