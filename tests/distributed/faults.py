@@ -638,6 +638,13 @@ def unlike(layout: str, settings: dict[str, Any]) -> list[str]:
         check("targets out of range", bad_target, ValueError, "0..29")
         check("features of another width", bad_width, ValueError, "(..., 12)")
     check("none observe", none_observe, None)
+    run = make_run(layout, AUTO)
+    run.step(0, observes=False)
+    if run.lip.stats()["rank"] is not None:
+        wrong.append(f"{layout}: the rank is decided by a step that none observed")
+    run.step(1)
+    if run.lip.stats()["applied"] != 1:
+        wrong.append(f"{layout}: no step after one that none observed, {run.lip.stats()}")
     return wrong
 
 

@@ -101,6 +101,7 @@ def settings(layout: str, _: dict[str, Any]) -> list[str]:
                 lambda: kind([mine.weight], data_group=group, **lip),  # noqa: B023
                 f"expected {name}" if victim else f"rank {VICTIM} refused its settings of LIP",
             )
+    wrong += statistics(head(), group)
     if layout != "replicas":
         mine = head()
         check(
@@ -110,6 +111,30 @@ def settings(layout: str, _: dict[str, Any]) -> list[str]:
             lambda: lip_fast.LIP(mine, data_group=mesh if victim else None, **good),
             "expected the same settings of LIP on every process",
         )
+    return wrong
+
+
+def statistics(head: nn.Linear, group: Any) -> list[str]:
+    """Rows that one process refuses are refused by all, and the next are taken."""
+    wrong: list[str] = []
+    victim = dist.get_rank() == VICTIM or group is None
+    collected = lip_fast.LabelStatistics.for_head(head.weight, data_group=group)
+    features, targets = torch.ones(4, 12), torch.arange(4)
+    for name, X, y, told in (
+        ("label", features, targets + 27, "0..29"),
+        ("width", features[:, :5], targets, "12 columns"),
+    ):
+        before = collected.C.clone()
+        error = raised_by(lambda: collected.update(X if victim else features, y if victim else targets))  # noqa: B023
+        expected = ValueError if victim else lip_fast.PeerError
+        if not isinstance(error, expected) or (victim and told not in str(error)):
+            wrong.append(f"statistics, {name}: expected {expected.__name__}, got {error!r}")
+        if not torch.equal(collected.C, before):
+            wrong.append(f"statistics, {name}: something was added")
+    # Of another dtype in each process.
+    collected.update(features.double() if victim else features, targets)
+    if collected.rows != 4 * (1 if group is None else dist.get_world_size()):
+        wrong.append(f"statistics: {collected.rows} rows")
     return wrong
 
 
