@@ -756,7 +756,6 @@ def scenario_raising(folder: Path) -> list[Any]:
         ("fully sharded", DECAY),
         ("by feature, other batches", TRUNCATED),
         ("fully sharded", AUTO_DECAY),
-        ("replicas", AUTO),
         ("hybrid", DECAY),
     ]
     return each(raising, cases, folder)
@@ -787,7 +786,6 @@ def scenario_killed(folder: Path) -> list[Any]:
     found: list[Any] = []
     cases = [
         ("fully sharded", TRUNCATED),
-        ("replicas", DECAY),
     ]
     # All of these wait at once.
     waiting = []

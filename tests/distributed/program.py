@@ -22,7 +22,7 @@ def main(target: str, out: str, *arguments: str) -> None:
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
     module, function = target.split(":")
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     try:
         result = getattr(importlib.import_module(module), function)(*arguments)
         if dist.get_rank() == 0:

@@ -164,8 +164,9 @@ def test_interrupted_in_every_way_a_sweep_ends_with_what_its_runs_give_alone(
 def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(tmp_path: Path) -> None:
     write_settings(tmp_path, samples=100)
     process = start(tmp_path, "sweep", "a.yaml", "--name", "s", "--jobs", "1")
-    # The process that is to do the work is still at its imports.
+    # The process that is to do the work is still at its imports, but has read what it is to do.
     assert wait_for(lambda: len(workers(process.pid)) == 1)
+    time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130
