@@ -8,6 +8,8 @@ line and exit code 2, and nothing is written: a failed check, or a tree that is 
 """
 
 import argparse
+import gc
+import importlib
 import json
 import os
 import platform
@@ -258,6 +260,8 @@ def _error(row: ErrorRow) -> dict[str, Any]:
 def _work(path: Path) -> None:
     """What each process that torchrun started does; the first one writes what was measured."""
     torch.set_num_threads(1)
+    # Its functions have the group for a default: imported later, as optimizers do, it would keep the group.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         world = dist.get_world_size()
@@ -267,6 +271,8 @@ def _work(path: Path) -> None:
             path.write_text(json.dumps({"rows": rows, "errors": errors}))
     finally:
         dist.destroy_process_group()
+        # Threads of groups that cycles of objects hold may abort the end of the interpreter.
+        gc.collect()
 
 
 # The run --------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 The function is called in every process and returns what the first one writes to the file as JSON.
 """
 
+import gc
 import importlib
 import json
+import os
 import sys
 import warnings
 from datetime import timedelta
@@ -22,6 +24,8 @@ def main(target: str, out: str, *arguments: str) -> None:
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
     module, function = target.split(":")
+    # Its functions have the group for a default: imported later, as optimizers do, it would keep the group.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     try:
         result = getattr(importlib.import_module(module), function)(*arguments)
@@ -29,6 +33,11 @@ def main(target: str, out: str, *arguments: str) -> None:
             Path(out).write_text(json.dumps(result))
     finally:
         dist.destroy_process_group()
+    # Groups that cycles of objects still hold have threads, which may abort the end of an interpreter.
+    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
