@@ -9,16 +9,16 @@ Tests are chosen by their markers. What a test counts it says itself, with pytes
 ``bytes_changed_wrongly``. This module is also the pytest plugin that collects these.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from benchmarks.report import Refused, read_text, replace_between_markers, write_whole
+from benchmarks.command import Parser, Refused, answer
+from benchmarks.report import read_text, replace_between_markers, write_whole
 
 __all__ = ["BEGIN", "END", "MARKERS", "count", "main", "render"]
 
@@ -127,36 +127,25 @@ def render(counts: Counts) -> str:
     return f"| | |\n| --- | ---: |\n{table}\n\nCounted by `{RERUN}`, which runs them all."
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # One line, without the usage: as every other refusal.
-        print(f"benchmarks.reliability: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _Parser(prog="python -m benchmarks.reliability", description="Count the tests of reliability.")
+    parser = Parser(prog="python -m benchmarks.reliability", description="Count the tests of reliability.")
     parser.add_argument("tests", nargs="*", help="files or folders of tests (default: all)")
     parser.add_argument("--write", type=Path, metavar="README.md", help="replace what is between its markers")
     options = parser.parse_args(arguments)
-    try:
-        # What can be refused is refused before the tests take their minutes.
-        if options.write is not None:
-            replace_between_markers(read_text(options.write), "", BEGIN, END)
-        report = render(count(options.tests))
-        if options.write is None:
-            print(report)
-        else:
-            text = replace_between_markers(read_text(options.write), report, BEGIN, END)
-            write_whole(options.write, text.encode())
-    except Refused as refusal:
-        print(f"benchmarks.reliability: {refusal}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"benchmarks.reliability: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(parser, lambda: _put(options.tests, options.write))
+
+
+def _put(tests: Sequence[str], page: Path | None) -> None:
+    """Count, and print the table or write it into a page."""
+    # What can be refused is refused before the tests take their minutes.
+    if page is not None:
+        replace_between_markers(read_text(page), "", BEGIN, END)
+    report = render(count(tests))
+    if page is None:
+        print(report)
+    else:
+        write_whole(page, replace_between_markers(read_text(page), report, BEGIN, END).encode())
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from benchmarks.command import Parser, Refused, answer
 from benchmarks.rows import BATCH, ROWS, Row, Target
 
 __all__ = [
@@ -39,10 +40,6 @@ RERUN = "make bench"
 # Quartiles of one variant this far apart: something else was running. An idle machine stays below 1.2.
 NOISY = 1.5
 _MACHINE = {"cpu": str, "cores": int, "threads": int, "system": str, "python": str, "torch": str}
-
-
-class Refused(Exception):  # noqa: N818 (it is an answer, not an accident)
-    """The result cannot be reported; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -573,16 +570,9 @@ def _figure(result: Result) -> bytes:
 # Command line --------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # One line, without the usage: as every other refusal.
-        print(f"benchmarks.report: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _Parser(prog="python -m benchmarks.report", description="Report a benchmark result.")
+    parser = Parser(prog="python -m benchmarks.report", description="Report a benchmark result.")
     parser.add_argument("result", type=Path, help="JSON written by pytest --benchmark-json")
     parser.add_argument("--write", type=Path, metavar="README.md", help="replace what is between its markers")
     parser.add_argument("--figure", type=Path, metavar="OUT.png", help="also draw the times")
@@ -590,15 +580,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--allow-dirty", action="store_true", help="accept uncommitted changes, unknown commits"
     )
     options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except Refused as refusal:
-        print(f"benchmarks.report: {refusal}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"benchmarks.report: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(parser, lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

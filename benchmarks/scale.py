@@ -7,15 +7,14 @@ hardware cannot beat by its data sheet, with nothing measured in them.
 The tables are printed, or written between the markers of a Markdown file.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from benchmarks.report import Refused, read_text, replace_between_markers, write_whole
+from benchmarks.command import Parser, answer
+from benchmarks.report import read_text, replace_between_markers, write_whole
 from benchmarks.traffic import Case, Collective
 
 __all__ = [
@@ -449,33 +448,22 @@ def _time(seconds: float) -> str:
 # Command line ---------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # One line, without the usage: as every other refusal.
-        print(f"benchmarks.scale: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _Parser(prog="python -m benchmarks.scale", description="What sharded heads cost, on paper.")
+    parser = Parser(prog="python -m benchmarks.scale", description="What sharded heads cost, on paper.")
     parser.add_argument(
         "--write", type=Path, metavar="docs/scaling.md", help="replace what is between its markers"
     )
     options = parser.parse_args(arguments)
-    try:
-        if options.write is None:
-            print(render())
-        else:
-            text = replace_between_markers(read_text(options.write), render(), BEGIN, END)
-            write_whole(options.write, text.encode())
-    except Refused as refusal:
-        print(f"benchmarks.scale: {refusal}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"benchmarks.scale: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(parser, lambda: _put(options.write))
+
+
+def _put(page: Path | None) -> None:
+    """Print what is generated, or write it into a page."""
+    if page is None:
+        print(render())
+    else:
+        write_whole(page, replace_between_markers(read_text(page), render(), BEGIN, END).encode())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 import lip_fast
 from benchmarks.checkout import ROOT, tree
+from benchmarks.command import Parser, Refused, answer
 from benchmarks.gates import Gate, distance
 from benchmarks.report import (
     NOISY,
-    Refused,
     _commit,
     _machine,
     _positive,
@@ -545,16 +545,9 @@ def _size(number: int) -> str:
 # Command line ---------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # One line, without the usage: as every other refusal.
-        print(f"benchmarks.sharded: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = _Parser(prog="python -m benchmarks.sharded", description="Measure LIP on sharded heads.")
+    parser = Parser(prog="python -m benchmarks.sharded", description="Measure LIP on sharded heads.")
     parser.add_argument("--write", type=Path, metavar="README.md", help="replace what is between its markers")
     parser.add_argument("--result", type=Path, default=RESULT, help="JSON to write (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="measure nothing, read --result instead")
@@ -566,15 +559,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work is not None:
         _work(options.work)
         return 0
-    try:
-        _report(options)
-    except Refused as refusal:
-        print(f"benchmarks.sharded: {refusal}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"benchmarks.sharded: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(parser, lambda: _report(options))
 
 
 def _report(options: argparse.Namespace) -> None:

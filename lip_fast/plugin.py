@@ -180,16 +180,15 @@ class LIP:
             "strict": strict,
             "dtype": weight.dtype,
         }
-        # What processes compare that come to share the weight.
-        self._settings = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        compared = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         try:
             self._setup(weight, rank, tail_rank, tail, rest, every, start, decay, clip, seed, strict)
         except (TypeError, ValueError) as error:
             if sharding is not None:
-                sharding.agree(self._settings, error)
+                sharding.agree(compared, error)
             raise
         if sharding is not None:
-            sharding.agree(self._settings)
+            sharding.agree(compared)
         else:
             warn_of_replicas()
 

@@ -330,14 +330,7 @@ class Sharding:
 
     def gather(self, part: Tensor, length: int) -> Tensor:
         """All ``length`` rows of a matrix of which each process has those of its part; exact."""
-        from torch.distributed.tensor import DTensor, Replicate
-
-        placements = [p if isinstance(p, Replicate) else _by(p, 0) for p in self._placements]
-        shape = torch.Size((length, part.shape[1]))
-        rows = DTensor.from_local(
-            part.contiguous(), self._mesh, placements, run_check=False, shape=shape, stride=(part.shape[1], 1)
-        )
-        return whole(rows)
+        return whole(self.as_dtensor(part, (length, part.shape[1]), 0))
 
     def as_dtensor(self, part: Tensor, shape: tuple[int, ...], dim: int | None) -> Tensor:
         """``part`` as a DTensor of the weight's mesh, sharded along ``dim`` or replicated."""
@@ -440,8 +433,7 @@ def _groups_of(data_group: object) -> list[Any]:
         return [data_group]
     raise TypeError(
         "expected data_group as a torch.distributed.ProcessGroup or DeviceMesh of the processes whose "
-        "batches "
-        f"differ, got {describe(data_group)}"
+        f"batches differ, got {describe(data_group)}"
     )
 
 
@@ -454,8 +446,7 @@ def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
         if got != expected:
             return (
                 f"expected the same settings of LIP on every process, got {expected} on rank {first} and "
-                f"{got} on "
-                f"rank {rank}"
+                f"{got} on rank {rank}"
             )
     return None
 
@@ -503,8 +494,6 @@ def explained() -> Iterator[None]:
     except RuntimeError as error:
         raise PeerError(
             f"a collective of LIP failed on rank {dist.get_rank()}: another process is gone, or later than "
-            f"the "
-            "time-out of the process group. LIP wrote nothing in this step: start all processes again, "
-            "from the "
-            f"last checkpoint. The collective says: {error}"
+            "the time-out of the process group. LIP wrote nothing in this step: start all processes again, "
+            f"from the last checkpoint. The collective says: {error}"
         ) from error
