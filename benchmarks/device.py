@@ -327,7 +327,7 @@ def _module(name: str, *arguments: str, dry: bool) -> list[str]:
 
 def environment_part() -> Part:
     """What this is run on; also tells whether there is a GPU."""
-    return Part("environment", _python("-m", "benchmarks.gpu.environment", "--result", "{result}"), 90)
+    return Part("environment", _python("-m", "lip_fast.bench.environment", "--result", "{result}"), 90)
 
 
 def build_part(dry: bool, gpu: Mapping[str, Any] | None) -> Part:

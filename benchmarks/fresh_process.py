@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import lip_fast
-from benchmarks.problems import one_shot
 from benchmarks.rows import row
 from lip_fast import reference
+from lip_fast.bench.problems import one_shot
 
 __all__ = ["one_shot_seconds"]
 

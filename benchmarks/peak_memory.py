@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import lip_fast
-from benchmarks.problems import OneShot, one_shot
 from benchmarks.rows import row
 from lip_fast import reference
+from lip_fast.bench.problems import OneShot, one_shot
 
 __all__ = ["VARIANTS", "extra_peak"]
 

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 import lip_fast
 from benchmarks.checkout import ROOT, tree
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.gates import Gate, distance
 from benchmarks.report import (
     NOISY,
     _commit,
@@ -42,8 +41,9 @@ from benchmarks.report import (
     replace_between_markers,
     write_whole,
 )
-from benchmarks.timing import summary
 from benchmarks.traffic import Traffic
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.timing import summary
 
 __all__ = ["BEGIN", "END", "ERRORS", "RESULT", "ROWS", "load", "main", "render"]
 

@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gates import Gate, distance, require
 from benchmarks.rows import ROWS, row
-from benchmarks.timing import Call, Peer, measure
+from benchmarks.running import run
+from lip_fast.bench.cases import Case
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.rows import Row
+from lip_fast.bench.timing import Variant
 from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.plan import plan_of
 from lip_fast.harness.problem import Problem
 from lip_fast.harness.seeding import BatchOrder
 
-ROUNDS = 5
+SECONDS = 40
 TEST = 10_000
 # Both loops do the same arithmetic on the same batches: what is left is nothing.
 DISTANCE = 1e-7
@@ -32,10 +35,7 @@ def images(n: int, d: int, l: int) -> Dataset:
     return Dataset("images", X[:n], Y[:n], np.arange(n), X[n:], Y[n:], names)
 
 
-@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "epoch"])
-def test_epoch(benchmark: Any, key: str) -> None:
-    size = row(key)
-    benchmark.extra_info["row"] = key
+def _epoch(size: Row) -> Case:
     dataset = images(size.n, 28 * 28, size.l)
     config = TrainConfig(noise="symmetric", holdout_fraction=0, methods=("plain",), threads=None)
     plan = plan_of(config, dataset)
@@ -68,7 +68,16 @@ def test_epoch(benchmark: Any, key: str) -> None:
 
     by_hand(), of_harness(plain)
     expected = weight(model).double()
-    require(benchmark, [Gate("distance", distance(weight(plain.model), expected), DISTANCE,
-                             distance(weight(fresh), expected))])  # fmt: skip
-    peers = {"by hand": Peer(Call(by_hand)), "LIP in the step": Peer(Call(lambda: of_harness(in_step)))}
-    measure(benchmark, Call(lambda: of_harness(plain)), peers, rounds=ROUNDS, warm=False)
+    far = distance(weight(fresh), expected)
+    variants = [
+        Variant("harness", lambda: of_harness(plain)),
+        Variant("by hand", by_hand),
+        Variant("LIP in the step", lambda: of_harness(in_step)),
+    ]
+    return Case([Gate("distance", distance(weight(plain.model), expected), DISTANCE, far)], variants)
+
+
+@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "epoch"])
+def test_epoch(benchmark: Any, key: str) -> None:
+    size = row(key)
+    run(benchmark, size, lambda: _epoch(size), seconds=SECONDS)

@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import steps
-from benchmarks.gates import Gate, distance, require
-from benchmarks.problems import LEARNING_RATE, step
-from benchmarks.rows import ROWS, Row, row
-from benchmarks.timing import Call, Peer, measure
+from benchmarks.rows import ROWS, row
+from benchmarks.running import run
 from lip_fast import reference
+from lip_fast.bench import steps
+from lip_fast.bench.cases import Case, require_memory
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.problems import LEARNING_RATE, step
+from lip_fast.bench.rows import Row
+from lip_fast.bench.timing import Variant
 from lip_fast.optim import LIPAdamW
 
 # The basis is warm after a few steps; the timing should see none of the first.
@@ -20,11 +23,10 @@ WARM_STEPS, LARGE_WARM_STEPS = 20, 5
 # Values of a head that no cache holds, where a step takes a tenth of a second: fewer steps and gradients, and
 # none to fill the caches.
 LARGE = 1 << 24
-ROUNDS, LARGE_ROUNDS = 150, 12
+SECONDS, PLAIN_SECONDS = 8, 1
 LARGE_BATCHES = 2
 # Rows of a large head where nothing is timed.
 UNTIMED_ROWS = 2000
-PLAIN_ROUNDS = 600
 
 # In the middle, on a logarithmic scale: at most 6e-5 measured, 1e-2 without a refit.
 DISTANCE = 5e-4
@@ -52,35 +54,36 @@ def _lip_step(M: Tensor, X: Tensor, y: Tensor, size: Row) -> tuple[Tensor, float
     return expected, without
 
 
-@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "optimizer"])
-def test_optimizer_step(benchmark: Any, key: str) -> None:
-    size = row(key)
-    benchmark.extra_info["row"] = key
+def _optimizer_step(size: Row, *, disabled: bool) -> Case:
     large = size.l * size.q > LARGE
-    if large and benchmark.disabled:
+    if large and disabled:
         size = dataclasses.replace(size, l=UNTIMED_ROWS, q=size.q // 4)
+    require_memory(torch.device("cpu"), 4.0 * size.l * size.q * 20)
     problem = step(size, LARGE_BATCHES) if large else step(size)
     ours = steps.OptimizerStep(problem, size)
     for _ in range(LARGE_WARM_STEPS if large else WARM_STEPS):
         ours.prepare()
         ours()
     state = ours.state()
-    base = steps.BaseStep(problem, state)
+    base = steps.BaseStep(problem, size, state)
     for variant in (base, ours):
         variant.prepare()
         variant()
     expected, without = _lip_step(base.weight, base.X, base.y, size)
-    require(benchmark, [Gate("distance", distance(ours.weight, expected), DISTANCE, without)])
-    del expected
-    measure(
-        benchmark,
-        ours,
-        {"base step": Peer(base), "three products": Peer(steps.Products(state, size))},
-        rounds=LARGE_ROUNDS if large else ROUNDS,
-        sums={"floor": ("base step", "three products")},
-        warm=not large,
-    )
-    ours.require_applied()
+    gates = [Gate("distance", distance(ours.weight, expected), DISTANCE, without)]
+    variants = [
+        ours.variant("inside the optimizer"),
+        base.variant("base step"),
+        Variant("three products", steps.Products(state, size)),
+    ]
+    return Case(gates, variants, sums={"floor": ("base step", "three products")}, after=ours.skipped)
+
+
+@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "optimizer"])
+def test_optimizer_step(benchmark: Any, key: str) -> None:
+    size = row(key)
+    disabled = bool(benchmark.disabled)
+    run(benchmark, size, lambda: _optimizer_step(size, disabled=disabled), seconds=SECONDS)
 
 
 def _network(size: Row) -> nn.Module:
@@ -99,10 +102,7 @@ def _values(network: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
 
 
-@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "plain-optimizer"])
-def test_optimizer_without_lip(benchmark: Any, key: str) -> None:
-    size = row(key)
-    benchmark.extra_info["row"] = key
+def _plain_step(size: Row) -> Case:
     network, other = _network(size), _network(size)
     ours = LIPAdamW(network.parameters(), lr=LEARNING_RATE, fused=True)
     base = torch.optim.AdamW(other.parameters(), lr=LEARNING_RATE, fused=True)
@@ -112,7 +112,11 @@ def test_optimizer_without_lip(benchmark: Any, key: str) -> None:
         base.step()
     expected = _values(other).double()
     # The same bits.
-    require(
-        benchmark, [Gate("distance", distance(_values(network), expected), 0, distance(before, expected))]
-    )
-    measure(benchmark, Call(ours.step), {"base step": Peer(Call(base.step))}, rounds=PLAIN_ROUNDS)
+    gates = [Gate("distance", distance(_values(network), expected), 0, distance(before, expected))]
+    return Case(gates, [Variant("LIPAdamW", ours.step), Variant("base step", base.step)])
+
+
+@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "plain-optimizer"])
+def test_optimizer_without_lip(benchmark: Any, key: str) -> None:
+    size = row(key)
+    run(benchmark, size, lambda: _plain_step(size), seconds=PLAIN_SECONDS)

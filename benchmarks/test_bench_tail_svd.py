@@ -6,25 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gates import Gate, distance, require
-from benchmarks.problems import step
 from benchmarks.rows import ROWS, row
-from benchmarks.timing import Call, Peer, measure
+from benchmarks.running import run
 from lip_fast.backends.default.tail_svd import tail_svd as default_tail_svd
-from lip_fast.backends.native import library
 from lip_fast.backends.native.tail_svd import tail_svd
+from lip_fast.bench.cases import Case, require_native
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.problems import step
+from lip_fast.bench.rows import Row
+from lip_fast.bench.timing import Variant
 
-ROUNDS = 400
+SECONDS = 1
 # float32 was 3e-7 away; a tail that lacks its largest direction is 5e-1 away.
 DISTANCE = 1e-5
 
-pytestmark = pytest.mark.skipif(library.cpu() is None, reason=f"no CPU extension: {library.problems()}")
 
-
-@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "tail-svd"])
-def test_tail_svd(benchmark: Any, key: str) -> None:
-    size = row(key)
-    benchmark.extra_info["row"] = key
+def _case(size: Row) -> Case:
+    require_native(torch.device("cpu"))
     M, k = step(size).M, size.k
     A, S, Bh = torch.linalg.svd(M.double(), full_matrices=False)
 
@@ -33,12 +31,18 @@ def test_tail_svd(benchmark: Any, key: str) -> None:
 
     exact = A[:, k:] * S[k:] @ Bh[k:]
     short = distance(A[:, k + 1 :] * S[k + 1 :] @ Bh[k + 1 :], exact)
-    require(
-        benchmark,
-        [
-            Gate("distance", distance(tail(*tail_svd(M, k)), exact), DISTANCE, short),
-            Gate("default distance", distance(tail(*default_tail_svd(M, k)), exact), DISTANCE, short),
-        ],
-    )
-    peers = {"default": Peer(Call(lambda: default_tail_svd(M, k)))}
-    measure(benchmark, Call(lambda: tail_svd(M, k)), peers, rounds=ROUNDS)
+    gates = [
+        Gate("distance", distance(tail(*tail_svd(M, k)), exact), DISTANCE, short),
+        Gate("default distance", distance(tail(*default_tail_svd(M, k)), exact), DISTANCE, short),
+    ]
+    variants = [
+        Variant("native", lambda: tail_svd(M, k)),
+        Variant("default", lambda: default_tail_svd(M, k)),
+    ]
+    return Case(gates, variants)
+
+
+@pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "tail-svd"])
+def test_tail_svd(benchmark: Any, key: str) -> None:
+    size = row(key)
+    run(benchmark, size, lambda: _case(size), seconds=SECONDS)

@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gates import Gate, distance, require
 from benchmarks.rows import row
-from benchmarks.timing import Call, Peer, measure
+from benchmarks.running import run
 from lip_fast import LabelStatistics
+from lip_fast.bench.cases import Case
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.rows import Row
+from lip_fast.bench.timing import Variant
 
 # Rows of one batch of the stream: what a loader of embeddings hands out. The same batches come again and
 # again, so that a million rows need no more memory than these.
@@ -27,9 +30,7 @@ def _batches(q: int, l: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-def test_statistics(benchmark: Any) -> None:
-    size = row("statistics")
-    benchmark.extra_info["row"] = size.key
+def _streamed(size: Row) -> Case:
     batches = _batches(size.q, size.l)
     rounds = round(size.n / BATCH)
 
@@ -41,7 +42,7 @@ def test_statistics(benchmark: Any) -> None:
     got = torch.cat([statistics.G[:-1, :-1], statistics.C[:-1]], 1)
     once = LabelStatistics(size.q, size.l).update(batches[:-1])
     control = distance(torch.cat([once.G[:-1, :-1], once.C[:-1]], 1), expected)
-    require(benchmark, [Gate("distance", distance(got, expected), DISTANCE, control)])
+    gates = [Gate("distance", distance(got, expected), DISTANCE, control)]
 
     def ours() -> None:
         LabelStatistics(size.q, size.l).update(batches[i % BATCHES] for i in range(rounds))
@@ -53,12 +54,15 @@ def test_statistics(benchmark: Any) -> None:
             X = batches[i % BATCHES][0]
             G.addmm_(X.mT, X)
 
-    measure(benchmark, Call(ours), {"products": Peer(Call(products))}, rounds=5, warm=False)
+    return Case(gates, [Variant("update", ours), Variant("products", products)])
 
 
-def test_ridge_path(benchmark: Any) -> None:
-    size = row("ridge-path")
-    benchmark.extra_info["row"] = size.key
+def test_statistics(benchmark: Any) -> None:
+    size = row("statistics")
+    run(benchmark, size, lambda: _streamed(size), seconds=30)
+
+
+def _ridge(size: Row) -> Case:
     X, y = _batches(size.q, size.l)[0]
     statistics = LabelStatistics(size.q, size.l).update(X, y)
     alphas = [10.0**e for e in torch.linspace(-2, 5, size.k).tolist()]
@@ -76,6 +80,15 @@ def test_ridge_path(benchmark: Any) -> None:
 
     expected = torch.stack([solve(alpha) for alpha in alphas])
     control = distance(torch.stack([solve(2 * alpha) for alpha in alphas]), expected)
-    require(benchmark, [Gate("distance", distance(path(size.k), expected), RIDGE_DISTANCE, control)])
-    peers = {"one alpha": Peer(Call(lambda: path(1))), "solve": Peer(Call(solve))}
-    measure(benchmark, Call(lambda: path(size.k)), peers, rounds=40)
+    gates = [Gate("distance", distance(path(size.k), expected), RIDGE_DISTANCE, control)]
+    variants = [
+        Variant("path", lambda: path(size.k)),
+        Variant("one alpha", lambda: path(1)),
+        Variant("solve", solve),
+    ]
+    return Case(gates, variants)
+
+
+def test_ridge_path(benchmark: Any) -> None:
+    size = row("ridge-path")
+    run(benchmark, size, lambda: _ridge(size), seconds=4)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.interleaved import Call, Peer, measure
 
 from benchmarks import report
-from benchmarks.gates import Gate, require
 from benchmarks.rows import ROWS, Target, row
-from benchmarks.timing import Call, Peer, measure
+from lip_fast.bench.gates import Gate, require
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 README = f"# Title\n\nbefore\n{report.BEGIN}\nold\n{report.END}\nafter\n"

@@ -16,16 +16,16 @@ import torch
 from benchmarks import device
 from benchmarks.checkout import digest
 from benchmarks.device import Part, Script, parse_junit, parse_sanitizer, table
-from benchmarks.gates import Gate
-from benchmarks.gpu.cases import Bound, Case, Skip, run_cases
 from benchmarks.gpu.checks import run_checks
 from benchmarks.gpu.optim import cases as optim_cases
 from benchmarks.gpu.sanitize import main as sanitize
 from benchmarks.gpu.step import cases as step_cases
-from benchmarks.gpu.timing import Timer, Variant, captured
 from benchmarks.gpu.warm import cases as warm_cases
 from lip_fast import ops
 from lip_fast.backends.native import library
+from lip_fast.bench.cases import Bound, Case, Skip, run_cases
+from lip_fast.bench.gates import Gate
+from lip_fast.bench.timing import Timer, Variant, captured
 from lip_fast.fused import AdamWUpdate
 
 ROOT = Path(__file__).resolve().parents[1]

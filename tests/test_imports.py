@@ -70,6 +70,7 @@ LAYERS = [
     {"counters", "fused", "observations"},
     {"plugin"},
     {"integrations", "optim"},
+    {"bench"},
     {"harness", "cli", "__main__", "doctor"},
 ]
 WITHIN_LAYER = {

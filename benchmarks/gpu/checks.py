@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.cases import Skip, require_native
 from benchmarks.gpu.optim import InsideTrainer
 from benchmarks.gpu.step import Trainer, sgd
-from benchmarks.gpu.timing import synchronize
 from benchmarks.gpu.weights import device_generator, make_weight
+from lip_fast.bench.cases import Skip, require_native
+from lip_fast.bench.timing import synchronize
 from lip_fast.optim import LIPSGD, LIPAdamW
 
 __all__ = ["checks", "main", "run_checks"]

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gates import Gate, distance
-from benchmarks.gpu.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from benchmarks.gpu.step import (
     Trainer,
     batch,
@@ -19,9 +17,11 @@ from benchmarks.gpu.step import (
     step_targets,
     unequal,
 )
-from benchmarks.gpu.timing import Variant, synchronize
 from benchmarks.gpu.weights import DRY_HEADS, HEADS, device_generator, make_weight
 from lip_fast import ops, reference
+from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.timing import Variant, synchronize
 from lip_fast.optim import LIPSGD, LIPAdamW
 from lip_fast.subspace import FRESH
 

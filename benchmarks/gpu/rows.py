@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import optim, sketch, solver, step, update, warm
-from benchmarks.gpu.cases import Cases, run_cases
-from benchmarks.gpu.timing import Timer, spin_up
+from lip_fast.bench.cases import Cases, run_cases
+from lip_fast.bench.timing import Timer, spin_up
 
 __all__ = ["PARTS", "main"]
 

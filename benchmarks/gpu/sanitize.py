@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 import lip_fast.backends.native.sketch as native_sketch
-from benchmarks.gpu.cases import require_native
-from benchmarks.gpu.timing import synchronize
 from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.front_door import address, module_and_stream
 from lip_fast.backends.native.refit import refit
 from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.backends.native.warm_svd import warm_svd
+from lip_fast.bench.cases import require_native
+from lip_fast.bench.timing import synchronize
 
 __all__ = ["main"]
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 import lip_fast.backends.native.sketch as native_sketch
-from benchmarks.gates import Gate, distance
-from benchmarks.gpu.cases import (
+from benchmarks.gpu.weights import BLOCK_VALUES, device_generator, exact_products
+from lip_fast import ops
+from lip_fast.backends.native import library
+from lip_fast.bench.cases import (
     Bound,
     Case,
     Floors,
@@ -18,10 +20,8 @@ from benchmarks.gpu.cases import (
     require_memory,
     require_native,
 )
-from benchmarks.gpu.timing import captured
-from benchmarks.gpu.weights import BLOCK_VALUES, device_generator, exact_products
-from lip_fast import ops
-from lip_fast.backends.native import library
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.timing import captured
 
 __all__ = ["cases"]
 

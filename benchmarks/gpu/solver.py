@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gates import Gate, distance
-from benchmarks.gpu.cases import Case, Maker, at_most, require_native
-from benchmarks.gpu.timing import Variant, captured
 from lip_fast import ops
+from lip_fast.bench.cases import Case, Maker, at_most, require_native
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.timing import Variant, captured
 
 __all__ = ["cases"]
 

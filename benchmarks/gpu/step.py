@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gates import Gate, distance
-from benchmarks.gpu.cases import Bound, Case, Floors, Maker, at_most, require_memory, require_native
-from benchmarks.gpu.timing import Variant, captured, synchronize
 from benchmarks.gpu.weights import DRY_HEADS, HEADS, Weight, device_generator, make_weight
 from lip_fast import LIP, backends, ops
+from lip_fast.bench.cases import Bound, Case, Floors, Maker, at_most, require_memory, require_native
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.timing import Variant, captured, synchronize
 from lip_fast.subspace import FRESH, Subspace
 
 __all__ = [

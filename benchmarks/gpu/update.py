@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gates import Gate, distance
-from benchmarks.gpu.cases import Bound, Case, Floors, Maker, require_memory, require_native
-from benchmarks.gpu.timing import captured
 from benchmarks.gpu.weights import DRY_HEADS, HEADS, device_generator, exact_products, make_weight
 from lip_fast import ops
+from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
+from lip_fast.bench.gates import Gate, distance
+from lip_fast.bench.timing import captured
 from lip_fast.subspace import FRESH, Subspace
 
 __all__ = ["cases"]

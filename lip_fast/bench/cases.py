@@ -1,17 +1,20 @@
-"""Rows of GPU timings: their checks, their variants, their targets, and how they are run."""
+"""Rows of timings: their checks, their variants, their targets, and how they are run."""
 
 import gc
+import math
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gates import Gate
-from benchmarks.gpu.timing import Timer, Variant, bandwidth, synchronize
 from lip_fast.backends.native import library
+from lip_fast.bench.gates import Gate
+from lip_fast.bench.timing import Timer, Variant, arithmetic, bandwidth, synchronize
 
 __all__ = [
     "Bound",
@@ -26,6 +29,10 @@ __all__ = [
     "require_native",
     "run_cases",
 ]
+
+# Exponents of two of the values that copies are measured with: of the smallest the call is a part, of larger
+# ones than the largest the rate does not change.
+_LEAST_COPY, _MOST_COPY = 16, 26
 
 # Bytes a second that the targets of a device are stated for; another device is held against its own copy.
 STATED_BANDWIDTH = {"H200": 4.3e12}
@@ -57,9 +64,10 @@ class Case:
         variants: what is timed, ours first.
         targets: what is promised of it.
         facts: what else the row says.
-        floors: microseconds that memory alone takes, by name.
+        floors: microseconds that memory or arithmetic alone take, by name.
         skipped: why a variant is not there.
         after: called after the timing: why it is void, or None.
+        sums: further times that are sums of variants'.
     """
 
     gates: list[Gate]
@@ -69,6 +77,7 @@ class Case:
     floors: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     after: Callable[[], str | None] | None = None
+    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 Maker = Callable[[], Case]
@@ -119,6 +128,9 @@ def _measure(record: dict[str, Any], make: Maker, timer: Timer, share: float) ->
             return
         # Half of the share has gone into the checks, or will go into the end of the last round.
         times = timer.measure(case.variants, share / 2)
+        for name, parts in case.sums.items():
+            total = sum(times[part]["median_us"] for part in parts)
+            times[name] = {"median_us": total, "mode": "sum"}
         record["void"] = case.after() if case.after is not None else None
         if record["void"] is not None:
             return
@@ -133,40 +145,82 @@ def _measure(record: dict[str, Any], make: Maker, timer: Timer, share: float) ->
 
 
 def at_most(variant: str, microseconds: float, more: str = "") -> Bound:
+    """The target that a variant takes no longer."""
     return Bound(f"<= {microseconds:g} us{more}", lambda times: times[variant] <= microseconds)
 
 
 def require_native(device: torch.device) -> None:
+    """Skip a row where there are no native kernels; void on a GPU, whose script has just built them."""
     load = library.cuda if device.type == "cuda" else library.cpu
     if load() is None:
-        raise RuntimeError(f"no native kernels for {device.type}: {library.problems() or 'not built'}")
+        kind = RuntimeError if device.type == "cuda" else Skip
+        raise kind(f"no native kernels for {device.type}: {library.problems() or 'not built'}")
 
 
 def require_memory(device: torch.device, size: float) -> None:
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        if size > 0.9 * free:
-            raise Skip(f"needs {size / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
+    """Skip a row that needs more bytes than are free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    if free is not None and size > 0.9 * free:
+        raise Skip(f"needs {size / 1e9:.2g} GB of memory, {free / 1e9:.2g} GB are free")
+
+
+def _free_memory() -> int | None:
+    """Bytes that the system could hand out; None where it does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 class Floors:
-    """Times that memory alone takes on a device.
+    """Times that memory or arithmetic alone take on a device.
+
+    The rates are those of a copy and of a product of matrices, measured here.
 
     Args:
-        device: whose copy is measured.
-        values: float32 values of that copy.
+        device: whose they are.
+        values: float32 values of the copy; None copies, for each size asked for, about as many bytes: what a
+            cache holds moves faster.
     """
 
-    def __init__(self, device: torch.device, values: int) -> None:
-        self.measured = bandwidth(device, values)
+    def __init__(self, device: torch.device, values: int | None = None) -> None:
+        self._device, self._values = device, values
+        self._bandwidths: dict[int, float] = {}
+        self._rates: dict[torch.dtype, float] = {}
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self.stated = next((rate for key, rate in STATED_BANDWIDTH.items() if key in name), None)
+        self._stated = next((rate for key, rate in STATED_BANDWIDTH.items() if key in name), None)
 
-    def of(self, size: float) -> dict[str, float]:
-        """Microseconds for so many bytes: at the rate of the copy, and at the stated one where there is."""
-        floors = {"copy": size / self.measured * 1e6}
-        return floors if self.stated is None else floors | {"stated": size / self.stated * 1e6}
+    def of(self, size: float, flops: float = 0, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+        """Microseconds for so many bytes: at the rate of the copy, and at the stated one where there is.
+
+        Args:
+            size: bytes that must be read and written.
+            flops: additions and multiplications that must be done, in microseconds under "arithmetic" where
+                there are any.
+            dtype: in which they are done.
+        """
+        floors = {"copy": size / self._bandwidth(size) * 1e6}
+        if self._stated is not None:
+            floors["stated"] = size / self._stated * 1e6
+        if flops:
+            floors["arithmetic"] = flops / self._rate(dtype) * 1e6
+        return floors
+
+    def _bandwidth(self, size: float) -> float:
+        # A copy of n values moves 8 n bytes. In powers of two, from what a call costs less than.
+        values = self._values or 1 << max(_LEAST_COPY, min(_MOST_COPY, round(math.log2(max(size, 8) / 8))))
+        if values not in self._bandwidths:
+            self._bandwidths[values] = bandwidth(self._device, values)
+        return self._bandwidths[values]
+
+    def _rate(self, dtype: torch.dtype) -> float:
+        if dtype not in self._rates:
+            self._rates[dtype] = arithmetic(self._device, dtype)
+        return self._rates[dtype]
 
 
 def best_floor(floors: Mapping[str, float]) -> float:
-    return floors.get("stated", floors["copy"])
+    """The time that nothing stays below: of memory, at the stated rate where there is one, or arithmetic."""
+    return max(floors.get("stated", floors["copy"]), floors.get("arithmetic", 0.0))

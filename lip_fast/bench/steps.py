@@ -1,6 +1,7 @@
 """Optimizer steps that are timed against each other, all from one state and on the same data."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import lip_fast
-from benchmarks.problems import LEARNING_RATE, Step
-from benchmarks.rows import Row
 from lip_fast import reference
-from lip_fast.optim import LIPAdamW
+from lip_fast.bench.cases import Skip
+from lip_fast.bench.problems import LEARNING_RATE, Step
+from lip_fast.bench.rows import Row
+from lip_fast.bench.timing import Variant
+from lip_fast.optim import LIPSGD, LIPAdamW
+from lip_fast.plugin import LIP
 
 __all__ = [
     "BaseStep",
@@ -22,9 +25,14 @@ __all__ = [
     "Products",
     "ReferenceStep",
     "State",
+    "TruncatingStep",
+    "WarmStart",
     "full_svd",
     "low_rank",
 ]
+
+# Entries of a gradient are standard normal: with this rate and momentum a weight moves as far as with AdamW.
+_SGD: dict[str, Any] = {"lr": 1e-5, "momentum": 0.9}
 
 Decompose = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -42,12 +50,17 @@ class BaseStep:
     """A step of the base optimizer alone.
 
     Call :meth:`prepare` and then the object itself: the call is what is timed.
+
+    Args:
+        problem: the weight, and what it is trained with.
+        row: names the optimizer.
+        state: where it starts; the weight of the problem by default.
     """
 
-    def __init__(self, problem: Step, state: State | None = None) -> None:
-        self.problem = problem
+    def __init__(self, problem: Step, row: Row, state: State | None = None) -> None:
+        self.problem, self.row = problem, row
         l, q = problem.M.shape
-        self.head = nn.Linear(q, l, bias=False)
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, q, l, bias=False, device=problem.M.device)
         self.optimizer = self._make()
         self.steps = 0
         with torch.no_grad():
@@ -58,7 +71,10 @@ class BaseStep:
         self.X, self.y = problem.features[0], problem.targets[0]
 
     def _make(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.head.parameters(), lr=LEARNING_RATE, fused=True)
+        parameters = [self.head.weight]
+        if self.row.optimizer == "SGD":
+            return torch.optim.SGD(parameters, fused=True, **_SGD)
+        return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
 
     @property
     def weight(self) -> Tensor:
@@ -80,13 +96,17 @@ class BaseStep:
         """The base optimizer's step."""
         self.optimizer.step()
 
+    def variant(self, name: str) -> Variant:
+        """It, as it is timed."""
+        return Variant(name, self, between=self.prepare)
+
 
 class LIPStep(BaseStep):
-    """Ours: the base optimizer with ``lip_fast.LIP`` attached."""
+    """Ours: the base optimizer with :class:`lip_fast.LIP` attached."""
 
-    def __init__(self, problem: Step, row: Row, rest: str) -> None:
-        super().__init__(problem)
-        self.lip = lip_fast.LIP(self.head, row.k, tail_rank=row.tail_rank, rest=rest)
+    def __init__(self, problem: Step, row: Row) -> None:
+        super().__init__(problem, row)
+        self.lip = LIP(self.head, row.k, tail_rank=row.tail_rank, rest=row.rest)
         self.lip.attach(self.optimizer)
 
     def __call__(self) -> None:
@@ -94,52 +114,43 @@ class LIPStep(BaseStep):
         self.lip.observe(self.X, self.y)
         self.optimizer.step()
 
-    def require_applied(self) -> None:
-        """Raise unless every step so far was repaired: a skipped one costs little and proves nothing."""
-        require_applied(self.lip.stats(), self.steps)
+    def skipped(self) -> str | None:
+        """Why the times are void: a step that is not repaired costs little and proves nothing."""
+        return _unrepaired(self.lip.stats(), self.steps)
 
 
-def require_applied(stats: Mapping[str, int | None], steps: int) -> None:
-    """Raise unless LIP acted on so many steps."""
-    assert stats["applied"] == steps, f"not every step was repaired: {stats}"
+def _unrepaired(stats: Mapping[str, int | None], steps: int) -> str | None:
+    return None if stats["applied"] == steps else f"not every step was repaired: {stats}"
 
 
 class OptimizerStep(BaseStep):
-    """Ours: a step of ``LIPAdamW``."""
+    """Ours: a step of ``LIPAdamW`` or ``LIPSGD``."""
 
-    optimizer: LIPAdamW
-
-    def __init__(self, problem: Step, row: Row) -> None:
-        self.row = row
-        super().__init__(problem)
+    optimizer: LIPSGD | LIPAdamW
 
     def _make(self) -> torch.optim.Optimizer:
-        row = self.row
-        return LIPAdamW(
-            self.head.parameters(),
-            lr=LEARNING_RATE,
-            fused=True,
-            lip_rank=row.k,
-            lip_tail_rank=row.tail_rank,
-            lip_rest=row.rest,
-        )
+        row, parameters = self.row, [self.head.weight]
+        settings: dict[str, Any] = {"lip_rank": row.k, "lip_tail_rank": row.tail_rank, "lip_rest": row.rest}
+        if row.optimizer == "SGD":
+            return LIPSGD(parameters, fused=True, **_SGD, **settings)
+        return LIPAdamW(parameters, lr=LEARNING_RATE, fused=True, **settings)
 
     def __call__(self) -> None:
         """Observe the batch, then step."""
         self.optimizer.observe(self.head, self.X, self.y)
         self.optimizer.step()
 
-    def require_applied(self) -> None:
+    def skipped(self) -> str | None:
         """As that of :class:`LIPStep`."""
         (stats,) = self.optimizer.lip.stats().values()
-        require_applied(stats, self.steps)
+        return _unrepaired(stats, self.steps)
 
 
 class NaiveStep(BaseStep):
     """The truncated step written directly on a decomposition from torch."""
 
     def __init__(self, problem: Step, row: Row, state: State, decompose: Decompose) -> None:
-        super().__init__(problem, state)
+        super().__init__(problem, row, state)
         assert row.tail_rank is not None
         self.k, self.t = row.k, row.k + row.tail_rank
         self.decompose = decompose
@@ -157,12 +168,34 @@ class NaiveStep(BaseStep):
         torch.mm(A * s, B.mT, out=M)
 
 
+class WarmStart:
+    """One power step from the last basis and a few random columns, composed of torch's operations.
+
+    What one would write who knows the literature: a QR decomposition of either product, and the SVD of the
+    small matrix between them.
+
+    Args:
+        row: names the columns.
+        M: what the first basis is of.
+    """
+
+    def __init__(self, row: Row, M: Tensor) -> None:
+        self._fresh = row.columns - row.k - (row.tail_rank or 0)
+        self._V = low_rank(row)(M)[2]
+
+    def __call__(self, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(A, s, B)."""
+        kept = self._V[:, : self._V.shape[1] - max(self._fresh, 0)]
+        V = torch.cat([kept, torch.randn_like(self._V[:, kept.shape[1] :])], 1)
+        Q, _ = torch.linalg.qr(M @ V)
+        B, T = torch.linalg.qr(M.mT @ Q)
+        U, s, Wh = torch.linalg.svd(T)
+        self._V = B @ U
+        return Q @ Wh.mT, s, self._V
+
+
 class ReferenceStep(BaseStep):
     """The base optimizer's step followed by ``reference.lip_step``, its labels formed from indices."""
-
-    def __init__(self, problem: Step, row: Row, state: State, rest: str) -> None:
-        super().__init__(problem, state)
-        self.row, self.rest = row, rest
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -170,7 +203,44 @@ class ReferenceStep(BaseStep):
         self.optimizer.step()
         M, row = self.weight, self.row
         Y = reference.one_hot(self.y, row.l, M.dtype)
-        M.copy_(reference.lip_step(M, self.X, Y, row.k, row.tail_rank, rest=self.rest))
+        M.copy_(reference.lip_step(M, self.X, Y, row.k, row.tail_rank, rest=row.rest))
+
+
+class TruncatingStep(BaseStep):
+    """torchao's pruning optimizer over the same one: it truncates the weight to k + r directions.
+
+    The nearest published optimizer that decomposes a weight in its step: it takes a full SVD and refits
+    nothing.
+
+    Raises:
+        Skip: torchao is not there.
+    """
+
+    def __init__(self, problem: Step, row: Row) -> None:
+        prune = _prune_optimizer()
+        # It wants an optimizer without a state.
+        super().__init__(problem, row)
+        assert row.tail_rank is not None
+        (group,) = self.optimizer.param_groups
+        small = min(row.l, row.q)
+        # What it drops is the fraction rounded up.
+        dropped = small - min(row.k + row.tail_rank, small)
+        group |= {
+            "group_type": "SVDGrouper",
+            "prox_type": "MinRankConstraint",
+            "min_sparsity": max(dropped - 0.5, 0) / small,
+        }
+        self.optimizer = prune(self.optimizer)
+
+
+def _prune_optimizer() -> Callable[[torch.optim.Optimizer], torch.optim.Optimizer]:
+    # Says on import which of its CUDA kernels it could not load, on stderr.
+    logging.getLogger("torchao").setLevel(logging.CRITICAL)
+    try:
+        from torchao.prototype.pat.optim import PruneOptimizer
+    except ImportError as error:
+        raise Skip(f"torchao's PruneOptimizer is not there: {error}") from None
+    return PruneOptimizer
 
 
 class Products:
@@ -182,20 +252,18 @@ class Products:
 
     def __init__(self, state: State, row: Row) -> None:
         m, self.keep = row.columns, row.rest == "keep"
-        generator = torch.Generator().manual_seed(0)
         self.M = state.M.clone()
-        self.V = torch.randn(row.q, m, generator=generator)
-        self.Y, self.Z = torch.empty(row.l, m), torch.empty(row.q, m)
+        device = self.M.device
+        generator = torch.Generator(device).manual_seed(0)
+        self.V = torch.randn(row.q, m, generator=generator, device=device)
+        self.Y, self.Z = self.M.new_empty(row.l, m), self.M.new_empty(row.q, m)
         # The rebuild writes the same weight again in every round.
         if self.keep:
             assert row.tail_rank is not None
-            self.A, self.B = torch.zeros(row.l, row.tail_rank), self.V[:, : row.tail_rank].contiguous()
+            self.A, self.B = self.M.new_zeros(row.l, row.tail_rank), self.V[:, : row.tail_rank].contiguous()
         else:
             A, s, B = low_rank(row)(state.M)
             self.A, self.B = (A * s).contiguous(), B.contiguous()
-
-    def prepare(self) -> None:
-        """Nothing changes from round to round."""
 
     def __call__(self) -> None:
         """Compute the three products."""

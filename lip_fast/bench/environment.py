@@ -1,4 +1,4 @@
-"""What a result was measured on, without what names the machine: ``python -m benchmarks.gpu.environment``."""
+"""What a result was measured on, without what names the machine: ``python -m lip_fast.bench.environment``."""
 
 import argparse
 import importlib.metadata
@@ -103,7 +103,7 @@ def _smi() -> dict[str, str] | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was found, as JSON, and write it as a line of the result."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.environment", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lip_fast.bench.environment", description=main.__doc__)
     parser.add_argument("--result", type=Path, required=True)
     options = parser.parse_args(arguments)
     facts = describe()

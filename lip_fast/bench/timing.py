@@ -1,8 +1,9 @@
-"""Timing on a GPU: replays of CUDA graphs and calls between events, variants in turn.
+"""Variants timed in turn: replays of CUDA graphs and calls between events on a GPU.
 
 On a CPU the same code runs on the host's clock, so that all of it but the clock is tested everywhere.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import summary
-
-__all__ = ["Timer", "Variant", "bandwidth", "captured", "spin_up", "synchronize"]
+__all__ = ["Timer", "Variant", "arithmetic", "bandwidth", "captured", "spin_up", "summary", "synchronize"]
 
 # A sample holds as many calls as fill this time: to start and stop the clock takes microseconds.
 _SAMPLE_SECONDS = 4e-3
@@ -44,6 +43,20 @@ class Variant:
     between: Callable[[], object] | None = None
     keeps: object = None
     samples: list[float] = field(default_factory=list)
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float | int]:
+    """Median and quartiles in microseconds, and the number of samples."""
+    if len(seconds) > 1:
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    else:
+        low = middle = high = seconds[0]
+    return {
+        "median_us": middle * 1e6,
+        "q1_us": low * 1e6,
+        "q3_us": high * 1e6,
+        "rounds": len(seconds),
+    }
 
 
 def synchronize(device: torch.device) -> None:
@@ -188,9 +201,25 @@ def spin_up(device: torch.device, seconds: float = 0.5) -> None:
 
 
 def bandwidth(device: torch.device, values: int = 1 << 29) -> float:
-    """Bytes read and written a second by a large copy."""
+    """Bytes read and written a second by a copy of so many float32 values."""
     source: Tensor = torch.ones(values, device=device)
     target = torch.empty_like(source)
     timer = Timer(device, most_rounds=9)
     result = timer.measure([Variant("copy", lambda: target.copy_(source))], 1.0)
     return 2 * 4 * values / (result["copy"]["median_us"] / 1e6)
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Additions and multiplications a second in a product of square matrices.
+
+    Args:
+        device: where it runs.
+        dtype: of the matrices.
+        side: rows and columns of each; large enough by default that nothing but arithmetic takes time.
+    """
+    side = side or (8192 if device.type == "cuda" else 1024)
+    A = torch.ones(side, side, device=device, dtype=dtype)
+    out = torch.empty_like(A)
+    timer = Timer(device, most_rounds=9)
+    result = timer.measure([Variant("product", lambda: torch.mm(A, A, out=out))], 1.0)
+    return 2 * side**3 / (result["product"]["median_us"] / 1e6)

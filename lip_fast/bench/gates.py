@@ -4,13 +4,12 @@ Every check carries a control: the same measure of a plausible wrong answer (no 
 step old). It must lie above the bound, or the check could not have failed.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Gate", "distance", "excess", "require", "values"]
+__all__ = ["Gate", "distance", "excess", "values"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,6 @@ class Gate:
     def passed(self) -> bool:
         """Whether the result is right, and the check could have told (NaN is neither)."""
         return self.value <= self.bound < self.control
-
-
-def require(benchmark: Any, gates: list[Gate]) -> None:
-    """Record the checks in the benchmark's ``extra_info["gates"]`` and raise if one failed."""
-    benchmark.extra_info["gates"] = [{**asdict(gate), "passed": gate.passed} for gate in gates]
-    failed = [gate for gate in gates if not gate.passed]
-    assert not failed, f"not timed, the result is wrong or the check cannot fail: {failed}"
 
 
 def distance(result: Tensor, expected: Tensor) -> float:

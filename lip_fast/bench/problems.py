@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.rows import Row
+from lip_fast.bench.rows import Row
 
 __all__ = ["BATCHES", "LEARNING_RATE", "OneShot", "Step", "one_shot", "step"]
 
@@ -41,7 +41,7 @@ class Step:
 
 
 def one_shot(row: Row) -> OneShot:
-    """The problem of a one-shot row, float32."""
+    """The problem of a one-shot row, float32, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     A, B = _bases(row.l, row.q, min(row.l, row.q), generator)
     s = _spectrum(row.k, min(row.l, row.q) - row.k)
@@ -50,8 +50,11 @@ def one_shot(row: Row) -> OneShot:
     return OneShot(((B * s) @ A.mT).contiguous(), X, y)
 
 
-def step(row: Row, batches: int = BATCHES) -> Step:
-    """The problem of a step row, float32, with an even number of gradients, features and targets."""
+def step(row: Row, batches: int = BATCHES, device: torch.device | None = None) -> Step:
+    """The problem of a step row, float32, with an even number of gradients, features and targets.
+
+    The same numbers on every device.
+    """
     generator = torch.Generator().manual_seed(0)
     small = min(row.l, row.q)
     rank = small if row.tail_rank is None else row.k + row.tail_rank
@@ -64,7 +67,9 @@ def step(row: Row, batches: int = BATCHES) -> Step:
         gradients += [gradient, -gradient]
     targets = [torch.randint(row.l, (row.n,), generator=generator) for _ in range(batches)]
     features = [_features(A, B, s, row.k, y, generator) for y in targets]
-    return Step(((A * s) @ B.mT).contiguous(), gradients, features, targets)
+    M = ((A * s) @ B.mT).contiguous()
+    lists = ([X.to(device) for X in each] for each in (gradients, features, targets))
+    return Step(M.to(device), *lists)
 
 
 def _bases(l: int, q: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
