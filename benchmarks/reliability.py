@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.report import read_text, replace_between_markers, write_whole
+from benchmarks.markdown import read_text, replace_between_markers, write_whole
 
 __all__ = ["BEGIN", "END", "MARKERS", "count", "main", "render"]
 

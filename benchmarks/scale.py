@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.command import Parser, answer
-from benchmarks.report import read_text, replace_between_markers, write_whole
+from benchmarks.markdown import read_text, replace_between_markers, write_whole
 from benchmarks.traffic import Case, Collective
 
 __all__ = [

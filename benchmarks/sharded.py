@@ -32,15 +32,8 @@ from torch import Tensor, nn
 import lip_fast
 from benchmarks.checkout import ROOT, tree
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.report import (
-    NOISY,
-    _commit,
-    _machine,
-    _positive,
-    read_text,
-    replace_between_markers,
-    write_whole,
-)
+from benchmarks.markdown import read_text, replace_between_markers, write_whole
+from benchmarks.results import NOISY, commit_of, machine_of, positive
 from benchmarks.traffic import Traffic
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import summary
@@ -393,8 +386,8 @@ def load(data: Any, *, checkout: Path, allow_dirty: bool = False) -> Result:
     """
     if not isinstance(data, dict) or not isinstance(data.get("rows"), list):
         raise Refused("not a result of benchmarks.sharded")
-    machine = _machine(data.get("machine_info"))
-    commit, dirty = _commit(data.get("commit_info"), checkout, allow_dirty)
+    machine = machine_of(data.get("machine_info"))
+    commit, dirty = commit_of(data.get("commit_info"), checkout, allow_dirty)
     entries = tuple(
         _entry(row, found) for row, found in zip(ROWS, _in_order(data["rows"], ROWS), strict=True)
     )
@@ -426,7 +419,7 @@ def _in_order(found: object, rows: Sequence[Any]) -> list[Mapping[str, Any]]:
 def _entry(row: Row, found: Mapping[str, Any]) -> Entry:
     def microseconds(name: str, which: str) -> float:
         value = found.get("times", {}).get(name, {}).get(f"{which}_us")
-        return _positive(value, f"{which} of {name} in {row}")
+        return positive(value, f"{which} of {name} in {row}")
 
     payloads = {}
     for name in ("ours", "gathered"):

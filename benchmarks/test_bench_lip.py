@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 import lip_fast
 from benchmarks.fresh_process import one_shot_seconds
 from benchmarks.peak_memory import VARIANTS, extra_peak
@@ -14,8 +16,9 @@ from lip_fast.bench.timing import summary
 ROUNDS = 25
 
 
-def test_one_shot(benchmark: Any) -> None:
-    size = row("one-shot")
+@pytest.mark.parametrize("key", ["one-shot"])
+def test_one_shot(benchmark: Any, key: str) -> None:
+    size = row(key)
     benchmark.extra_info["row"] = size.key
     problem = one_shot(size)
     require(benchmark, one_shot_gates(problem, size.k))

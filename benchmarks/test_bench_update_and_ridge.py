@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 from benchmarks.rows import row
@@ -57,8 +58,9 @@ def _streamed(size: Row) -> Case:
     return Case(gates, [Variant("update", ours), Variant("products", products)])
 
 
-def test_statistics(benchmark: Any) -> None:
-    size = row("statistics")
+@pytest.mark.parametrize("key", ["statistics"])
+def test_statistics(benchmark: Any, key: str) -> None:
+    size = row(key)
     run(benchmark, size, lambda: _streamed(size), seconds=30)
 
 
@@ -89,6 +91,7 @@ def _ridge(size: Row) -> Case:
     return Case(gates, variants)
 
 
-def test_ridge_path(benchmark: Any) -> None:
-    size = row("ridge-path")
+@pytest.mark.parametrize("key", ["ridge-path"])
+def test_ridge_path(benchmark: Any, key: str) -> None:
+    size = row(key)
     run(benchmark, size, lambda: _ridge(size), seconds=4)

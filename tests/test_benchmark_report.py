@@ -1,17 +1,20 @@
 import copy
 import json
 import math
+import re
 import subprocess
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.interleaved import Call, Peer, measure
 
 from benchmarks import report
-from benchmarks.rows import ROWS, Target, row
-from lip_fast.bench.gates import Gate, require
+from benchmarks.results import LEFT_OUT, load
+from benchmarks.rows import ROWS, row
+from benchmarks.sections import SECTIONS
+from lip_fast.bench.rows import Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 README = f"# Title\n\nbefore\n{report.BEGIN}\nold\n{report.END}\nafter\n"
@@ -29,7 +32,7 @@ def entry(key: str) -> dict[str, Any]:
             for name in size.gates
         ],
     }
-    if size.target("memory", "reference"):
+    if size.kind in ("one-shot", "scaling"):
         extra["extra_peak_bytes"] = {"ours": 3_000_000, "reference": 60_000_000}
     return {
         "name": f"test[{key}]",
@@ -79,6 +82,11 @@ def files(tmp_path: Path) -> Files:
     return files
 
 
+def paged(data: dict[str, Any], files: Files) -> str:
+    files.save(data)
+    return report.page(load(files.result, checkout=files.folder))
+
+
 def cells(text: str, first: str) -> list[str]:
     """The cells of the table line that begins with ``first``."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
@@ -87,7 +95,7 @@ def cells(text: str, first: str) -> list[str]:
 
 def rendered(data: dict[str, Any], files: Files) -> str:
     files.save(data)
-    return report.render(report.load(files.result, checkout=files.folder))
+    return report.render(load(files.result, checkout=files.folder))
 
 
 def of(data: dict[str, Any], key: str) -> dict[str, Any]:
@@ -99,38 +107,83 @@ def of(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 def test_truncated_rows_show_times_ratios_and_targets(files: Files) -> None:
     data = complete()
-    large = of(data, "truncated-1000x2048")
+    large = of(data, "truncated-adamw-1000x2048")
     large["stats"] |= {"median": 6e-3}
     for name, milliseconds in {"floor": 4.8, "full SVD": 240.0, "svd_lowrank": 12.0}.items():
         large["extra_info"]["peers"][name]["median_us"] = milliseconds * 1e3
-    line = cells(rendered(data, files), "1000 x 2048 | 32 + 24")
+    line = cells(rendered(data, files), "AdamW | 1000 x 2048 | 32 + 24")
     assert line == [
-        "1000 x 2048",
-        "32 + 24",
-        "6.00 ms",
-        "4.80 ms",
-        "1.25x (≤ 1.5 ✓)",
-        "240 ms",
-        "40.0x faster (≥ 35 ✓)",
-        "12 ms",
-        "2.0x faster (≥ 2.2 ✗)",
-        "2e-06 (≤ 1e-05)",
+        *("AdamW", "1000 x 2048", "32 + 24"),
+        *("2.00 ms", "4.80 ms", "6.00 ms", "1.25x (≤ 1.5 ✓)"),
+        *("2.00 ms, 0.333x", "2.00 ms, 0.333x"),
+        *("12 ms, 2x (≥ 2.2 ✗)", "240 ms, 40x (≥ 35 ✓)"),
+        *("2.00 ms, 0.333x", "2e-06 (≤ 1e-05)"),
     ]
 
 
 def test_rows_without_target_show_the_ratio_alone(files: Files) -> None:
     data = complete()
-    of(data, "truncated-10x512")["stats"]["median"] = 0.5e-3
-    of(data, "truncated-10x512")["extra_info"]["peers"]["full SVD"]["median_us"] = 250.0
-    line = cells(rendered(data, files), "10 x 512 | 4 + 3")
-    assert line[2:8] == ["500 µs", "2.00 ms", "0.25x", "250 µs", "2.0x slower", "2.00 ms"]
+    of(data, "truncated-sgd-10x512")["stats"]["median"] = 0.5e-3
+    of(data, "truncated-sgd-10x512")["extra_info"]["peers"]["full SVD"]["median_us"] = 250.0
+    line = cells(rendered(data, files), "SGD | 10 x 512 | 4 + 3")
+    assert line[3:7] == ["2.00 ms", "2.00 ms", "500 µs", "0.25x"]
+    assert line[9:12] == ["2.00 ms, 4x", "250 µs, 0.5x", "2.00 ms, 4x"]
 
 
 def test_exact_rows(files: Files) -> None:
     text = rendered(complete(), files)
     for size, k in (("1000 x 2048", "900"), ("100 x 512", "90"), ("10 x 512", "9")):
-        line = cells(text, f"{size} | {k}")
-        assert line == [size, k, "1.00 ms", "2.00 ms", "2.0x faster", "2e-06 (≤ 1e-05)"]
+        line = cells(text, f"SGD | {size} | {k}")
+        times = ["2.00 ms", "1.00 ms", "2.00 ms, 2x", "2.00 ms, 2x"]
+        assert line == ["SGD", size, k, *times, "2e-06 (≤ 1e-05)"]
+
+
+def test_a_peer_that_was_not_measured_is_shown_with_its_reason(files: Files) -> None:
+    data = complete()
+    found = of(data, "truncated-sgd-100x512")["extra_info"]
+    del found["peers"]["torchao"]
+    found["skipped"] = {"torchao": "torchao is not\n there"}
+    text = rendered(data, files)
+    assert cells(text, "SGD | 100 x 512 | 32 + 24")[-2] == "n/a"
+    assert "Not measured: torchao (torchao is not there)." in text
+
+
+def test_a_reason_that_says_nothing_is_none(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    data = complete()
+    found = of(data, "truncated-sgd-100x512")["extra_info"]
+    del found["peers"]["torchao"]
+    found["skipped"] = {"torchao": ""}
+    files.save(data)
+    assert "median of torchao" in refused(files, capsys)
+    data = complete()
+    data["benchmarks"].remove(of(data, "exact-sgd-1000x2048"))
+    data[LEFT_OUT] = {"exact-sgd-1000x2048": " "}
+    files.save(data)
+    assert "no result for exact-sgd-1000x2048" in refused(files, capsys)
+
+
+def test_a_row_that_was_left_out_is_shown_with_its_reason(files: Files) -> None:
+    data = complete()
+    data["benchmarks"].remove(of(data, "exact-sgd-1000x2048"))
+    data[LEFT_OUT] = {"exact-sgd-1000x2048": "needs 9 GB of memory, 1 GB are free"}
+    text = rendered(data, files)
+    assert "Not measured: `exact-sgd-1000x2048` (needs 9 GB of memory, 1 GB are free)." in text
+    assert "| SGD | 1000 x 2048 | 900" not in text
+
+
+def test_every_kind_of_row_has_one_section() -> None:
+    kinds = [kind for section in SECTIONS for kind in section.kinds]
+    assert sorted(kinds) == sorted({row.kind for row in ROWS})
+
+
+def test_every_section_says_how_its_rows_are_run_again(files: Files) -> None:
+    text = paged(complete(), files)
+    for section in SECTIONS:
+        part = text[text.index(f"### {section.title}\n") :]
+        patterns = re.search(r"make bench-rows ROWS='([^']+)'", part)
+        assert patterns is not None
+        found = {row.key for row in ROWS if any(fnmatch(row.key, p) for p in patterns[1].split())}
+        assert found == {row.key for row in ROWS if row.kind in section.kinds}
 
 
 def test_optimizer_rows_are_held_against_the_base_step_and_the_products(files: Files) -> None:
@@ -174,7 +227,7 @@ def test_small_problems(files: Files) -> None:
     data = complete()
     of(data, "small-svd-64")["extra_info"]["peers"]["linalg.svd"]["median_us"] = 500.0
     of(data, "tail-svd-10x512")["extra_info"]["peers"]["default"]["median_us"] = 5000.0
-    text = rendered(data, files)
+    text = paged(data, files)
     times = ["1.00 ms", "2.00 ms", "500 µs", "2.00 ms", "2.00 ms"]
     assert cells(text, "64") == ["64", *times, "2e-06 (≤ 1e-05)"]
     line = ["10 x 512", "4", "1.00 ms", "5.00 ms", "5.0x faster", "2e-06 (≤ 1e-05)"]
@@ -205,16 +258,16 @@ def test_says_where_and_how_but_not_the_name_of_the_machine(files: Files) -> Non
 def test_says_where_the_machine_was_busy(files: Files) -> None:
     data = complete()
     assert "busy" not in rendered(data, files)
-    of(data, "exact-10x512")["stats"] |= {"q1": 1e-3, "q3": 1.6e-3}
-    assert "1.5x apart in exact-10x512." in rendered(data, files)
+    of(data, "exact-sgd-10x512")["stats"] |= {"q1": 1e-3, "q3": 1.6e-3}
+    assert "1.5x apart in exact-sgd-10x512." in rendered(data, files)
 
 
 def test_every_table_line_has_the_columns_of_its_header(files: Files) -> None:
     widths = []
-    for block in rendered(complete(), files).split("\n\n"):
+    for block in paged(complete(), files).split("\n\n"):
         if block.startswith("|"):
             widths.append({line.count("|") for line in block.splitlines()})
-    assert len(widths) == 9
+    assert len(widths) >= len(SECTIONS)
     assert all(len(width) == 1 for width in widths)
 
 
@@ -238,7 +291,7 @@ def test_writes_between_the_markers_only(files: Files) -> None:
     assert files.run() == 0
     text = files.readme.read_text()
     assert text.startswith(f"# Title\n\nbefore\n{report.BEGIN}\nSome CPU")
-    assert text.endswith(f"|\n{report.END}\nafter\n")
+    assert text.endswith(f"`.\n{report.END}\nafter\n")
     assert "\nold\n" not in text
 
 
@@ -261,15 +314,23 @@ def test_keeps_bytes_and_mode_outside_the_markers(files: Files) -> None:
 
 def test_prints_without_write(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(files.result), "--allow-dirty"]) == 0
-    assert capsys.readouterr().out.count("**One optimizer step") == 2
+    assert capsys.readouterr().out.count("### One optimizer step") == 2
     assert files.readme.read_text() == README
 
 
-def test_figure(files: Files) -> None:
+def test_details_and_figures(files: Files) -> None:
     pytest.importorskip("matplotlib")
-    figure = files.folder / "times.png"
-    assert files.run("--figure", str(figure)) == 0
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    page = files.folder / "docs" / "numbers.md"
+    page.parent.mkdir()
+    assert files.run("--details", str(page)) == 0
+    pictures = sorted(path.stem for path in (page.parent / "numbers").iterdir())
+    assert pictures == sorted(section.name for section in SECTIONS if section.figure is not None)
+    for name in pictures:
+        assert (page.parent / "numbers" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"](numbers/{name}.png)" in page.read_text()
+    for line in files.readme.read_text().splitlines():
+        if line.startswith("!["):
+            assert (files.folder / line.rpartition("(")[2].rstrip(")")).exists()
 
 
 # Refusals ----------------------------------------------------------------------------------------------
@@ -291,7 +352,7 @@ def refused(files: Files, capsys: pytest.CaptureFixture[str], *options: str) -> 
 
 def _gate(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(data: dict[str, Any]) -> None:
-        of(data, "truncated-100x512")["extra_info"]["gates"][1][name] = value
+        of(data, "truncated-sgd-100x512")["extra_info"]["gates"][1][name] = value
 
     return change
 
@@ -325,8 +386,9 @@ def _drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_gate("value", None), "failed the check 'reconstruction'"),
         (_gate("control", 1e-6), "failed the check 'reconstruction'"),
         (_gate("name", "other"), "lacks the check 'reconstruction'"),
+        (_gate("name", None), "check without a name"),
         (_drop("benchmarks", 1, "extra_info", "gates"), "lacks the check 'distance'"),
-        (_drop("benchmarks", 1), "no result for truncated-1000x2048"),
+        (_drop("benchmarks", 1), "no result for truncated-adamw-1000x2048"),
         (_set([], "benchmarks"), "no result for one-shot, truncated"),
         (_drop("benchmarks", 1, "extra_info", "peers", "full SVD"), "median of full SVD"),
         (_set(0, "benchmarks", 1, "extra_info", "peers", "floor", "median_us"), "median of floor"),
@@ -387,7 +449,7 @@ def test_refuses_a_readme_without_its_markers(
     files: Files, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     files.readme.write_text(text)
-    assert "expected the markers" in refused(files, capsys, "--figure", str(files.folder / "times.png"))
+    assert "expected the markers" in refused(files, capsys, "--details", str(files.folder / "page.md"))
 
 
 def test_refuses_a_readme_that_is_not_there_or_no_text(
@@ -399,8 +461,8 @@ def test_refuses_a_readme_that_is_not_there_or_no_text(
     assert "No such file" in refused(files, capsys)
 
 
-def test_refuses_a_figure_that_is_no_png(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected a .png file" in refused(files, capsys, "--figure", str(files.folder / "times.svg"))
+def test_refuses_details_that_are_no_markdown(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected a .md file" in refused(files, capsys, "--details", str(files.folder / "page.html"))
 
 
 def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,70 +507,8 @@ def test_in_a_checkout_the_commit_must_exist(files: Files, capsys: pytest.Captur
     assert files.run() == 0
 
 
-# What the report relies on -------------------------------------------------------------------------------
-
-
-class Recorder:
-    """As much of the ``benchmark`` fixture as is used."""
-
-    def __init__(self, *, disabled: bool = False) -> None:
-        self.extra_info: dict[str, Any] = {}
-        self.disabled = disabled
-
-    def pedantic(self, function: Callable[[], object], setup: Callable[[], None], rounds: int) -> None:
-        for _ in range(1 if self.disabled else rounds):
-            setup()
-            function()
-
-
-@pytest.mark.parametrize(
-    ("value", "control", "right"),
-    [(1e-6, 1e-2, True), (2e-5, 1e-2, False), (math.nan, 1e-2, False), (1e-6, 1e-6, False)],
-)
-def test_a_check_fails_on_a_wrong_result_and_where_it_could_not_tell(
-    value: float, control: float, right: bool
-) -> None:
-    recorder, gates = Recorder(), [Gate("distance", value, 1e-5, control)]
-    if right:
-        require(recorder, gates)
-    else:
-        with pytest.raises(AssertionError, match="not timed"):
-            require(recorder, gates)
-    assert recorder.extra_info["gates"][0]["passed"] is right
-
-
 def test_complete_results_are_accepted_unchanged(files: Files) -> None:
     data = complete()
     before = copy.deepcopy(data)
     rendered(data, files)
     assert data == before
-
-
-def test_variants_take_turns() -> None:
-    calls: list[str] = []
-    variants = {name: Call(lambda name=name: calls.append(name)) for name in ("ours", "a", "b", "slow")}
-    recorder = Recorder()
-    peers = {"a": Peer(variants["a"]), "b": Peer(variants["b"]), "slow": Peer(variants["slow"], every=2)}
-    measure(recorder, variants["ours"], peers, rounds=3, sums={"both": ("a", "b")})
-    # An untimed call and a timed one of each; the order rotates; "slow" sits out every second round.
-    rounds = [["a", "b", "slow", "ours"], ["b", "a", "ours"], ["slow", "a", "b", "ours"]]
-    assert calls == [name for names in rounds for name in names for _ in range(2)]
-    results = recorder.extra_info["peers"]
-    assert {name: result["rounds"] for name, result in results.items()} == {
-        "a": 3,
-        "b": 3,
-        "slow": 2,
-        "both": 3,
-    }
-    sums = [1e6 * (a + b) for a, b in zip(peers["a"].seconds, peers["b"].seconds, strict=True)]
-    assert results["both"]["median_us"] == pytest.approx(sorted(sums)[1])
-    assert all(result["q1_us"] <= result["median_us"] <= result["q3_us"] for result in results.values())
-
-
-def test_each_variant_runs_once_where_timing_is_disabled() -> None:
-    calls: list[str] = []
-    ours, peer = Call(lambda: calls.append("ours")), Call(lambda: calls.append("peer"))
-    recorder = Recorder(disabled=True)
-    measure(recorder, ours, {"peer": Peer(peer, every=3)}, rounds=9)
-    assert calls == ["peer", "ours"]
-    assert recorder.extra_info["peers"]["peer"]["rounds"] == 1

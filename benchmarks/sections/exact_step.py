@@ -1,0 +1,32 @@
+"""The step on the exact path."""
+
+from benchmarks.markdown import beside, error, table, time
+from benchmarks.results import Result
+
+__all__ = ["KINDS", "TITLE", "summary"]
+
+TITLE = "One optimizer step with exact LIP"
+KINDS = ("exact",)
+
+
+def summary(result: Result) -> str:
+    """Every head with either optimizer."""
+    lines = [
+        [
+            entry.row.optimizer,
+            f"{entry.row.l} x {entry.row.q}",
+            str(entry.row.k),
+            time(entry.peers["base step"]),
+            time(entry.ours),
+            beside(entry, "inside the optimizer"),
+            beside(entry, "reference"),
+            error(entry),
+        ]
+        for entry in result.of("exact")
+    ]
+    header = ["optimizer", "head", "k", "without LIP", "`LIP`", "`LIPAdamW`, `LIPSGD`", "reference", "error"]
+    return (
+        "`LIP(..., tail_rank=None)`, k near 0.9 min(l, q), against the same step with `reference.lip_step`; "
+        "these "
+        "with their time in times of `LIP`.\n\n" + table(header, lines)
+    )
