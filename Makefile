@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The extension modules are built by the editable install: a changed source asks for another.
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format bench bench-sharded docs reliability clean
+.PHONY: demo test lint format bench bench-compare bench-rows bench-sharded docs reliability clean
 
 demo: $(VENV)/.harness
 	$(BIN)/lip-fast train --methods plain in-step per-epoch post-hoc auto
@@ -45,8 +45,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
-	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --write README.md
+	$(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json=benchmarks/results/cpu.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json --write README.md --details docs/benchmarks.md
+
+# Some of its rows, with all that was measured of them: make bench-rows ROWS='truncated-*-1000x2048'
+ROWS ?= truncated-*
+bench-rows: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks --benchmark-quiet --rows '$(ROWS)'
+
+# Whether a commit is slower than another, measured side by side: make bench-compare BASE=v0.1.0
+bench-compare: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.compare $(BASE)
 
 # Heads sharded over processes of this machine, and what they cost at scale on paper.
 bench-sharded: $(VENV)/.dev

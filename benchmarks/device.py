@@ -37,7 +37,7 @@ from benchmarks.checkout import digest, tree  # noqa: E402
 __all__ = ["Part", "Script", "main", "parse_junit", "parse_sanitizer", "table"]
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TIMINGS = {"solver": 15, "sketch": 25, "update": 30, "warm": 35, "step": 50, "optim": 75}
+TIMINGS = {"solver": 10, "sketch": 20, "update": 20, "warm": 20, "step": 45, "optim": 50}
 NAMES = ("build", "doctor", "tests", "triton", "checks", *TIMINGS, "sanitizer")
 # Seconds for everything; the last part to start gets what is left of them.
 BUDGET = 465
@@ -404,14 +404,17 @@ def sanitizer_parts(dry: bool) -> list[Part]:
     ]
 
 
-def timing_part(name: str, dry: bool) -> Part:
-    """One set of rows."""
+def timing_part(name: str, dry: bool, rows: str = "*") -> Part:
+    """One set of rows, or those of its rows whose names match a pattern."""
     seconds = 5 if dry else TIMINGS[name]
-    command = _module("benchmarks.gpu.rows", name, "--result", "{result}", "--seconds", str(seconds), dry=dry)
+    options = ("--result", "{result}", "--seconds", str(seconds), "--rows", rows)
+    command = _module("benchmarks.gpu.rows", name, *options, dry=dry)
     return Part(name, command, seconds + 25)
 
 
-def _plan(names: Sequence[str], dry: bool, gpu: Mapping[str, Any] | None) -> list[list[Part]]:
+def _plan(
+    names: Sequence[str], dry: bool, gpu: Mapping[str, Any] | None, rows: str = "*"
+) -> list[list[Part]]:
     """Parts in the order they run; those of one list run at the same time."""
     checks = _module("benchmarks.gpu.checks", "--result", "{result}", dry=dry)
     plan: dict[str, list[list[Part]]] = {
@@ -422,7 +425,7 @@ def _plan(names: Sequence[str], dry: bool, gpu: Mapping[str, Any] | None) -> lis
             triton_parts() if gpu is not None else [Part("triton", skipped="there is no CUDA device")]
         ],
         "checks": [[Part("checks", checks, 75)]],
-        **{name: [[timing_part(name, dry)]] for name in TIMINGS},
+        **{name: [[timing_part(name, dry, rows)]] for name in TIMINGS},
         # Nothing is timed there, and the tools take most of their time on one core each.
         "sanitizer": [sanitizer_parts(dry)],
     }
@@ -505,14 +508,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--parts",
-        default=",".join(NAMES),
-        help="which of them, by commas (default: all): %(default)s",
+        help=f"which of them, by commas (default: all, with --rows the timings): {','.join(NAMES)}",
     )
+    parser.add_argument("--rows", metavar="PATTERN", help="time only rows whose names match it")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all (default: %(default)s)")
     parser.add_argument("--commit", help="of the sources, where git cannot tell: HASH or HASH-dirty")
     parser.add_argument("--dry", action="store_true", help="run what can run on a CPU, on small problems")
     options = parser.parse_args(arguments)
-    names = [name for name in options.parts.split(",") if name]
+    everything = NAMES if options.rows is None else ("build", *TIMINGS)
+    names = list(everything) if options.parts is None else [name for name in options.parts.split(",") if name]
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         parser.error(f"--parts: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
@@ -536,12 +540,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    for parts in _plan(names, options.dry, gpu):
+    for parts in _plan(names, options.dry, gpu, options.rows or "*"):
         script.run(*parts)
     for part in script.data["parts"]:
         if part["status"] in ("failed", "timeout"):
             print(f"---- the end of {part['name']} ({part['reason']})\n{part['tail'][-_SHOWN_TAIL:].strip()}")
     print(f"\n{table(script.data)}")
+    if options.rows is not None and not script.data["rows"]:
+        print(
+            f"device.py: no row matches {options.rows!r}; without --rows all names are shown", file=sys.stderr
+        )
+        return 2
     return 0 if script.sound else 1
 
 

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import device_report
 from benchmarks.command import Parser, Refused, answer
 from benchmarks.markdown import count, read_text, replace_between_markers, write_whole
-from benchmarks.results import NOISY, Result, load
+from benchmarks.results import NOISY, Result, load, read_json
 from benchmarks.rows import row
 from benchmarks.sections import SECTIONS, Section
 
@@ -126,7 +127,7 @@ def _pictures(result: Result) -> dict[str, bytes]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="python -m benchmarks.report", description="Report a benchmark result.")
-    parser.add_argument("result", type=Path, help="JSON written by pytest --benchmark-json")
+    parser.add_argument("result", type=Path, help="JSON of pytest --benchmark-json or benchmarks/device.py")
     parser.add_argument("--write", type=Path, metavar="README.md", help="replace what is between its markers")
     parser.add_argument(
         "--details",
@@ -146,28 +147,42 @@ def _run(options: argparse.Namespace) -> None:
     if details is not None and details.suffix.lower() != ".md":
         raise Refused(f"expected a .md file for --details, got {details}")
     checkout = options.write.resolve().parent if options.write is not None else Path.cwd()
+    data = read_json(options.result)
+    if data.get("kind") == device_report.KIND:
+        if details is not None:
+            raise Refused("the report of a GPU has no page of its own: leave out --details")
+        text = device_report.render_device(data, checkout=checkout, allow_dirty=options.allow_dirty)
+        _put(options.write, text, _whole(options.write, text, device_report.BEGIN, device_report.END))
+        return
     result = load(options.result, checkout=checkout, allow_dirty=options.allow_dirty)
     # Everything that can be refused is refused before the first file is written.
     drawn = {} if details is None else _pictures(result)
     folder = None if details is None else details.parent / details.stem
-    home = options.write.resolve().parent if options.write is not None else Path.cwd()
-    report = render(result, _links(folder, home, drawn))
-    text = None
-    if options.write is not None:
-        before = read_text(options.write)
-        try:
-            text = replace_between_markers(before, report, BEGIN, END)
-        except Refused as refusal:
-            raise Refused(f"{options.write}: {refusal}") from None
+    report = render(result, _links(folder, checkout, drawn))
+    whole = _whole(options.write, report, BEGIN, END)
     if details is not None and folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in drawn.items():
             write_whole(folder / f"{name}.png", picture)
         write_whole(details, page(result, _links(folder, details.resolve().parent, drawn)).encode())
-    if text is None:
+    _put(options.write, report, whole)
+
+
+def _whole(page: Path | None, report: str, begin: str, end: str) -> str | None:
+    """The page with the report in its place; None without a page."""
+    if page is None:
+        return None
+    try:
+        return replace_between_markers(read_text(page), report, begin, end)
+    except Refused as refusal:
+        raise Refused(f"{page}: {refusal}") from None
+
+
+def _put(page: Path | None, report: str, whole: str | None) -> None:
+    if page is None or whole is None:
         print(report)
     else:
-        write_whole(options.write, text.encode())
+        write_whole(page, whole.encode())
 
 
 def _links(folder: Path | None, home: Path, drawn: Mapping[str, bytes]) -> dict[str, str]:

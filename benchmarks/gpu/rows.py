@@ -6,6 +6,7 @@ others.
 """
 
 import argparse
+import fnmatch
 import json
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--result", type=Path, required=True, help="takes a line of JSON a row")
     parser.add_argument("--seconds", type=float, default=60, help="for all rows together")
+    parser.add_argument("--rows", default="*", metavar="PATTERN", help="only rows whose names match it")
     parser.add_argument("--dry", action="store_true", help="small rows, on the CPU")
     options = parser.parse_args(arguments)
     device = torch.device("cpu" if options.dry else "cuda")
@@ -50,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.write(json.dumps(record) + "\n")
             file.flush()
 
-        sound = run_cases(list(PARTS[options.part](device, options.dry)), timer, options.seconds, write)
+        cases = PARTS[options.part](device, options.dry)
+        chosen = [(key, make) for key, make in cases if fnmatch.fnmatchcase(key, options.rows)]
+        if not chosen:
+            print(f"no row of {options.part} matches {options.rows!r}")
+        sound = run_cases(chosen, timer, options.seconds, write)
     return 0 if sound else 1
 
 
