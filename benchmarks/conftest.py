@@ -15,6 +15,8 @@ from benchmarks.checkout import tree
 from benchmarks.markdown import time
 from benchmarks.results import LEFT_OUT
 from benchmarks.rows import ROWS
+from lip_fast.backends import environment
+from lip_fast.bench.environment import versions
 
 _tree_at_start: tuple[str, bool] | None = None
 # Why rows are not in the result.
@@ -87,6 +89,8 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "versions": versions(),
+        "environment": environment(),
     }
     machine_info.clear()
     machine_info.update(info)

@@ -57,10 +57,11 @@ def _about(result: Result) -> str:
     commit = f"commit `{result.commit[:12]}`" if result.commit != "unknown" else "unknown commit"
     if result.dirty:
         commit += " with changes"
+    variables = "".join(f", {name}={value}" for name, value in machine["environment"].items())
     return (
         f"{machine['cpu']}, {count(machine['cores'], 'core')}, "
         f"{count(machine['threads'], 'thread')}, {machine['system']}; "
-        f"Python {machine['python']}, torch {machine['torch']}; {commit}, {result.date}. "
+        f"Python {machine['python']}, torch {machine['torch']}{variables}; {commit}, {result.date}. "
         f"Rerun with `{RERUN}`.\n\n"
         "Medians. The variants of a row take turns in one run, so that its ratios are of times measured side "
         "by side. Before anything is timed each result is compared with `lip_fast.reference` in float64: "

@@ -146,7 +146,8 @@ def machine_of(info: object) -> dict[str, Any]:
             raise Refused(
                 f"expected machine_info.{name}, got {info.get(name)!r}: not a result of these benchmarks"
             )
-    return {name: info[name] for name in _MACHINE}
+    variables = info.get("environment")
+    return {name: info[name] for name in _MACHINE} | {"environment": variables or {}}
 
 
 def commit_of(info: object, checkout: Path, allow_dirty: bool) -> tuple[str, bool]:

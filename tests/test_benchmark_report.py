@@ -252,6 +252,9 @@ def test_says_where_and_how_but_not_the_name_of_the_machine(files: Files) -> Non
     assert text.startswith(about)
     assert "`make bench`" in text
     assert "secret-host" not in text
+    data = complete()
+    data["machine_info"]["environment"] = {"LIP_FAST_BACKEND": "default"}
+    assert "torch 2.13.0, LIP_FAST_BACKEND=default; commit" in rendered(data, files)
     assert str(files.folder) not in text
 
 

@@ -15,9 +15,20 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe", "main"]
+__all__ = ["describe", "main", "versions"]
 
-_PACKAGES = ("numpy", "triton", "ninja", "pybind11", "setuptools", "pytest")
+_PACKAGES = (
+    "numpy",
+    "triton",
+    "torchao",
+    "scipy",
+    "scikit-learn",
+    "ninja",
+    "pybind11",
+    "setuptools",
+    "pytest",
+    "pytest-benchmark",
+)
 _SMI = (
     "driver_version",
     "clocks.sm",
@@ -37,7 +48,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda of torch": torch.version.cuda,
-        **{name: _version(name) for name in _PACKAGES},
+        **versions(),
         "nvcc": _release("nvcc", "--version"),
         "compute-sanitizer": _release("compute-sanitizer", "--version"),
         "system": platform.system(),
@@ -47,6 +58,11 @@ def describe() -> dict[str, Any]:
         "gpu": _gpu(),
     }
     return facts
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that a measurement depends on; None where one is not there."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(distribution: str) -> str | None:
