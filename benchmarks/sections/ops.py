@@ -1,0 +1,126 @@
+"""Every op: what the dispatcher chooses beside its implementations, and beside its floor."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.markdown import error, table, time
+from benchmarks.results import Entry, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["KINDS", "TITLE", "details", "figure", "summary"]
+
+TITLE = "Every op"
+KINDS = ("op",)
+_PEERS = ("default", "native", "triton", "torch.linalg")
+_ABOUT = (
+    "`ops.NAME`, dispatch included, on whichever kernel serves it. *Floor* is the larger of two times: of "
+    "the bytes that must be read and written, at the rate of a copy of as many, and of the multiplications "
+    "and additions, at the rate of a large product in the same format."
+)
+
+
+def summary(result: Result) -> str:
+    """Times of ours in float32, and in how many floors."""
+    entries = [entry for entry in result.of("op") if entry.row.dtype == "float32"]
+    shapes = _in_order(_head(entry) for entry in entries)
+    lines = []
+    for op in _in_order(entry.row.op for entry in entries):
+        found = {_head(entry): entry for entry in entries if entry.row.op == op}
+        cells = (_beside_floor(found[shape]) if shape in found else "" for shape in shapes)
+        lines.append([f"`{op}`", *cells])
+    return (
+        f"{_ABOUT} Here in float32, its time and how many floors that is; empty where an op sees the same "
+        "problem as at a smaller head, or decomposes exactly what nobody would. The page of all numbers has "
+        "the formats "
+        "and the implementations side by side.\n\n" + table(["op", *shapes], lines)
+    )
+
+
+def details(result: Result) -> str:
+    """All shapes, formats and implementations, op by op."""
+    parts = [_ABOUT]
+    entries = list(result.of("op"))
+    for op in _in_order(entry.row.op for entry in entries):
+        own = [entry for entry in entries if entry.row.op == op]
+        peers = [peer for peer in _PEERS if any(peer in entry.peers for entry in own)]
+        lines = [
+            [
+                f"{_head(entry)}, {entry.row.dtype}",
+                time(entry.ours),
+                _floor_of(entry),
+                *(time(entry.peers[peer]) if peer in entry.peers else "" for peer in peers),
+                error(entry),
+            ]
+            for entry in own
+        ]
+        parts.append(f"**`{op}`**\n\n" + table(["", "ours", "floor", *peers, "error"], lines))
+        parts += _gaps(own)
+    return "\n\n".join(parts)
+
+
+def figure(result: Result) -> "Figure | None":
+    """How many floors each op takes, and what its kernel gains over plain torch, in float32."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    entries = [entry for entry in result.of("op") if entry.row.dtype == "float32"]
+    if not entries:
+        return None
+    ops = _in_order(entry.row.op for entry in entries)
+    shapes = _in_order(_head(entry) for entry in entries)
+    colours = dict(zip(shapes, colormaps["viridis"].resampled(len(shapes)).colors, strict=True))
+    drawn = Figure(figsize=(11, 0.28 * len(ops) + 1.6), layout="constrained")
+    left, right = drawn.subplots(1, 2, sharey=True)
+    for shape in shapes:
+        style = {"color": colours[shape], "linestyle": "", "marker": "o", "markersize": 5, "label": shape}
+        own = [entry for entry in entries if _head(entry) == shape]
+        places = [ops.index(entry.row.op) for entry in own]
+        left.plot([entry.ours / _floor(entry) for entry in own], places, **style)
+        gains = [entry.peers["default"] / entry.ours if "default" in entry.peers else None for entry in own]
+        kept = [(gain, place) for gain, place in zip(gains, places, strict=True) if gain is not None]
+        right.plot([gain for gain, _ in kept], [place for _, place in kept], **style)
+    left.set_yticks(range(len(ops)), ops)
+    left.invert_yaxis()
+    for axis, words in ((left, "time of ours / floor"), (right, "time of plain torch / time of ours")):
+        axis.set_xscale("log")
+        axis.axvline(1, color="0.4", linewidth=1)
+        axis.grid(alpha=0.3)
+        axis.set_xlabel(words)
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(shapes))
+    return drawn
+
+
+def _head(entry: Entry) -> str:
+    return f"{entry.row.l} x {entry.row.q}"
+
+
+def _floor(entry: Entry) -> float:
+    return max(entry.floors.values())
+
+
+def _beside_floor(entry: Entry) -> str:
+    return f"{time(entry.ours)} ({entry.ours / _floor(entry):.3g}x)" if entry.floors else time(entry.ours)
+
+
+def _floor_of(entry: Entry) -> str:
+    return f"{time(_floor(entry))}, {entry.ours / _floor(entry):.3g}x" if entry.floors else ""
+
+
+def _gaps(entries: Sequence[Entry]) -> list[str]:
+    """Which implementations were not measured, and why."""
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        for peer, reason in entry.skipped.items():
+            where = reasons.setdefault(f"{peer} ({reason})", [])
+            where.append(f"{_head(entry)} {entry.row.dtype}")
+    said = []
+    for what, where in reasons.items():
+        said.append(what if len(where) == len(entries) else f"{what} at {', '.join(where)}")
+    return [f"Not measured: {'; '.join(said)}."] if said else []
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Each once, in the order they come."""
+    return list(dict.fromkeys(names))
