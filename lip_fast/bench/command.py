@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     # torch has remarks on how torchao registers itself.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
-    native = library.cuda() if device.type == "cuda" else library.cpu()
+    native = (library.cuda() if device.type == "cuda" else library.cpu()) is not None
     print(
         f"{len(chosen)} rows on {device}, threads of torch: {torch.get_num_threads()}, "
         f"{'native kernels' if native else 'no native kernels (lip-fast doctor says why)'}, "
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         # Also of what was stopped.
         if options.json is not None:
-            _write(options.json, device, records)
+            _write(options.json, device, native, records)
         if records:
             print(f"\n{render(chosen, records)}\n")
         print("These are the core rows; make bench in a checkout of the repository measures the full set.")
@@ -186,7 +186,7 @@ def _case(row: Row, device: torch.device, ours_alone: bool) -> Case:
     return replace(case, variants=case.variants[:1], skipped={}, sums={}) if ours_alone else case
 
 
-def _write(path: Path, device: torch.device, records: Sequence[Mapping[str, Any]]) -> None:
+def _write(path: Path, device: torch.device, native: bool, records: Sequence[Mapping[str, Any]]) -> None:
     try:
         version = importlib.metadata.version("lip-fast")
     except importlib.metadata.PackageNotFoundError:
@@ -197,6 +197,7 @@ def _write(path: Path, device: torch.device, records: Sequence[Mapping[str, Any]
         "version": version,
         "commit": _commit(),
         "device": device.type,
+        "native": native,
         "machine": describe(),
         "rows": records,
     }
