@@ -56,9 +56,10 @@ def stub(monkeypatch: pytest.MonkeyPatch, make: Callable[[Row, torch.device], Ca
 def test_all_rows_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.json"
     path.write_text("an earlier one")
-    assert main(["bench", "--threads", "1", "--json", str(path)]) == 0
+    assert main(["bench", "--threads", "2", "--json", str(path)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("13 rows on cpu, threads of torch: 1, ")
+    assert out.startswith("13 rows on cpu, threads of torch: 2, ")
+    assert torch.get_num_threads() == 2
     for row in rows.CORE:
         assert f"\n{row.key}: measured\n" in out
     for title in ("one-shot lip()", "truncated step, AdamW", "truncated step, SGD", "exact step, AdamW"):
@@ -118,6 +119,26 @@ def test_ours_alone(capsys: pytest.CaptureFixture[str]) -> None:
     table = out.partition("\ntruncated step, SGD")[2].splitlines()
     assert [line.split()[0] for line in table[1:3]] == ["LIP", "worst"]
     assert "torchao" not in out
+
+
+def test_the_same_numbers_whatever_was_drawn_before(tmp_path: Path) -> None:
+    found = []
+    for seed in (1, 2):
+        path = tmp_path / f"{seed}.json"
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            assert main(["bench", "--rows", "truncated-sgd-10x512", "--json", str(path)]) == 0
+        found.append(json.loads(path.read_text())["rows"][0]["gates"])
+    assert found[0] == found[1]
+
+
+def test_many_rows_of_a_kind_are_shown_below_each_other() -> None:
+    many = [replace(rows.CORE[-1], key=f"exact-of-quite-some-length-{i}") for i in range(7)]
+    records = [{"row": row.key, "void": "wrong"} for row in many]
+    lines = render(many, records).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert sum(line.startswith("exact step, SGD") for line in lines) == 3
+    assert all(any(row.key in line for line in lines if line.startswith("exact step")) for row in many)
 
 
 def test_times_and_ratios_of_a_table() -> None:

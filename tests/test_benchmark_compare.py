@@ -118,9 +118,9 @@ for key in options.rows:
     rows.append(record | {"void": "wrong", "times": {}} if key in VOID else record)
 # What .git of a worktree names is its folder in the repository, where the commit stands.
 folder = pathlib.Path(pathlib.Path(__file__).parents[1].joinpath(".git").read_text().split()[1])
-commit = {"id": folder.joinpath("HEAD").read_text().strip()}
+commit = {"id": "f00" if "elsewhere" in FACTORS else folder.joinpath("HEAD").read_text().strip()}
 machine = {"processor": "abacus", "threads": 1, "torch": "2"}
-native = any(pathlib.Path(__file__).parent.glob("*.so"))
+native = any(pathlib.Path(__file__).parent.glob("*.so")) or "native" in FACTORS
 options.json.write_text(json.dumps({"commit": commit, "native": native, "machine": machine, "rows": rows}))
 sys.exit(any(row["void"] for row in rows))
 """
@@ -176,7 +176,21 @@ def assert_nothing_is_left(toy: Toy, temporary: Path) -> None:
     assert toy.git("status", "--porcelain") == ""
 
 
-def test_two_commits(toy: Toy, temporary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_commits(
+    toy: Toy,
+    temporary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench, order = compare._bench, []
+
+    def noted(tree: Path, *arguments: str, **options: Any) -> str:
+        order.extend([tree.name] if options else [])
+        return bench(tree, *arguments, **options)
+
+    monkeypatch.setattr(compare, "_bench", noted)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # the folder that a process starts in is not enough
     base = toy.commit({"same": 1, "slower": 1, "faster": 1, "gone": 1, "other": 1})
     head = toy.commit({"same": 1, "slower": 1.3, "faster": 0.7, "new": 1, "other": 1})
     out = tmp_path / "out.json"
@@ -186,6 +200,7 @@ def test_two_commits(toy: Toy, temporary: Path, tmp_path: Path, capsys: pytest.C
     toy.git("add", "-A")
     assert compare.main(arguments) == 1
     toy.git("rm", "-qf", "README.md")
+    assert order == ["base", "head", "head", "base", "base", "head", "head", "base"]
     assert_nothing_is_left(toy, temporary)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{base[:12]} (base) and {head[:12]} (head), 4 rounds in turn: abacus, ")
@@ -290,12 +305,22 @@ def test_changes_that_would_not_be_measured_are_refused(
     assert compare.main([commit, "HEAD", "--rounds", "2", "--seconds", "5"]) == 0
 
 
-def test_a_bench_that_breaks_is_named(toy: Toy, temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        # As where a row is void, but without a result.
+        ("crash", "lip-fast bench of head ended with 1: something broke"),
+        ("elsewhere", "what ran for head was not {head} but {{'id': 'f00'}}"),
+        ("native", "one of the commits has run with native kernels and the other on plain torch"),
+    ],
+)
+def test_a_bench_that_cannot_be_trusted_is_refused(
+    what: str, message: str, toy: Toy, temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = toy.commit({"a": 1})
-    toy.commit({"a": 1, "crash": 1})
-    # It says with 1 that a row is void, and then there is a result.
+    head = toy.commit({"a": 1, what: 1})
     assert compare.main([base, *SETTINGS]) == 2
-    assert capsys.readouterr().err.endswith("lip-fast bench of head ended with 1: something broke\n")
+    assert capsys.readouterr().err.endswith(f"benchmarks.compare: {message.format(head=head[:12])}\n")
     assert_nothing_is_left(toy, temporary)
 
 
