@@ -68,6 +68,10 @@ COMMANDS = {
         "harness",
         ("matplotlib", "safetensors"),
     ),
+    "bench": Command(
+        "time LIP beside what it replaces on this machine, every result checked first",
+        "lip_fast.bench.command",
+    ),
     "doctor": Command(
         "say what is installed, which backend serves which op and why, and what does not fit together",
         "lip_fast.doctor",

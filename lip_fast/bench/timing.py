@@ -20,6 +20,8 @@ _MOST_CALLS = 2000
 # Seconds after which a first run is the only one: to load libraries takes less.
 _PATIENCE = 5.0
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 40
+# Seconds of a run after which it is its own warm-up: caches are filled in milliseconds.
+_LONG = 0.3
 
 
 @dataclass
@@ -113,6 +115,8 @@ class Timer:
         device: where they run.
         sample_seconds: how long a sample should take.
         most_rounds: how often each takes part at most.
+        warm: whether an untimed run goes before each sample. With several weights and optimizer states taking
+            turns, each would otherwise be measured on caches that the others emptied.
     """
 
     def __init__(
@@ -121,9 +125,10 @@ class Timer:
         *,
         sample_seconds: float = _SAMPLE_SECONDS,
         most_rounds: int = _MOST_ROUNDS,
+        warm: bool = False,
     ) -> None:
         self.device = device
-        self._sample_seconds, self._most_rounds = sample_seconds, most_rounds
+        self._sample_seconds, self._most_rounds, self._warm = sample_seconds, most_rounds, warm
 
     def measure(self, variants: Sequence[Variant], seconds: float) -> dict[str, dict[str, Any]]:
         """Time the variants, in about ``seconds`` in all, and give each one's median and quartiles.
@@ -135,6 +140,7 @@ class Timer:
         runs: dict[str, int] = {}
         spent: dict[str, float] = {}
         slow: set[str] = set()
+        warmed: set[str] = set()
         for variant in variants:
             sample = self._sample(variant, 1)
             if sample * variant.calls < _PATIENCE:
@@ -146,6 +152,8 @@ class Timer:
                 continue
             runs[variant.name] = max(1, min(_MOST_CALLS, int(self._sample_seconds / run)))
             spent[variant.name] = 0.0
+            if self._warm and run < _LONG:
+                warmed.add(variant.name)
         fast = [variant for variant in variants if variant.name not in slow]
         start = time.perf_counter()
         for turn in range(self._most_rounds if fast else 0):
@@ -155,9 +163,12 @@ class Timer:
             for variant in fast[first_one:] + fast[:first_one]:
                 if turn > 0 and spent[variant.name] > share:
                     continue
+                if variant.name in warmed:
+                    self._sample(variant, 1)
                 sample = self._sample(variant, runs[variant.name])
                 variant.samples.append(sample)
-                spent[variant.name] += sample * variant.calls * runs[variant.name]
+                all_runs = runs[variant.name] + (variant.name in warmed)
+                spent[variant.name] += sample * variant.calls * all_runs
         return {
             variant.name: {
                 **summary(variant.samples),
