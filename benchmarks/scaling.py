@@ -3,8 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["Exponent", "fit", "upper_half"]
+__all__ = ["LEAST_POINTS", "Exponent", "fit", "upper_half"]
+
+T = TypeVar("T")
 
 # Of a line through two points nothing is left over to tell its error by.
 LEAST_POINTS = 3
@@ -29,8 +32,13 @@ class Exponent:
         """Whether y does not depend on x, as far as the points tell."""
         return abs(self.slope) <= max(FLAT, 2 * self.error) and self.error < 0.5
 
+    @property
+    def shown(self) -> str:
+        """The exponent in two digits, without the sign of what rounds to zero."""
+        return f"{round(self.slope, 2) + 0.0:.2f}"
+
     def __str__(self) -> str:
-        return f"{self.slope:.2f} ± {self.error:.2f}"
+        return f"{self.shown} ± {self.error:.2f}"
 
 
 def fit(xs: Sequence[float], ys: Sequence[float]) -> Exponent:
@@ -40,9 +48,7 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Exponent:
         ValueError: there are fewer, or all at one x.
     """
     if len(xs) != len(ys) or len(set(xs)) < LEAST_POINTS:
-        raise ValueError(
-            f"expected {LEAST_POINTS} or more points at different x, got {len(xs)} and {len(ys)}"
-        )
+        raise ValueError(f"expected {LEAST_POINTS} or more different x with a y each, got {xs} and {ys}")
     us, vs = [math.log(x) for x in xs], [math.log(y) for y in ys]
     middle, height = math.fsum(us) / len(us), math.fsum(vs) / len(vs)
     spread = math.fsum((u - middle) ** 2 for u in us)
@@ -51,6 +57,6 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Exponent:
     return Exponent(slope, math.sqrt(left / (len(us) - 2) / spread))
 
 
-def upper_half[T](points: Sequence[T]) -> Sequence[T]:
+def upper_half(points: Sequence[T]) -> Sequence[T]:
     """The points that an exponent is fitted to, of ascending ones: what calls cost rules the others."""
     return points[-max((len(points) + 1) // 2, LEAST_POINTS) :]
