@@ -58,15 +58,19 @@ def _low_rank(problem: Moved, k: int, niter: float | None) -> Triplets:
     return U[:, :k], S[:k], V[:, :k].mT
 
 
-def _lobpcg(problem: Moved, k: int, niter: float | None) -> Triplets:
+def _lobpcg(problem: Moved, k: int, niter: float | None, *, warm: bool = False) -> Triplets:
     """Of the smaller Gram matrix, which it takes as it is; the other vectors from one more product."""
     assert niter is not None
-    M = problem.M if problem.M.shape[0] <= problem.M.shape[1] else problem.M.mT
-    start = torch.randn(len(M), k, generator=device_generator(M.device), device=M.device)
+    wide = problem.M.shape[0] <= problem.M.shape[1]
+    M = problem.M if wide else problem.M.mT
+    if warm:
+        start = M @ problem.basis if wide else problem.basis
+    else:
+        start = torch.randn(len(M), k, generator=device_generator(M.device), device=M.device)
     squares, U = torch.lobpcg(M @ M.mT, k=k, X=start, niter=int(niter), largest=True)
     S = squares.clamp(min=torch.finfo(M.dtype).tiny).sqrt()
     Vh = (U.mT @ M) / S[:, None]
-    return (U, S, Vh) if M is problem.M else (Vh.mT, S, U.mT)
+    return (U, S, Vh) if wide else (Vh.mT, S, U.mT)
 
 
 def _sklearn(problem: Moved, k: int, n_iter: float | None) -> Triplets:
@@ -97,6 +101,7 @@ _METHODS: dict[str, Callable[[Moved, int, float | None], Triplets]] = {
     "linalg.svd": _full,
     "svd_lowrank": _low_rank,
     "lobpcg": _lobpcg,
+    "lobpcg warm": partial(_lobpcg, warm=True),
     "scikit-learn": _sklearn,
     "arpack": partial(_scipy, "arpack"),
     "propack": partial(_scipy, "propack"),

@@ -128,8 +128,8 @@ def test_the_figure_has_time_above_and_memory_below() -> None:
     assert figure is not None
     assert len(figure.axes) == 6
     labels = [[line.get_label() for line in axis.lines] for axis in figure.axes]
-    assert labels[1] == ["ours: q^0.50", "reference: q^0.50"]
-    assert labels[3] == ["ours: n^0.00", "reference: n^1.00"]
+    assert labels[1] == ["ours: $q^{0.50}$", "reference: $q^{0.50}$"]
+    assert labels[3] == ["ours: $n^{0.00}$", "reference: $n^{1.00}$"]
     assert list(figure.axes[3].lines[0].get_ydata()) == [4.0] * 7
 
 

@@ -104,7 +104,7 @@ def figure(result: Result) -> "Figure | None":
             for variant, colour in _COLOURS.items():
                 ys = [_value(entry, variant, quantity) / unit for entry in entries]
                 exponent = _exponent(variable, entries, variant, quantity)
-                slope = "" if exponent is None else f": {variable}^{exponent.shown}"
+                slope = "" if exponent is None else f": ${variable}^{{{exponent.shown}}}$"
                 axis.plot(xs, ys, color=colour, marker=_MARKERS[variant], label=f"{variant}{slope}")
             axis.set_xscale("log")
             axis.set_yscale("log")
