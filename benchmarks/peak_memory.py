@@ -1,9 +1,10 @@
-"""Extra peak memory of one-shot LIP, in a process of its own: ``python -m benchmarks.peak_memory ours``.
+"""Extra peak memory of one-shot LIP, in a process of its own: ``python -m benchmarks.peak_memory ROW``.
 
-Prints the bytes as one line. The kernel's high-water mark is set back just before the call:
+Prints the bytes of each variant as JSON. The kernel's high-water mark is set back just before each call:
 ``ru_maxrss`` alone would not do, since a process inherits the mark of the one that started it.
 """
 
+import json
 import os
 import re
 import resource
@@ -17,22 +18,29 @@ import lip_fast
 from benchmarks.rows import row
 from lip_fast import reference
 from lip_fast.bench.problems import OneShot, one_shot
+from lip_fast.bench.rows import Row
 
-__all__ = ["VARIANTS", "extra_peak"]
+__all__ = ["VARIANTS", "extra_peaks"]
 
 VARIANTS = ("ours", "reference")
 ROOT = Path(__file__).resolve().parents[1]
 # Larger blocks go straight back to the system when they are freed. Without a fixed limit, glibc raises
-# its own and a call may be served from memory that setting up the problem left behind.
-MMAP_THRESHOLD = 1 << 20
+# its own and a call may be served from memory that setting up the problem left behind. The label matrix of
+# the smallest problem that is measured has 0.8 MB.
+MMAP_THRESHOLD = 1 << 16
 
 
-def extra_peak(variant: str) -> int:
-    """Bytes by which the resident size rose during the call, measured in a fresh process."""
+def extra_peaks(size: Row) -> dict[str, int]:
+    """Bytes by which the resident size rose during a call of each variant, measured in a fresh process.
+
+    Args:
+        size: one of the benchmarks' rows, with the sizes of a one-shot problem.
+    """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD)}
-    command = [sys.executable, "-m", "benchmarks.peak_memory", variant]
+    command = [sys.executable, "-m", "benchmarks.peak_memory", size.key]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout)
+    peaks: dict[str, int] = json.loads(done.stdout)
+    return peaks
 
 
 def _call(variant: str, problem: OneShot, k: int) -> torch.Tensor:
@@ -60,18 +68,23 @@ def _high_water_mark() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _measure(variant: str) -> int:
-    size = row("one-shot")
+def _measure(key: str) -> dict[str, int]:
+    size = row(key)
     problem = one_shot(size)
-    # Start the thread pool and the linear algebra library: their memory belongs to neither variant.
     few = 10_000  # more than one block of rows, so that buffers of every shape are there
-    _call(variant, OneShot(problem.W, problem.X[:few], problem.y[:few]), size.k)
-    if _status("VmHWM") is not None:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the mark back to the current size
-    before = _high_water_mark()
-    _call(variant, problem, size.k)
-    return _high_water_mark() - before
+    start = OneShot(problem.W, problem.X[:few], problem.y[:few])
+    peaks = {}
+    for variant in VARIANTS:
+        # Start the thread pool and the linear algebra library: their memory belongs to neither variant.
+        _call(variant, start, size.k)
+        if _status("VmHWM") is not None:
+            Path("/proc/self/clear_refs").write_text("5")  # sets the mark back to the current size
+        before = _high_water_mark()
+        _call(variant, problem, size.k)
+        # The kernel counts in pages: less than one is not seen.
+        peaks[variant] = max(_high_water_mark() - before, resource.getpagesize())
+    return peaks
 
 
 if __name__ == "__main__":
-    print(_measure(sys.argv[1]))
+    print(json.dumps(_measure(sys.argv[1])))

@@ -5,6 +5,8 @@ The benchmarks and the report read the same list, so a result that lacks a row o
 
 from typing import Literal
 
+from benchmarks.decomposition_rows import DECOMPOSITION_ROWS
+from benchmarks.scaling_rows import SCALING_ROWS
 from lip_fast.bench.rows import BATCH, CORE, Row, Target
 
 __all__ = ["ROWS", "row"]
@@ -99,6 +101,8 @@ ROWS: tuple[Row, ...] = (
         gates=("distance",),
         targets=(Target("time", "by hand", at_most=1.3),),
     ),
+    *DECOMPOSITION_ROWS,
+    *SCALING_ROWS,
 )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import lip_fast
 from benchmarks.fresh_process import one_shot_seconds
-from benchmarks.peak_memory import VARIANTS, extra_peak
+from benchmarks.peak_memory import extra_peaks
 from benchmarks.rows import row
 from benchmarks.running import require
 from lip_fast.bench.one_shot import one_shot_gates
@@ -22,9 +22,9 @@ def test_one_shot(benchmark: Any, key: str) -> None:
     benchmark.extra_info["row"] = size.key
     problem = one_shot(size)
     require(benchmark, one_shot_gates(problem, size.k))
-    benchmark.extra_info["extra_peak_bytes"] = {name: extra_peak(name) for name in VARIANTS}
+    benchmark.extra_info["extra_peak_bytes"] = extra_peaks(size)
 
-    seconds = one_shot_seconds(1 if benchmark.disabled else ROUNDS)
+    seconds = one_shot_seconds(size, 1 if benchmark.disabled else ROUNDS)
     results = {name: summary(times) for name, times in seconds.items()}
     benchmark.extra_info["ours"] = results.pop("ours")
     benchmark.extra_info["peers"] = results
