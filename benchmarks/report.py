@@ -17,7 +17,7 @@ from benchmarks import device_report
 from benchmarks.command import Parser, Refused, answer
 from benchmarks.markdown import count, read_text, replace_between_markers, write_whole
 from benchmarks.results import NOISY, Result, load, read_json
-from benchmarks.rows import row
+from benchmarks.rows import ROWS, row
 from benchmarks.sections import SECTIONS, Section
 
 __all__ = ["BEGIN", "END", "main", "page", "render"]
@@ -75,7 +75,8 @@ def _part(section: Section, text: str, result: Result, pictures: Mapping[str, st
     if pictures and section.name in pictures:
         parts.append(f"![{section.title}]({pictures[section.name]})")
     parts += _missing(section, result)
-    patterns = " ".join(f"{kind}*" for kind in section.kinds)
+    keys = [one.key for one in ROWS if one.kind in section.kinds]
+    patterns = " ".join(kind if kind in keys else f"{kind}-*" for kind in section.kinds)
     parts.append(f"Any row again: `make bench-rows ROWS='{patterns}'`.")
     return "\n\n".join(parts)
 

@@ -6,7 +6,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from benchmarks.results import Result
-from benchmarks.sections import epoch, exact_step, one_shot, optimizer, solvers, statistics, truncated_step
+from benchmarks.sections import (
+    decompositions,
+    epoch,
+    exact_step,
+    one_shot,
+    optimizer,
+    scaling,
+    solvers,
+    statistics,
+    truncated_step,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +65,8 @@ SECTIONS: tuple[Section, ...] = (
     _section(exact_step),
     _section(epoch),
     _section(one_shot),
+    _section(scaling),
+    _section(decompositions),
     _section(statistics, in_readme=False),
     _section(solvers, in_readme=False),
 )

@@ -70,7 +70,8 @@ def figure(result: Result) -> "Figure | None":
         return None
     ops = _in_order(entry.row.op for entry in entries)
     shapes = _in_order(_head(entry) for entry in entries)
-    colours = dict(zip(shapes, colormaps["viridis"].resampled(len(shapes)).colors, strict=True))
+    # The last tenth of the map is too bright to be read.
+    colours = {shape: colormaps["viridis"](0.9 * i / len(shapes)) for i, shape in enumerate(shapes)}
     drawn = Figure(figsize=(11, 0.28 * len(ops) + 1.6), layout="constrained")
     left, right = drawn.subplots(1, 2, sharey=True)
     for shape in shapes:
