@@ -19,8 +19,8 @@ _SPECTRA = ("gapped", "power-law")
 
 
 def _case(name: str, l: int, q: int, k: int, methods: tuple[str, ...] | None, device: torch.device) -> Case:
-    # The weight, its bases and its last move.
-    require_memory(device, 4.0 * (3 * l * q + 2 * q * q))
+    # The weight, its bases and its last move; the weight again, and a Gram matrix, in float64.
+    require_memory(device, 4.0 * (6 * l * q + 4 * q * q))
     chosen = [curve for curve in CURVES if methods is None or curve.name in methods]
     return decomposition(name, l, q, k, device, curves=chosen, left_out="not on a weight of this size")
 
