@@ -53,9 +53,9 @@ ROWS ?= truncated-*
 bench-rows: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-quiet --rows '$(ROWS)'
 
-# Whether a commit is slower than another, measured side by side: make bench-compare BASE=v0.1.0
+# Two commits side by side on this machine: make bench-compare BASE=v0.1.0 (HEAD=..., ARGS="--rows 'truncated-*'")
 bench-compare: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.compare $(BASE)
+	$(BIN)/python -m benchmarks.compare $(BASE) $(HEAD) $(ARGS)
 
 # Heads sharded over processes of this machine, and what they cost at scale on paper.
 bench-sharded: $(VENV)/.dev

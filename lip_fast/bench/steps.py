@@ -182,11 +182,14 @@ class WarmStart:
     def __init__(self, row: Row, M: Tensor) -> None:
         self._fresh = row.columns - row.k - (row.tail_rank or 0)
         self._V = low_rank(row)(M)[2]
+        self._generator = torch.Generator(M.device).manual_seed(0)
 
     def __call__(self, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(A, s, B)."""
         kept = self._V[:, : self._V.shape[1] - max(self._fresh, 0)]
-        V = torch.cat([kept, torch.randn_like(self._V[:, kept.shape[1] :])], 1)
+        size = (len(kept), self._V.shape[1] - kept.shape[1])
+        fresh = torch.randn(size, generator=self._generator, device=kept.device, dtype=kept.dtype)
+        V = torch.cat([kept, fresh], 1)
         Q, _ = torch.linalg.qr(M @ V)
         B, T = torch.linalg.qr(M.mT @ Q)
         U, s, Wh = torch.linalg.svd(T)
