@@ -1,5 +1,6 @@
 import math
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from benchmarks.rows import row
 from benchmarks.scaling import fit, upper_half
 from benchmarks.scaling_rows import SCALING_ROWS, VARIABLES
 from benchmarks.sections import scaling as section
+from lip_fast.bench import problems
+from lip_fast.bench.one_shot import exact_lip
 
 
 def test_the_exponent_of_a_power_law_is_exact() -> None:
@@ -137,3 +140,11 @@ def test_nothing_measured_is_nothing_said() -> None:
     empty: Any = SimpleNamespace(of=lambda kind: iter(()))
     assert section.summary(empty) == section.details(empty) == ""
     assert section.figure(empty) is None
+
+
+def test_many_samples_are_summed_in_blocks_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, k = problems.one_shot(replace(row("scaling-l-10"), n=333, q=24)), 2
+    whole = exact_lip(problem, k)
+    assert float((whole - problem.W).norm()) > 1e-3 * float(whole.norm())
+    monkeypatch.setattr("lip_fast.bench.one_shot.BLOCK", 100)
+    assert float((exact_lip(problem, k) - whole).norm()) < 1e-12 * float(whole.norm())
