@@ -29,7 +29,7 @@ def test_scaling(benchmark: Any, key: str) -> None:
     if benchmark.disabled and key != SMALLEST:
         pytest.skip("nothing is timed: a larger problem for the same code")
     try:
-        # Here and in the process that measures: the features and what they are drawn from; the labels in every
+        # Here and in the process that measures: the features and what they are drawn from; labels in every
         # form on the way to the reference.
         require_memory(torch.device("cpu"), 8.0 * size.n * (2 * size.q + 5 * size.l))
     except Skip as reason:
