@@ -5,6 +5,7 @@ The benchmarks and the report read the same list, so a result that lacks a row o
 
 from typing import Literal
 
+from benchmarks.op_rows import OP_ROWS
 from lip_fast.bench.rows import BATCH, CORE, Row, Target
 
 __all__ = ["ROWS", "row"]
@@ -99,6 +100,7 @@ ROWS: tuple[Row, ...] = (
         gates=("distance",),
         targets=(Target("time", "by hand", at_most=1.3),),
     ),
+    *OP_ROWS,
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import optim, sketch, solver, step, update, warm
+from benchmarks.gpu import ops, optim, sketch, solver, step, update, warm
 from lip_fast.bench.cases import Cases, run_cases
 from lip_fast.bench.timing import Timer, spin_up
 
@@ -27,6 +27,7 @@ PARTS: dict[str, Cases] = {
     "warm": warm.cases,
     "step": step.cases,
     "optim": optim.cases,
+    "ops": ops.cases,
 }
 
 

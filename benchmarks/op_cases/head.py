@@ -71,7 +71,7 @@ class Head:
         weight = _weight(l, q, k, r, device)
         self.M = weight.M.to(dtype)
         self.A, self.s, self.B = (each.to(self.skinny) for each in (weight.A, weight.s, weight.basis))
-        # Columns contiguous, as the ops keep tall factors; and thirds, which float32 does not hold of float64.
+        # Columns contiguous, as the ops keep tall factors; float64 thirds, for float32 not to hold them.
         self.V, self.Y = ((self.random(m, rows).to(self.skinny) / 3).mT for rows in (q, l))
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.ok = torch.ones((), dtype=torch.bool, device=device)
@@ -165,15 +165,14 @@ def _weight(l: int, q: int, k: int, r: int, device: torch.device) -> Weight:
 
 
 @functools.lru_cache(maxsize=1)
-def _head(*sizes: int, dtype: torch.dtype, device: torch.device) -> Head:
-    return Head(*sizes, dtype, device)
+def _head(l: int, q: int, k: int, r: int, m: int, dtype: torch.dtype, device: torch.device) -> Head:
+    return Head(l, q, k, r, m, dtype, device)
 
 
 def head_of(row: Row, device: torch.device) -> Head:
     """The weight of a row, that of the last row where it is the same."""
     assert row.tail_rank is not None
-    sizes = (row.l, row.q, row.k, row.tail_rank, row.columns)
-    return _head(*sizes, dtype=getattr(torch, row.dtype), device=device)
+    return _head(row.l, row.q, row.k, row.tail_rank, row.columns, getattr(torch, row.dtype), device)
 
 
 def forget() -> None:

@@ -13,9 +13,7 @@ from torch import Tensor
 from benchmarks.op_cases.head import Head, Updated, times
 from benchmarks.op_cases.problem import FAILED, Problem, factors
 from benchmarks.op_cases.products import rebuilt_bound
-from lip_fast import ops
-from lip_fast.backends.default.adamw import adamw_sketch_ as update_adamw
-from lip_fast.backends.default.sgd import sgd_sketch_ as update_sgd
+from lip_fast import backends, ops
 from lip_fast.bench.gates import distance
 
 __all__ = [
@@ -168,14 +166,18 @@ def _adamw_updated(head: Head) -> tuple[_Own, ops.AdamWState]:
     """With the state as the update leaves it, and the weight as it was."""
     own, state = _adamw_own(head)
     rule = own.rule
-    update_adamw(own.M, head.grad, *state, head.V, rule.lr, rule.update_count, None, None, *rule[2:], False)
+    backends._DEFAULT["adamw_sketch_"](
+        own.M, head.grad, *state, head.V, rule.lr, rule.update_count, None, None, *rule[2:], False
+    )
     return own, state
 
 
 def _sgd_updated(head: Head) -> _Own:
     own = _own(head, head.moments[:1], head.sgd_rule())
     rule = own.rule
-    update_sgd(own.M, head.grad, *own.state, head.V, rule.lr, None, None, *rule[1:], False, False)
+    backends._DEFAULT["sgd_sketch_"](
+        own.M, head.grad, *own.state, head.V, rule.lr, None, None, *rule[1:], False, False
+    )
     return own
 
 
