@@ -10,10 +10,13 @@ from torch import Tensor
 from benchmarks.op_cases.head import Head
 from lip_fast.bench.gates import distance
 
-__all__ = ["FAILED", "Problem", "factors", "narrowed", "nothing", "product_bound", "unorthogonal"]
+__all__ = ["FAILED", "SETTLED", "Problem", "factors", "narrowed", "nothing", "product_bound", "unorthogonal"]
 
 # The measure of a result that says itself that it cannot be used.
 FAILED = float("inf")
+# What a settled update or product is multiplied by: below the rounding of a weight, the stochastic one of
+# narrow formats too, whose bits are the same in each call of one step.
+SETTLED = 1e-9
 # Distance of products from float64. In float32 on a CPU they are up to 4e-7 off; on a GPU a weight that is
 # read once is rounded to TF32, and they are 4e-4 off. With a factor in bfloat16 they are 1.7e-3 off, in
 # float64 with one in float32 3e-8.
@@ -38,7 +41,7 @@ class Problem:
         flops: additions and multiplications that must be done.
         written: what the op changes, each beside what it held before.
         library: the same by torch.linalg.
-        settle: makes the effect of further calls so small that thousands of them change nothing.
+        settle: makes the effect of further calls so small that thousands of them leave a weight as it is.
     """
 
     call: Callable[[], Any]

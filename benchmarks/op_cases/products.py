@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.op_cases.head import Head, times
-from benchmarks.op_cases.problem import FAILED, Problem, factors, narrowed, product_bound
+from benchmarks.op_cases.problem import FAILED, SETTLED, Problem, factors, narrowed, product_bound
 from lip_fast import ops
 from lip_fast.backends.default.fresh_columns import philox
 from lip_fast.bench.gates import distance
@@ -132,5 +132,5 @@ def rebuild_(head: Head) -> Problem:
         size=2 * M.itemsize * head.l * head.q + A.itemsize * head.t * (head.l + head.q + 1),
         flops=2 * head.l * head.q * head.t,
         written=((M, head.M),),
-        settle=lambda: s.mul_(1e-6),
+        settle=lambda: s.mul_(SETTLED),
     )

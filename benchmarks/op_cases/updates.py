@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.op_cases.head import Head, Updated, times
-from benchmarks.op_cases.problem import FAILED, Problem, factors
+from benchmarks.op_cases.problem import FAILED, SETTLED, Problem, factors
 from benchmarks.op_cases.products import rebuilt_bound
 from lip_fast import backends, ops
 from lip_fast.bench.gates import distance
@@ -49,8 +49,8 @@ class _Own:
     written: Sequence[tuple[Tensor, Tensor]]
 
     def settle(self) -> None:
-        """Thousands of updates then leave the weight where it is; the state tends to the gradient."""
-        self.rule.lr.mul_(1e-6)
+        """Further updates then leave the weight as it is; the state tends to the gradient."""
+        self.rule.lr.mul_(SETTLED)
 
 
 def _own(head: Head, state: tuple[Tensor, ...], rule: Any) -> _Own:
@@ -234,7 +234,7 @@ def _rebuilt(head: Head, own: _Own, s: Tensor, exact: Updated, reads: int, **how
 
     def settle() -> None:
         own.settle()
-        s.mul_(1e-6)
+        s.mul_(SETTLED)
 
     return Problem(
         measure=measure,
