@@ -23,8 +23,9 @@ _COMPUTE_DTYPES = ("float32", "float64")
 # needs a GradScaler, for which a CPU has no use at that size.
 _LARGE = 1 << 21
 _LARGE_DTYPES = ("float32", "bfloat16")
-# More values are not decomposed exactly on a CPU: three seconds a call at 32000 x 1024.
-_MOST_EXACT = 1 << 22
+# Exact decompositions come to their limits earlier: of 1000 x 2048 a call takes half a second in float64, and
+# three seconds of 32000 x 1024 in any format.
+_LARGE_EXACT, _MOST_EXACT = 1 << 20, 1 << 22
 
 _ALL = ("l", "q", "dtype")
 # What of a row an op sees, and the formats it takes: rows that differ in nothing else are one.
@@ -81,8 +82,9 @@ def op_rows(
         k, r = _OTHER_RANKS.get((l, q), _RANKS)
         for dtype in dtypes:
             for op, (seen, taken) in _SEEN.items():
-                too_large = l * q > _LARGE and dtype not in _LARGE_DTYPES and taken == DTYPES
-                if dtype not in taken or too_large or (op == "tail_svd" and l * q > most_exact):
+                exact = op == "tail_svd"
+                large = l * q > (_LARGE_EXACT if exact else _LARGE) and taken == DTYPES
+                if dtype not in (_LARGE_DTYPES if large else taken) or (exact and l * q > most_exact):
                     continue
                 row = Row(
                     f"op-{op}-{l}x{q}-{dtype}",

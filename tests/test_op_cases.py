@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import benchmarks.op_cases.case as case_module
 from benchmarks.gpu.ops import cases as gpu_cases
 from benchmarks.gpu.weights import HEADS
 from benchmarks.op_cases.case import _PROBLEMS, op_case
@@ -63,7 +64,8 @@ def test_large_weights_are_measured_in_the_formats_they_are_kept_in() -> None:
 
     assert formats((1000, 2048)) == {"float32", "bfloat16", "float16", "float64"}
     assert formats((32000, 1024)) == {"float32", "bfloat16"}
-    assert not [row for row in OP_ROWS if row.op == "tail_svd" and row.l == 32000]
+    exact = {(row.l, row.q, row.dtype) for row in OP_ROWS if row.op == "tail_svd" and row.l >= 1000}
+    assert exact == {(1000, q, dtype) for q in (2048, 4096) for dtype in ("float32", "bfloat16")}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +209,16 @@ def test_a_kernel_that_is_not_timed_says_why() -> None:
     assert found.facts["served by"] == "default"
     assert case("rebuild_").facts["served by"] == "native"
     assert case("orthonormalize").skipped["triton"] == "no triton kernel"
+
+
+@needs_native
+def test_the_default_kernel_of_a_long_call_is_not_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [variant.name for variant in case("project").variants] == ["ours", "default"]
+    monkeypatch.setattr(case_module, "_LONG", 0)
+    found = case("project")
+    assert [variant.name for variant in found.variants] == ["ours"]
+    assert found.skipped["default"].startswith("it is what ours calls")
+    assert "default" not in case("rebuild_").skipped
 
 
 def test_a_row_that_does_not_fit_is_skipped() -> None:

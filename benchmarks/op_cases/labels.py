@@ -1,7 +1,5 @@
 """Ops of features and labels."""
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -150,7 +148,7 @@ def refit(head: Head) -> Problem:
         return distance(s, expected) if bool(ok) and int(clipped) == 1 else FAILED
 
     return Problem(
-        call=functools.partial(ops.refit, S, sums, head.ok, rank=k, tolerance=1e-6, clip=True),
+        call=lambda: ops.refit(S, sums, head.ok, rank=k, tolerance=1e-6, clip=True),
         arguments=(S, *sums[:3], head.ok, k, 1e-6, True),
         measure=measure,
         # One division.
