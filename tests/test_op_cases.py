@@ -228,11 +228,14 @@ def test_a_row_that_does_not_fit_is_skipped() -> None:
 
 
 @pytest.mark.parametrize("op", IN_PLACE)
-def test_calls_without_end_leave_the_weight_where_it_is(op: str) -> None:
+def test_calls_without_end_leave_the_weight_where_it_is(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = _PROBLEMS[op](head_of(TINY[op, "float16"], CPU))
-    problem.settle()
+    monkeypatch.setitem(_PROBLEMS, op, lambda head: problem)
+    ours = case(op, "float16").variants[0]
+    for changed, before in problem.written:
+        changed.copy_(before)
     for _ in range(200):
-        problem.call()
+        ours.run()
     M, before = problem.written[0]
     assert float((M.double() - before.double()).norm() / before.double().norm()) < 1e-3
     assert all(bool(torch.isfinite(changed).all()) for changed, _ in problem.written)

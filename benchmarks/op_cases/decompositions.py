@@ -17,7 +17,7 @@ _SVD = tuple[Tensor, Tensor, Tensor, Tensor]
 
 # Of factors whose product is the matrix, and of their orthogonality: in float32 up to 2e-6 was measured.
 _FACTORS, _FACTORS64 = 2e-5, 1e-12
-# Of the triplets of a tail: up to 5e-6 was measured; with the value of the next direction 3e-2 or more.
+# Of the triplets of a tail: up to 1e-5 was measured; with the values of their neighbours 3e-1 or more.
 _TAIL = 1e-4
 # Of triplets by the way of skinny factors: up to 1e-5 was measured, 1e-4 where those are square and of bad
 # condition. Without the last direction they are 1e-2 off.
