@@ -11,8 +11,8 @@ from lip_fast.targets import CSR
 
 __all__ = ["class_sums", "gram", "label_sums", "label_sums_csr", "refit"]
 
-# Sums of products, relative to all of them: at most 3e-7 measured in float32, and 1e-5 of the energy of half a
-# million values. A Gram matrix that lacks a row is 3e-3 off or more, sums of labels in another order 1.
+# Sums of products, relative to all of them: at most 3e-7 measured in float32, and 1e-5 of the energy of half
+# a million values. A Gram matrix that lacks a row is 3e-3 off or more, sums of labels in another order 1.
 _SUMS, _SUMS64 = 1e-4, 1e-12
 # Labels of a candidate set.
 _CANDIDATES = 3

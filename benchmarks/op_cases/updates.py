@@ -27,9 +27,9 @@ __all__ = [
     "sgd_sketch_",
 ]
 
-# Distance of products and state from float64: 4e-7 in float32; up to 2e-4 in narrow formats, where a state half
-# way between two of their values may be rounded to either; 4e-4 on a GPU, where a weight read once is rounded
-# to TF32. Without the update they are 5e-2 off or more.
+# Distance of products and state from float64: 4e-7 in float32; up to 2e-4 in narrow formats, where a state
+# half way between two of their values may be rounded to either; 4e-4 on a GPU, where a weight read once is
+# rounded to TF32. Without the update they are 5e-2 off or more.
 _UPDATED, _UPDATED64 = 2e-3, 1e-12
 
 
