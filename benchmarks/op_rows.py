@@ -26,6 +26,9 @@ _LARGE_DTYPES = ("float32", "bfloat16")
 # Exact decompositions come to their limits earlier: of 1000 x 2048 a call takes half a second in float64, and
 # three seconds of 32000 x 1024 in any format.
 _LARGE_EXACT, _MOST_EXACT = 1 << 20, 1 << 22
+# More values are measured in float32 alone on a CPU: it computes in it whatever they are kept in, and an update
+# of 32000 x 1024 takes half a second.
+_MOST_NARROW = 1 << 22
 
 _ALL = ("l", "q", "dtype")
 # What of a row an op sees, and the formats it takes: rows that differ in nothing else are one.
@@ -68,6 +71,7 @@ def op_rows(
     *,
     rows: int = _ROWS,
     most_exact: int = _MOST_EXACT,
+    most_narrow: int = _MOST_NARROW,
 ) -> tuple[Row, ...]:
     """The rows of every op, those of one weight one after the other.
 
@@ -76,6 +80,7 @@ def op_rows(
         dtypes: of its weight.
         rows: of features, where statistics of them are taken.
         most_exact: values of the largest weight that is decomposed exactly.
+        most_narrow: values of the largest weight that is measured in bfloat16 too.
     """
     found: dict[tuple[object, ...], Row] = {}
     for l, q in shapes:
@@ -84,7 +89,10 @@ def op_rows(
             for op, (seen, taken) in _SEEN.items():
                 exact = op == "tail_svd"
                 large = l * q > (_LARGE_EXACT if exact else _LARGE) and taken == DTYPES
-                if dtype not in (_LARGE_DTYPES if large else taken) or (exact and l * q > most_exact):
+                formats = _LARGE_DTYPES if large else taken
+                if l * q > most_narrow:
+                    formats = ("float32",)
+                if dtype not in formats or (exact and l * q > most_exact):
                     continue
                 row = Row(
                     f"op-{op}-{l}x{q}-{dtype}",

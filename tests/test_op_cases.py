@@ -63,7 +63,8 @@ def test_large_weights_are_measured_in_the_formats_they_are_kept_in() -> None:
         return {row.dtype for row in OP_ROWS if row.op == "sketch" and (row.l, row.q) == shape}
 
     assert formats((1000, 2048)) == {"float32", "bfloat16", "float16", "float64"}
-    assert formats((32000, 1024)) == {"float32", "bfloat16"}
+    assert formats((1000, 4096)) == {"float32", "bfloat16"}
+    assert formats((32000, 1024)) == {"float32"}
     exact = {(row.l, row.q, row.dtype) for row in OP_ROWS if row.op == "tail_svd" and row.l >= 1000}
     assert exact == {(1000, q, dtype) for q in (2048, 4096) for dtype in ("float32", "bfloat16")}
 
@@ -110,6 +111,7 @@ def test_the_rows_of_a_gpu_are_made_by_the_same_cases() -> None:
     keys = [key for key, _ in gpu_cases(torch.device("cuda"), False)]
     assert keys[0].endswith("128256x4096-float32")
     assert keys[-1].endswith("10x512-bfloat16")
+    assert "op-sketch-1000000x512-bfloat16" in keys
     (key, make), *rest = gpu_cases(CPU, True)
     assert key == "op-fresh_columns-60x40-float32"
     assert {each.split("-")[1] for each, _ in rest} | {"fresh_columns"} == set(backends._DEFAULT)
