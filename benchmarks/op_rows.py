@@ -26,8 +26,8 @@ _LARGE_DTYPES = ("float32", "bfloat16")
 # Exact decompositions come to their limits earlier: of 1000 x 2048 a call takes half a second in float64, and
 # three seconds of 32000 x 1024 in any format.
 _LARGE_EXACT, _MOST_EXACT = 1 << 20, 1 << 22
-# More values are measured in float32 alone on a CPU: it computes in it whatever they are kept in, and an update
-# of 32000 x 1024 takes half a second.
+# More values are measured in float32 alone on a CPU: it computes in it whatever they are kept in, and one
+# update of 32000 x 1024 takes half a second.
 _MOST_NARROW = 1 << 22
 
 _ALL = ("l", "q", "dtype")
