@@ -41,10 +41,11 @@ TIMINGS = {
     "solver": 10,
     "sketch": 20,
     "update": 20,
-    "warm": 20,
+    "warm": 15,
     "step": 40,
-    "optim": 50,
+    "optim": 45,
     "decompositions": 20,
+    "ops": 60,
 }
 NAMES = ("build", "doctor", "tests", "triton", "checks", *TIMINGS, "sanitizer")
 # Seconds for everything; the last part to start gets what is left of them.

@@ -88,7 +88,7 @@ def _missing(section: Section, result: Result) -> list[str]:
         if row(key).kind in section.kinds:
             reasons.setdefault(reason, []).append(f"`{key}`")
     for entry in result.entries:
-        if entry.row.kind in section.kinds:
+        if entry.row.kind in section.kinds and not section.own_gaps:
             for variant, reason in entry.skipped.items():
                 if variant not in reasons.setdefault(reason, []):
                     reasons[reason].append(variant)

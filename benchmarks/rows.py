@@ -6,6 +6,7 @@ The benchmarks and the report read the same list, so a result that lacks a row o
 from typing import Literal
 
 from benchmarks.decomposition_rows import DECOMPOSITION_ROWS
+from benchmarks.op_rows import OP_ROWS
 from benchmarks.scaling_rows import SCALING_ROWS
 from lip_fast.bench.rows import BATCH, CORE, Row, Target
 
@@ -103,6 +104,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *DECOMPOSITION_ROWS,
     *SCALING_ROWS,
+    *OP_ROWS,
 )
 
 

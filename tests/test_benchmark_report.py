@@ -35,6 +35,8 @@ def entry(key: str) -> dict[str, Any]:
     }
     if size.kind in ("one-shot", "scaling"):
         extra["extra_peak_bytes"] = {"ours": 3_000_000, "reference": 60_000_000}
+    if size.kind == "op":
+        extra["floors_us"] = {"copy": 250.0, "arithmetic": 500.0}
     if size.kind == "decomposition":
         names = (*size.peers, OURS)
         extra["facts"] = {which: dict.fromkeys(names, 1e-3) for which in ("excess", "values")}

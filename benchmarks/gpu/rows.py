@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import decompositions, optim, sketch, solver, step, update, warm
+from benchmarks.gpu import decompositions, ops, optim, sketch, solver, step, update, warm
 from lip_fast.bench.cases import Cases, run_cases
 from lip_fast.bench.timing import Timer, spin_up
 
@@ -29,6 +29,7 @@ PARTS: dict[str, Cases] = {
     "step": step.cases,
     "optim": optim.cases,
     "decompositions": decompositions.cases,
+    "ops": ops.cases,
 }
 
 

@@ -11,6 +11,7 @@ from benchmarks.sections import (
     epoch,
     exact_step,
     one_shot,
+    ops,
     optimizer,
     scaling,
     solvers,
@@ -36,6 +37,7 @@ class Section:
         details: what the page of all numbers says; the summary where there is none.
         figure: draws it, if there is something to draw.
         in_readme: whether README has it.
+        own_gaps: whether its details say themselves what was not measured of its rows.
     """
 
     name: str
@@ -45,9 +47,10 @@ class Section:
     details: Callable[[Result], str]
     figure: "Callable[[Result], Figure | None] | None"
     in_readme: bool
+    own_gaps: bool
 
 
-def _section(module: ModuleType, *, in_readme: bool = True) -> Section:
+def _section(module: ModuleType, *, in_readme: bool = True, own_gaps: bool = False) -> Section:
     return Section(
         module.__name__.rpartition(".")[2].replace("_", "-"),
         module.TITLE,
@@ -56,6 +59,7 @@ def _section(module: ModuleType, *, in_readme: bool = True) -> Section:
         getattr(module, "details", module.summary),
         getattr(module, "figure", None),
         in_readme,
+        own_gaps,
     )
 
 
@@ -67,6 +71,7 @@ SECTIONS: tuple[Section, ...] = (
     _section(one_shot),
     _section(scaling),
     _section(decompositions),
+    _section(ops, own_gaps=True),
     _section(statistics, in_readme=False),
     _section(solvers, in_readme=False),
 )
