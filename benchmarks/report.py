@@ -34,21 +34,18 @@ def render(result: Result, pictures: Mapping[str, str] | None = None) -> str:
         result: what was measured.
         pictures: where the figures of sections are, by name.
     """
-    shown = [section for section in SECTIONS if section.in_readme]
-    parts = [
-        _about(result),
-        *(_part(section, section.summary(result), result, pictures) for section in shown),
-    ]
+    parts = [_about(result)]
+    for section in SECTIONS:
+        if section.in_readme:
+            parts.append(_part(section, "###", section.summary(result), result, pictures))
     return "\n\n".join([*parts, *_busy(result)])
 
 
 def page(result: Result, pictures: Mapping[str, str] | None = None) -> str:
     """The page of all numbers."""
-    parts = [
-        "# Benchmarks\n\n<!-- Written by `make bench`. -->",
-        _about(result),
-        *(_part(section, section.details(result), result, pictures) for section in SECTIONS),
-    ]
+    parts = ["# Benchmarks\n\n<!-- Written by `make bench`. -->", _about(result)]
+    for section in SECTIONS:
+        parts.append(_part(section, "##", section.details(result), result, pictures))
     return "\n\n".join([*parts, *_busy(result)]) + "\n"
 
 
@@ -70,8 +67,10 @@ def _about(result: Result) -> str:
     )
 
 
-def _part(section: Section, text: str, result: Result, pictures: Mapping[str, str] | None) -> str:
-    parts = [f"### {section.title}", text]
+def _part(
+    section: Section, heading: str, text: str, result: Result, pictures: Mapping[str, str] | None
+) -> str:
+    parts = [f"{heading} {section.title}", text]
     if pictures and section.name in pictures:
         parts.append(f"![{section.title}]({pictures[section.name]})")
     parts += _missing(section, result)

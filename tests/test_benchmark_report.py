@@ -185,7 +185,7 @@ def test_every_kind_of_row_has_one_section() -> None:
 def test_every_section_says_how_its_rows_are_run_again(files: Files) -> None:
     text = paged(complete(), files)
     for section in SECTIONS:
-        part = text[text.index(f"### {section.title}\n") :]
+        part = text[text.index(f"## {section.title}\n") :]
         patterns = re.search(r"make bench-rows ROWS='([^']+)'", part)
         assert patterns is not None
         found = {row.key for row in ROWS if any(fnmatch(row.key, p) for p in patterns[1].split())}
