@@ -361,6 +361,8 @@ def _compare(options: Namespace) -> list[str]:
             continue
         notes.append(f"{key}: {missing[0]}")
         worse += [key] * missing[1]
+    if not found:
+        raise Refused(f"no row was measured in every round: {'; '.join(notes)}")
     changes = {key: compare(runs, len(found)) for key, runs in found.items()}
     worse += [key for key, change in changes.items() if change.verdict == "regression"]
     data = {

@@ -53,6 +53,10 @@ def _require_known(pattern: str) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     patterns = config.getoption("rows").split()
+    keys = {row.key for row in ROWS}
+    strangers = [item.nodeid for item in items if _key(item) not in keys]
+    if strangers:
+        raise pytest.UsageError(f"not parametrized by the key of a row: {', '.join(strangers)}")
     chosen = [item for item in items if any(fnmatch.fnmatch(_key(item) or "", p) for p in patterns)]
     if len(chosen) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

@@ -334,9 +334,13 @@ def _module(name: str, *arguments: str, dry: bool) -> list[str]:
     return _python("-m", name, *arguments, *(["--dry"] if dry else []))
 
 
+# By itself: it imports torch and nothing of the package, which may be what does not work.
+_ENVIRONMENT_FILE = ROOT / "lip_fast" / "bench" / "environment.py"
+
+
 def environment_part() -> Part:
     """What this is run on; also tells whether there is a GPU."""
-    return Part("environment", _python("-m", "lip_fast.bench.environment", "--result", "{result}"), 90)
+    return Part("environment", _python("-P", str(_ENVIRONMENT_FILE), "--result", "{result}"), 90)
 
 
 def build_part(dry: bool, gpu: Mapping[str, Any] | None) -> Part:

@@ -38,6 +38,8 @@ def _render(data: Mapping[str, Any], checkout: Path, allow_dirty: bool) -> str:
     dry, date = data["dry"] is not False, str(data["datetime"])
     if dry and not allow_dirty:
         raise Refused("a dry run measures no GPU (--allow-dirty shows it all the same)")
+    if not dry and data["machine"]["gpu"] is None:
+        raise Refused("no GPU was measured: there was none")
     if not re.match(r"\d{4}-\d{2}-\d{2}T", date):
         raise Refused(f"expected the date of the run, got {date!r}")
     for row in data["rows"]:
@@ -105,7 +107,13 @@ def _line(row: Mapping[str, Any]) -> list[str]:
         if variant != own
     ]
     others += [f"no {variant}: {reason}" for variant, reason in row["variants_skipped"].items()]
-    floors = [f"{value / ours:.0%} ({floor})" for floor, value in row["floors_us"].items()]
+    alone = times.get("LIP alone", {}).get("median_us")
+    floors = [
+        f"{value / of:.0%} ({floor})"
+        for floor, value in row["floors_us"].items()
+        # Those of LIP alone are no floors of the whole step.
+        if (of := alone if floor.startswith("alone") else ours)
+    ]
     targets = [f"{target['text']} {'✓' if target['met'] else '✗'}" for target in row["targets"]]
     cells = [f"{own} {_timed(times[own])}", "; ".join(others), ", ".join(floors), "; ".join(targets)]
     return [row["row"], *map(_cell, cells)]

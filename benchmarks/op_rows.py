@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lip_fast.bench.rows import BATCH, Row
 
-__all__ = ["DTYPES", "OP_ROWS", "SHAPES", "op_row", "op_rows"]
+__all__ = ["DTYPES", "OP_ROWS", "SHAPES", "op_rows"]
 
 # Heads of a CPU, and those that want a GPU.
 SHAPES = ((10, 512), (100, 512), (100, 2048), (1000, 2048), (1000, 4096), (32000, 1024))
@@ -114,19 +114,3 @@ def op_rows(
 
 
 OP_ROWS = op_rows(SHAPES)
-
-
-def op_row(op: str, shape: tuple[int, int], dtype: str = "float32") -> Row:
-    """The row of an op at a shape, among those of a CPU.
-
-    Raises:
-        ValueError: there is none; the message says what there is.
-    """
-    rows = [row for row in OP_ROWS if row.op == op]
-    if not rows:
-        raise ValueError(f"expected an op among {', '.join(_SEEN)}, got {op!r}")
-    for row in rows:
-        if ((row.l, row.q), row.dtype) == (shape, dtype):
-            return row
-    keys = ", ".join(f"{row.l}x{row.q} {row.dtype}" for row in rows)
-    raise ValueError(f"expected for {op} one of {keys}, got {shape[0]}x{shape[1]} {dtype}")

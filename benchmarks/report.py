@@ -61,9 +61,9 @@ def _about(result: Result) -> str:
         f"Python {machine['python']}, torch {machine['torch']}{variables}; {commit}, {result.date}. "
         f"Rerun with `{RERUN}`.\n\n"
         "Medians. The variants of a row take turns in one run, so that its ratios are of times measured side "
-        "by side. Before anything is timed each result is compared with `lip_fast.reference` in float64: "
-        "*error* is our relative Frobenius distance from it. Ratios are shown with their target where there "
-        "is one: ✓ met, ✗ missed."
+        "by side. Each result is checked before anything is timed, most against `lip_fast.reference` in "
+        "float64; *error* is how far ours was off, as a relative Frobenius distance where nothing else is "
+        "said, and what it may be. Ratios are shown with their target where there is one: ✓ met, ✗ missed."
     )
 
 

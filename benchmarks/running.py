@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from lip_fast.bench.cases import Case, Skip
 from lip_fast.bench.gates import Gate
@@ -79,7 +80,7 @@ def _prepare(variant: Variant) -> None:
 def _seconds(variant: Variant) -> float:
     start = time.perf_counter()
     variant.run()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / variant.calls
 
 
 def plan(variants: Sequence[Variant], seconds: float) -> Plan:
@@ -90,10 +91,10 @@ def plan(variants: Sequence[Variant], seconds: float) -> Plan:
     costs = []
     for variant in variants:
         _prepare(variant)
-        cost = _seconds(variant)
+        cost = _seconds(variant) * variant.calls
         if cost < _LONG:
             _prepare(variant)
-            cost = _seconds(variant)
+            cost = _seconds(variant) * variant.calls
         costs.append(cost)
     every = [1 + int(cost / (_SLOW * costs[0])) for cost in costs]
     warm = max(costs) < _LONG * 10 and sum(costs) < seconds / 2
@@ -131,6 +132,10 @@ def measure(
     """
     ours, *peers = variants
     benchmark.pedantic(ours.run, setup=Interleaved(ours, peers, how), rounds=how.rounds)
+    if ours.calls > 1 and not benchmark.disabled:
+        # Its own statistics are of runs that hold several.
+        times = benchmark.stats.stats.data
+        benchmark.extra_info["ours"] = summary([seconds / ours.calls for seconds in times])
     samples = {peer.name: peer.samples for peer in peers}
     results = {name: summary(seconds) for name, seconds in samples.items()}
     for name, parts in (sums or {}).items():
@@ -152,6 +157,13 @@ def run(benchmark: Any, row: Row, make: Callable[[], Case], *, seconds: float) -
         seconds: about how long it is timed.
     """
     benchmark.extra_info["row"] = row.key
+    # What torch and others do by chance draws from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _run(benchmark, make, seconds)
+
+
+def _run(benchmark: Any, make: Callable[[], Case], seconds: float) -> None:
     try:
         case = make()
     except Skip as reason:

@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 # Of a line through two points nothing is left over to tell its error by.
 LEAST_POINTS = 3
-# Below this, ten times the size is a quarter more: that is called constant.
-FLAT = 0.1
+# Below this, ten times the size is a half more: that is called constant, where two standard errors say so.
+FLAT = 0.2
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Exponent:
 
     @property
     def flat(self) -> bool:
-        """Whether y does not depend on x, as far as the points tell."""
-        return abs(self.slope) <= max(FLAT, 2 * self.error) and self.error < 0.5
+        """Whether y hardly depends on x, and the points tell."""
+        return abs(self.slope) + 2 * self.error <= FLAT
 
     @property
     def shown(self) -> str:

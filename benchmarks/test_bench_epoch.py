@@ -74,7 +74,14 @@ def _epoch(size: Row) -> Case:
         Variant("by hand", by_hand),
         Variant("LIP in the step", lambda: of_harness(in_step)),
     ]
-    return Case([Gate("distance", distance(weight(plain.model), expected), DISTANCE, far)], variants)
+
+    def unrepaired() -> str | None:
+        stats = in_step.lip.stats() if in_step.lip is not None else {}
+        right = stats.get("applied") and not stats["skipped"]
+        return None if right else f"LIP did not act on every step: {stats}"
+
+    gate = Gate("distance", distance(weight(plain.model), expected), DISTANCE, far)
+    return Case([gate], variants, after=unrepaired)
 
 
 @pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "epoch"])

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ sys.exit(pytest.main(sys.argv[1:]))
     [
         ("truncated-adamw-1000x2049", "near are truncated-adamw-1000x2048"),
         ("optimizer-1000x2048", "near are optimizer-1000x2048-"),
+        ("op-skech-100x512-float32", "near are op-sketch-100x512-float32"),
+        ("op-sketch-3x4-float32", "near are op-sketch-"),
         ("qqq", "there are rows of the kinds epoch, exact"),
     ],
 )
@@ -50,6 +53,14 @@ def test_keys_and_names_are_there_once() -> None:
         assert row.gates[0] == "distance"
         # The command that is printed for a kind finds its rows.
         assert row.key.startswith(row.kind)
+
+
+def test_every_row_is_a_test_that_can_be_chosen() -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", "--benchmark-disable"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.findall(r"^benchmarks/\S+\[(\S+)\]$", done.stdout, re.MULTILINE)
+    assert sorted(found) == sorted(row.key for row in ROWS)
 
 
 def test_rows_are_chosen_and_what_is_not_measured_is_in_the_result(tmp_path: Path) -> None:

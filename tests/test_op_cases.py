@@ -11,7 +11,7 @@ from benchmarks.gpu.ops import cases as gpu_cases
 from benchmarks.gpu.weights import HEADS
 from benchmarks.op_cases.case import _PROBLEMS, op_case
 from benchmarks.op_cases.head import head_of
-from benchmarks.op_rows import LARGE_SHAPES, OP_ROWS, SHAPES, op_row, op_rows
+from benchmarks.op_rows import LARGE_SHAPES, OP_ROWS, SHAPES, op_rows
 from benchmarks.rows import ROWS
 from lip_fast import backends, ops
 from lip_fast.backends.native import library
@@ -67,20 +67,6 @@ def test_large_weights_are_measured_in_the_formats_they_are_kept_in() -> None:
     assert formats((32000, 1024)) == {"float32"}
     exact = {(row.l, row.q, row.dtype) for row in OP_ROWS if row.op == "tail_svd" and row.l >= 1000}
     assert exact == {(1000, q, dtype) for q in (2048, 4096) for dtype in ("float32", "bfloat16")}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("skech", (100, 512)), "expected an op among fresh_columns, .*, got 'skech'"),
-        (("sketch", (3, 4)), "expected for sketch one of 10x512 float32, .*, got 3x4 float32"),
-        (("refit", (100, 512), "float16"), "expected for refit one of .*, got 100x512 float16"),
-    ],
-)
-def test_what_is_no_row_is_named(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        op_row(*arguments)
-    assert op_row("sketch", (100, 512), "bfloat16").key == "op-sketch-100x512-bfloat16"
 
 
 # Cases -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.decomposition_rows import CURVES, KIND, OURS
 from benchmarks.decompositions import decomposition
-from lip_fast.bench.cases import Case, Maker, require_memory
+from lip_fast.bench.cases import Case, Maker, require_memory, require_native
 
 __all__ = ["cases"]
 
@@ -19,6 +19,7 @@ _SPECTRA = ("gapped", "power-law")
 
 
 def _case(name: str, l: int, q: int, k: int, methods: tuple[str, ...] | None, device: torch.device) -> Case:
+    require_native(device)
     # The weight, its bases and its last move; the weight again, and a Gram matrix, in float64.
     require_memory(device, 4.0 * (6 * l * q + 4 * q * q))
     chosen = [curve for curve in CURVES if methods is None or curve.name in methods]

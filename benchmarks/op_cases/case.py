@@ -10,6 +10,7 @@ from benchmarks.gpu.weights import BLOCK_VALUES
 from benchmarks.op_cases import decompositions, labels, products, updates
 from benchmarks.op_cases.head import Head, head_of
 from benchmarks.op_cases.problem import Problem
+from benchmarks.signed_steps import signed_steps
 from lip_fast import backends
 from lip_fast.backends import triton
 from lip_fast.backends.native import library
@@ -148,6 +149,8 @@ def _served(op: str, device: torch.device, problem: Problem) -> str:
 
 
 def _variant(row: Row, name: str, call: Callable[[], Any], device: torch.device, problem: Problem) -> Variant:
+    if problem.step is not None and device.type != "cuda" and name != "torch.linalg":
+        return signed_steps(name, call, problem.step)
     kind = _served(row.op, device, problem) if name == "ours" else name
     solved = kind == "torch.linalg" or (kind == "default" and row.op in _SOLVED)
     if device.type != "cuda" or solved or _waits(call):

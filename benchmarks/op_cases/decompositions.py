@@ -121,6 +121,7 @@ def warm_svd(head: Head) -> Problem:
         # Two products; what is skinny or small comes to less than a tenth of them.
         flops=4 * l * q * head.m,
         library=library,
+        step=step,
     )
 
 

@@ -52,8 +52,8 @@ def label_sums(head: Head, n: int) -> Problem:
         measure=lambda sums: _measure(sums[:3], expected),
         bound=_bound(head),
         control=distance((P * A[y.roll(1)]).sum(0), numerator),
-        # Features, labels, one row of A for each, and B are read.
-        size=X.itemsize * n * head.q + 8 * n + A.itemsize * head.r * (n + head.q),
+        # Features, labels, the rows of A that they name, and B are read.
+        size=X.itemsize * n * head.q + 8 * n + A.itemsize * head.r * (min(n, head.l) + head.q),
         flops=2 * n * head.q * head.r,
     )
 
@@ -76,11 +76,11 @@ def label_sums_csr(head: Head, n: int) -> Problem:
         measure=lambda sums: _measure(sums[:3], expected),
         bound=_bound(head),
         control=distance(projected(_CANDIDATES), expected[0]),
-        # Features, where the rows begin, an index, a value and a row of A for each label, and B are read.
+        # Features, where the rows begin, an index and a value for each label, rows of A, and B are read.
         size=X.itemsize * n * head.q
         + 8 * (n + 1)
         + _CANDIDATES * n * 12
-        + A.itemsize * head.r * (_CANDIDATES * n + head.q),
+        + A.itemsize * head.r * (min(_CANDIDATES * n, head.l) + head.q),
         flops=2 * n * head.q * head.r,
     )
 

@@ -41,6 +41,7 @@ class Problem:
         flops: additions and multiplications that must be done.
         written: what the op changes, each beside what it held before.
         library: the same by torch.linalg.
+        step: what the op draws signs for; None where it draws none.
         settle: makes the effect of further calls so small that thousands of them leave a weight as it is.
     """
 
@@ -53,6 +54,7 @@ class Problem:
     flops: float = 0
     written: Sequence[tuple[Tensor, Tensor]] = ()
     library: Callable[[], Any] | None = None
+    step: Tensor | None = None
     settle: Callable[[], object] = nothing
 
 

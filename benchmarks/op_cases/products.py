@@ -38,10 +38,7 @@ def _changed(got: Tensor, expected: Tensor) -> float:
 
 
 def fresh_columns(head: Head) -> Problem:
-    """The same bits everywhere.
-
-    The kernel of numpy keeps the signs of eight steps: what is timed there is a call that finds them.
-    """
+    """The same bits everywhere."""
     q, fresh = head.q, head.m - head.t
     expected = _signs(0, q, fresh).to(head.device)
     return Problem(
@@ -51,6 +48,7 @@ def fresh_columns(head: Head) -> Problem:
         bound=0.0,
         control=_changed(_signs(1, q, fresh).to(head.device), expected),
         size=4 * q * fresh,
+        step=head.step,
     )
 
 
@@ -74,6 +72,7 @@ def start_basis(head: Head) -> Problem:
         control=measure(beside(1)),
         # The basis is read and written, the signs are written.
         size=B.itemsize * q * (2 * t + fresh),
+        step=head.step,
     )
 
 

@@ -49,12 +49,12 @@ def summary(result: Result) -> str:
     settings = [_PACKAGES.get(curve.name, "") + curve.point(curve.shown) for curve in CURVES]
     return (
         f"A weight of {row.l} x {row.q}, float32, one optimizer step of learning rate 1e-4 after the last "
-        f"one, to rank {row.k} with 8 more columns for the randomized methods. The *excess* is "
-        "‖M - M_k‖_F over that of the best M_k, less one. *Ours warm* is `ops.warm_svd`, which starts from "
-        "the basis that it left a step before, as `lobpcg warm` does; all others start from random vectors. "
-        "In the figure an excess below 1e-7 is drawn at 1e-7.\n\n"
-        "How many times longer each method takes at the first of its settings whose excess is no larger "
-        "than ours (all below 1e-7 count as equal); a dash where no setting measured is as good:\n\n"
+        f"one, to rank {row.k} with 8 more columns for the randomized methods. The *excess* is ‖M - M_k‖_F "
+        "over that of the best M_k, less one. *Ours warm* is `ops.warm_svd`, which starts from the basis "
+        "that it left a step before; its settings n_iter, in the figure, and `lobpcg warm` do so too. In "
+        "the figure an excess below 1e-7 is drawn at 1e-7.\n\nHow many times longer each method takes at "
+        "the fastest of its settings whose excess is no larger than ours (all below 1e-7 count as equal); a "
+        "dash where no setting measured is as good:\n\n"
         + table(["spectrum", "ours warm, excess", *names], equal)
         + "\n\nTime and excess of each method at one setting:\n\n"
         + table(["spectrum", *settings], usual)

@@ -14,10 +14,19 @@ __all__ = ["KINDS", "TITLE", "details", "figure", "summary"]
 TITLE = "Every op"
 KINDS = ("op",)
 _PEERS = ("default", "native", "triton", "torch.linalg")
+# Rules of `benchmarks/op_rows.py`.
+_LEFT_OUT = (
+    "Left out: what an op sees no other problem in than at a smaller head; float16 and float64 of more than "
+    "2 million values, which nobody keeps there, and bfloat16 of more than 4 million, which a CPU computes "
+    "in float32; exact decompositions by `tail_svd` that take half a second and more; formats that an op "
+    "does not take. *default* is plain torch, but of the one-read updates, where it is two other ops. An op "
+    "that draws the signs of a step is called for eight steps one after the other."
+)
 _ABOUT = (
-    "`ops.NAME`, dispatch included, on whichever kernel serves it. *Floor* is the larger of two times: of "
-    "the bytes that must be read and written, at the rate of a copy of as many, and of the multiplications "
-    "and additions, at the rate of a large product in the same format."
+    "`ops.NAME`, dispatch included, on whichever kernel serves it. *Floor* is a yardstick, the larger of "
+    "two times: that of the bytes read and written, at the rate of a copy of as many, and that of the "
+    "arithmetic, at the rate of a large product in the same format. What only reads can be faster than a "
+    "copy."
 )
 
 
@@ -40,7 +49,7 @@ def summary(result: Result) -> str:
 
 def details(result: Result) -> str:
     """All shapes, formats and implementations, op by op."""
-    parts = [_ABOUT]
+    parts = [_ABOUT, _LEFT_OUT]
     entries = list(result.of("op"))
     for op in _in_order(entry.row.op for entry in entries):
         own = [entry for entry in entries if entry.row.op == op]
@@ -84,7 +93,7 @@ def figure(result: Result) -> "Figure | None":
         right.plot([gain for gain, _ in kept], [place for _, place in kept], **style)
     left.set_yticks(range(len(ops)), ops)
     left.invert_yaxis()
-    for axis, words in ((left, "time of ours / floor"), (right, "time of plain torch / time of ours")):
+    for axis, words in ((left, "time of ours / floor"), (right, "time of the default kernel / time of ours")):
         axis.set_xscale("log")
         axis.axvline(1, color="0.4", linewidth=1)
         axis.grid(alpha=0.3)

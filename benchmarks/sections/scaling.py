@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from benchmarks.markdown import error, size, table, time
+from benchmarks.peak_memory import LEAST_SEEN
 from benchmarks.results import Entry, Result
 from benchmarks.scaling import LEAST_POINTS, Exponent, fit, upper_half
 from benchmarks.scaling_rows import KIND, VARIABLES
@@ -46,8 +47,8 @@ def summary(result: Result) -> str:
                 f"{getattr(last.row, variable):,}",
                 f"{time(ours)}, {time(reference)}",
                 f"{reference / ours:.2f}x",
-                f"{size(memory)}, {size(theirs)}",
-                f"{memory / theirs:.3f}x",
+                f"{_size(memory)}, {_size(theirs)}",
+                _part(memory, theirs),
             ]
         )
     header = ["grows with", "time, ours", "reference", "memory, ours", "reference", "largest"]
@@ -74,9 +75,9 @@ def details(result: Result) -> str:
                     time(ours),
                     time(reference),
                     f"{reference / ours:.2f}x",
-                    size(memory),
-                    size(theirs),
-                    f"{memory / theirs:.3f}x",
+                    _size(memory),
+                    _size(theirs),
+                    _part(memory, theirs),
                     error(entry),
                 ]
             )
@@ -133,7 +134,18 @@ def _value(entry: Entry, variant: str, quantity: str) -> float:
     return entry.ours if variant == "ours" else entry.peers[variant]
 
 
+def _size(memory: float) -> str:
+    return size(memory) if memory > LEAST_SEEN else f"under {size(LEAST_SEEN)}"
+
+
+def _part(ours: float, theirs: float) -> str:
+    """Of the reference's memory; nothing where either cannot be seen."""
+    return f"{ours / theirs:.3f}x" if min(ours, theirs) > LEAST_SEEN else ""
+
+
 def _exponent(variable: str, entries: list[Entry], variant: str, quantity: str) -> Exponent | None:
+    if quantity == "memory":
+        entries = [entry for entry in entries if entry.memory[variant] > LEAST_SEEN]
     if len(entries) < LEAST_POINTS:
         return None
     points = upper_half(entries)

@@ -222,5 +222,5 @@ class Floors:
 
 
 def best_floor(floors: Mapping[str, float]) -> float:
-    """The time that nothing stays below: of memory, at the stated rate where there is one, or arithmetic."""
+    """The larger one: of memory, at the stated rate where there is one, or of arithmetic."""
     return max(floors.get("stated", floors["copy"]), floors.get("arithmetic", 0.0))

@@ -46,8 +46,8 @@ SECONDS = 60.0
 # Bytes for each entry of the weight in a row of steps: 8 gradients, 8 weights with their optimizers' states,
 # decompositions in float64. The resident memory of a process that prepared 1000 x 2048 grew by 320.
 _STEP_BYTES = 350
-# On a CPU a sample is one call, and the rounds of a small row would be over long before its time.
-_CPU_ROUNDS = 400
+# With samples of one call each, the rounds of a small row would be over long before its time.
+_ROUNDS = 400
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -165,11 +165,9 @@ def _measure(
     chosen: Sequence[Row], device: torch.device, options: argparse.Namespace, records: list[dict[str, Any]]
 ) -> bool:
     """Whether no row is void."""
-    if device.type == "cuda":
-        timer = Timer(device)
-        spin_up(device)
-    else:
-        timer = Timer(device, sample_seconds=0, most_rounds=_CPU_ROUNDS, warm=True)
+    # A sample is one call: what a backward pass would leave behind is put there before each.
+    timer = Timer(device, sample_seconds=0, most_rounds=_ROUNDS, warm=True)
+    spin_up(device)
     # Small ones first: what they leave of their share goes to the large ones.
     ordered = sorted(chosen, key=lambda row: row.l * row.q)
     cases = [(row.key, partial(_case, row, device, options.ours)) for row in ordered]

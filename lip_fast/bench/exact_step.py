@@ -15,6 +15,8 @@ __all__ = ["exact_step"]
 DISTANCE = 1e-5
 # The reference's float32 decomposition of 1000 neighbouring singular values was up to 2e-5 away.
 REFERENCE_DISTANCE = 1e-4
+# The solvers of a GPU iterate: they are allowed more. No LIP at all is at least 2e-3 away.
+DEVICE_DISTANCE = 1e-3
 
 
 def exact_step(row: Row, device: torch.device) -> Case:
@@ -30,10 +32,12 @@ def exact_step(row: Row, device: torch.device) -> Case:
     Y = reference.one_hot(base.y, row.l, torch.float64)
     expected = reference.lip_step(M, X, Y, row.k, rest=row.rest)
     without = distance(M, expected)
+    on_device = device.type == "cuda"
+    bound, of_reference = (DEVICE_DISTANCE,) * 2 if on_device else (DISTANCE, REFERENCE_DISTANCE)
     gates = [
-        Gate("distance", distance(ours.weight, expected), DISTANCE, without),
-        Gate("inside distance", distance(inside.weight, expected), DISTANCE, without),
-        Gate("reference distance", distance(peer.weight, expected), REFERENCE_DISTANCE, without),
+        Gate("distance", distance(ours.weight, expected), bound, without),
+        Gate("inside distance", distance(inside.weight, expected), bound, without),
+        Gate("reference distance", distance(peer.weight, expected), of_reference, without),
     ]
     variants = [
         ours.variant("LIP"),

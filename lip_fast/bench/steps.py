@@ -191,7 +191,7 @@ class WarmStart:
         fresh = torch.randn(size, generator=self._generator, device=kept.device, dtype=kept.dtype)
         V = torch.cat([kept, fresh], 1)
         Q, _ = torch.linalg.qr(M @ V)
-        B, T = torch.linalg.qr(M.mT @ Q)
+        B, T = torch.linalg.qr((Q.mT @ M).mT)
         U, s, Wh = torch.linalg.svd(T)
         self._V = B @ U
         return Q @ Wh.mT, s, self._V
@@ -259,19 +259,21 @@ class Products:
         device = self.M.device
         generator = torch.Generator(device).manual_seed(0)
         self.V = torch.randn(row.q, m, generator=generator, device=device)
-        self.Y, self.Z = self.M.new_empty(row.l, m), self.M.new_empty(row.q, m)
+        # The second by its transpose, as ours has it: faster where M is stored by rows.
+        self.Y, self.Zt = self.M.new_empty(row.l, m), self.M.new_empty(m, row.q)
         # The rebuild writes the same weight again in every round.
         if self.keep:
             assert row.tail_rank is not None
             self.A, self.B = self.M.new_zeros(row.l, row.tail_rank), self.V[:, : row.tail_rank].contiguous()
         else:
-            A, s, B = low_rank(row)(state.M)
+            assert row.tail_rank is not None
+            A, s, B = (X[..., : row.k + row.tail_rank] for X in low_rank(row)(state.M))
             self.A, self.B = (A * s).contiguous(), B.contiguous()
 
     def __call__(self) -> None:
         """Compute the three products."""
         torch.mm(self.M, self.V, out=self.Y)
-        torch.mm(self.M.mT, self.Y, out=self.Z)
+        torch.mm(self.Y.mT, self.M, out=self.Zt)
         if self.keep:
             self.M.addmm_(self.A, self.B.mT)
         else:
