@@ -1,8 +1,8 @@
 """Time of one-shot LIP in a process of its own: ``python -m benchmarks.fresh_process ROW ROUNDS SECONDS``.
 
 Prints the seconds of each variant, round by round, as JSON. A one-shot function is called in a process that
-has done little else. That matters here: memory that a benchmark's other work has left with the allocator saves
-the reference, whose temporaries are a hundred megabytes, a third of its time.
+has done little else. That matters here: memory that a benchmark's other work has left with the allocator
+saves the reference, whose temporaries are a hundred megabytes, a third of its time.
 """
 
 import json
