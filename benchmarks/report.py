@@ -38,7 +38,7 @@ def render(result: Result, pictures: Mapping[str, str] | None = None) -> str:
     for section in SECTIONS:
         if section.in_readme:
             parts.append(_part(section, "###", section.summary(result), result, pictures))
-    return "\n\n".join([*parts, *_busy(result)])
+    return "\n\n".join([*parts, *_busy(result, whole=False)])
 
 
 def page(result: Result, pictures: Mapping[str, str] | None = None) -> str:
@@ -46,7 +46,7 @@ def page(result: Result, pictures: Mapping[str, str] | None = None) -> str:
     parts = ["# Benchmarks\n\n<!-- Written by `make bench`. -->", _about(result)]
     for section in SECTIONS:
         parts.append(_part(section, "##", section.details(result), result, pictures))
-    return "\n\n".join([*parts, *_busy(result)]) + "\n"
+    return "\n\n".join([*parts, *_busy(result, whole=True)]) + "\n"
 
 
 def _about(result: Result) -> str:
@@ -97,12 +97,16 @@ def _missing(section: Section, result: Result) -> list[str]:
     return [f"Not measured: {said}."]
 
 
-def _busy(result: Result) -> list[str]:
-    noisy = [e.row.key for e in result.entries if e.quartiles[1] > NOISY * e.quartiles[0]]
-    if not noisy:
+def _busy(result: Result, *, whole: bool) -> list[str]:
+    """Which numbers were disturbed; README counts those of the ops."""
+    noisy = [e.row for e in result.entries if e.quartiles[1] > NOISY * e.quartiles[0]]
+    named = [row.key for row in noisy if whole or row.kind != "op"]
+    if len(named) < len(noisy):
+        named.append(f"{len(noisy) - len(named)} of the {sum(1 for _ in result.of('op'))} rows of the ops")
+    if not named:
         return []
     return [
-        f"The machine was busy: our quartiles are more than {NOISY:g}x apart in {', '.join(noisy)}. "
+        f"The machine was busy: our quartiles are more than {NOISY:g}x apart in {', '.join(named)}. "
         "Their numbers are not to be trusted."
     ]
 

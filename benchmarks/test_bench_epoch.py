@@ -20,7 +20,7 @@ from lip_fast.harness.plan import plan_of
 from lip_fast.harness.problem import Problem
 from lip_fast.harness.seeding import BatchOrder
 
-SECONDS = 40
+SECONDS = 30
 TEST = 10_000
 # Both loops do the same arithmetic on the same batches: what is left is nothing.
 DISTANCE = 1e-7

@@ -35,7 +35,7 @@ def tiny(row: Row) -> Row:
 @pytest.fixture(autouse=True)
 def _tiny_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rows, "CORE", tuple(map(tiny, rows.CORE)))
-    monkeypatch.setattr(command, "_CPU_ROUNDS", 5)  # so that no time need be set, which may be too little
+    monkeypatch.setattr(command, "_ROUNDS", 5)  # so that no time need be set, which may be too little
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -1,12 +1,16 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.rows import row
 from benchmarks.running import Plan, measure, plan, require, run
+from benchmarks.signed_steps import signed_steps
 from lip_fast.bench.cases import Case, Skip
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.timing import Variant
@@ -21,6 +25,7 @@ class Recorder:
     def __init__(self, *, disabled: bool = False) -> None:
         self.extra_info: dict[str, Any] = {}
         self.disabled = disabled
+        self.stats: Any = None
 
     def pedantic(self, function: Callable[[], object], setup: Callable[[], None], rounds: int) -> None:
         for _ in range(1 if self.disabled else rounds):
@@ -136,3 +141,21 @@ def test_times_of_steps_that_were_not_repaired_are_void() -> None:
     case = Case([RIGHT], [calls.variant("ours")], after=lambda: "not every step was repaired")
     with pytest.raises(AssertionError, match="not every step"):
         run(recorder, ROW, lambda: case, seconds=9)
+
+
+def test_a_run_of_several_calls_counts_as_one_each() -> None:
+    calls = Calls()
+    recorder = Recorder()
+    recorder.stats = SimpleNamespace(stats=SimpleNamespace(data=[8e-3, 8e-3, 16e-3]))
+    ours, peer = (replace(calls.variant(name, 4e-3), calls=4) for name in ("ours", "peer"))
+    measure(recorder, [ours, peer], Plan(3, {}, warm=False))
+    assert recorder.extra_info["ours"]["median_us"] == pytest.approx(2000)
+    assert 1000 <= recorder.extra_info["peers"]["peer"]["median_us"] < 3000
+
+
+def test_signs_are_drawn_for_one_step_after_the_other() -> None:
+    step, seen = torch.tensor(5), []
+    variant = signed_steps("ours", lambda: seen.append(int(step)), step)
+    variant.run()
+    variant.run()
+    assert seen == list(range(6, 6 + 2 * variant.calls))

@@ -90,7 +90,7 @@ def small_svd(head: Head) -> Problem:
 
 def warm_svd(head: Head) -> Problem:
     """Top triplets by one power step, measured by what they leave of the weight."""
-    M, B, step, t, l, q = head.M, head.B, head.step, head.t, head.l, head.q
+    M, B, step, t, l, q = head.M, head.B, head.step.clone(), head.t, head.l, head.q
     fresh = head.m - t
     exact = default_warm_svd(M.double(), B.double(), step, fresh, 0)
     best = residual(M, *exact[:3])
@@ -108,7 +108,7 @@ def warm_svd(head: Head) -> Problem:
 
     def library() -> _SVD:
         A, S, Bh = torch.linalg.svd(M.to(B.dtype), full_matrices=False)
-        return A[:, :t], S[:t], Bh[:t].mT, step
+        return A[:, :t], S[:t], Bh[:t].mT, head.step
 
     return Problem(
         call=lambda: ops.warm_svd(M, B, step, fresh=fresh, seed=0),

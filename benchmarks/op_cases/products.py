@@ -39,25 +39,25 @@ def _changed(got: Tensor, expected: Tensor) -> float:
 
 def fresh_columns(head: Head) -> Problem:
     """The same bits everywhere."""
-    q, fresh = head.q, head.m - head.t
+    q, fresh, step = head.q, head.m - head.t, head.step.clone()
     expected = _signs(0, q, fresh).to(head.device)
     return Problem(
-        call=lambda: ops.fresh_columns(head.step, q, fresh, seed=0),
-        arguments=(head.step, q, fresh, 0),
+        call=lambda: ops.fresh_columns(step, q, fresh, seed=0),
+        arguments=(step, q, fresh, 0),
         measure=lambda signs: _changed(signs, expected),
         bound=0.0,
         control=_changed(_signs(1, q, fresh).to(head.device), expected),
         size=4 * q * fresh,
-        step=head.step,
+        step=step,
     )
 
 
 def start_basis(head: Head) -> Problem:
     """The last basis beside fresh columns: a kernel may give other columns of the same span."""
-    B, q, t, fresh = head.B, head.q, head.t, head.m - head.t
+    B, q, t, fresh, step = head.B, head.q, head.t, head.m - head.t, head.step.clone()
 
-    def beside(step: int) -> Tensor:
-        return torch.cat([B, _signs(step, q, fresh).to(B)], 1)
+    def beside(index: int) -> Tensor:
+        return torch.cat([B, _signs(index, q, fresh).to(B)], 1)
 
     def measure(V: Tensor) -> float:
         Q = torch.linalg.qr(V.double())[0]
@@ -65,14 +65,14 @@ def start_basis(head: Head) -> Problem:
 
     expected = torch.nn.functional.normalize(beside(0).double(), dim=0)
     return Problem(
-        call=lambda: ops.start_basis(B, head.step, fresh=fresh, seed=0),
-        arguments=(B, head.step, fresh, 0),
+        call=lambda: ops.start_basis(B, step, fresh=fresh, seed=0),
+        arguments=(B, step, fresh, 0),
         measure=measure,
         bound=_SPAN64 if B.dtype == torch.float64 else _SPAN,
         control=measure(beside(1)),
         # The basis is read and written, the signs are written.
         size=B.itemsize * q * (2 * t + fresh),
-        step=head.step,
+        step=step,
     )
 
 
@@ -122,7 +122,7 @@ def rebuild_(head: Head) -> Problem:
         return distance(times(M, X), exact) if bool(written) else FAILED
 
     return Problem(
-        call=lambda: ops.rebuild_(M, A, s, B, ok=head.ok, step=head.step, accumulate=True, seed=0),
+        call=lambda: ops.rebuild_(M, A, s, B, ok=head.ok, step=step, accumulate=True, seed=0),
         arguments=(M, A, s, B, head.ok, head.step, True, 0),
         measure=measure,
         bound=rebuilt_bound(head),

@@ -39,14 +39,12 @@ def summary(result: Result) -> str:
         return ""
     row = entries[0].row
     peers = [curve for curve in CURVES if curve.name != OURS]
-    equal, usual = [], []
+    equal = []
     for entry in entries:
         spectrum = spectrum_of(entry.row)
         said = f"{spectrum}: {SAYS[spectrum]}"
         equal.append([said, _cell(entry, OURS), *(_slower(entry, curve) for curve in peers)])
-        usual.append([spectrum, *(_cell(entry, curve.point(curve.shown)) for curve in CURVES)])
     names = [f"`{curve.name}`" if curve.name in _PACKAGES else curve.name for curve in peers]
-    settings = [_PACKAGES.get(curve.name, "") + curve.point(curve.shown) for curve in CURVES]
     return (
         f"A weight of {row.l} x {row.q}, float32, one optimizer step of learning rate 1e-4 after the last "
         f"one, to rank {row.k} with 8 more columns for the randomized methods. The *excess* is ‖M - M_k‖_F "
@@ -56,8 +54,6 @@ def summary(result: Result) -> str:
         "the fastest of its settings whose excess is no larger than ours (all below 1e-7 count as equal); a "
         "dash where no setting measured is as good:\n\n"
         + table(["spectrum", "ours warm, excess", *names], equal)
-        + "\n\nTime and excess of each method at one setting:\n\n"
-        + table(["spectrum", *settings], usual)
     )
 
 
@@ -71,9 +67,16 @@ def details(result: Result) -> str:
         for curve in CURVES
         for name in curve.points
     ]
+    usual = [
+        [spectrum_of(entry.row), *(_cell(entry, curve.point(curve.shown)) for curve in CURVES)]
+        for entry in entries
+    ]
+    settings = [_PACKAGES.get(curve.name, "") + curve.point(curve.shown) for curve in CURVES]
     header = ["", *(spectrum_of(entry.row) for entry in entries)]
     return (
-        f"{summary(result)}\n\nEvery setting: time; excess; largest relative error of a singular value.\n\n"
+        f"{summary(result)}\n\nTime and excess of each method at one setting:\n\n"
+        + table(["spectrum", *settings], usual)
+        + "\n\nEvery setting: time; excess; largest relative error of a singular value.\n\n"
         + table(header, lines)
     )
 
@@ -117,9 +120,7 @@ def figure(result: Result) -> "Figure | None":
             axis.set_ylabel("excess over the optimum")
         if i >= len(entries) - columns:
             axis.set_xlabel("time, ms")
-    drawn.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), fontsize=8
-    )
+    drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5, fontsize=8)
     return drawn
 
 

@@ -14,6 +14,9 @@ __all__ = ["KINDS", "TITLE", "details", "figure", "summary"]
 TITLE = "Every op"
 KINDS = ("op",)
 _PEERS = ("default", "native", "triton", "torch.linalg")
+# What README shows: the ops of the plug-in's step on a CPU, and those of statistics.
+_OF_A_STEP = ("warm_svd", "tail_svd", "label_sums", "refit", "rebuild_", "class_sums", "gram")
+_PAGE = "[the page of all numbers](docs/benchmarks.md)"
 # Rules of `benchmarks/op_rows.py`.
 _LEFT_OUT = (
     "Left out: what an op sees no other problem in than at a smaller head; float16 and float64 of more than "
@@ -31,25 +34,30 @@ _ABOUT = (
 
 
 def summary(result: Result) -> str:
-    """Times of ours in float32, and in how many floors."""
+    """Times of what a step on a CPU and statistics are made of, in float32, and in how many floors."""
+    return (
+        f"{_ABOUT} Here what a step and statistics are made of, in float32, in time and floors; the figure "
+        f"shows all ops, and {_PAGE} the other formats and the implementations side by side. Empty where an "
+        "op sees the same problem as at a smaller head, or would decompose exactly what nobody "
+        "decomposes.\n\n" + _in_floors(result, _OF_A_STEP)
+    )
+
+
+def _in_floors(result: Result, ops: Sequence[str] | None = None) -> str:
+    """Times in float32 of some ops, or all, with how many floors that is."""
     entries = [entry for entry in result.of("op") if entry.row.dtype == "float32"]
     shapes = _in_order(_head(entry) for entry in entries)
     lines = []
-    for op in _in_order(entry.row.op for entry in entries):
+    for op in ops or _in_order(entry.row.op for entry in entries):
         found = {_head(entry): entry for entry in entries if entry.row.op == op}
         cells = (_beside_floor(found[shape]) if shape in found else "" for shape in shapes)
         lines.append([f"`{op}`", *cells])
-    return (
-        f"{_ABOUT} Here in float32, its time and how many floors that is; empty where an op sees the same "
-        "problem as at a smaller head, or decomposes exactly what nobody would. The page of all numbers has "
-        "the formats "
-        "and the implementations side by side.\n\n" + table(["op", *shapes], lines)
-    )
+    return table(["op", *shapes], lines)
 
 
 def details(result: Result) -> str:
     """All shapes, formats and implementations, op by op."""
-    parts = [_ABOUT, _LEFT_OUT]
+    parts = [_ABOUT, _LEFT_OUT, "In float32, time and floors:", _in_floors(result)]
     entries = list(result.of("op"))
     for op in _in_order(entry.row.op for entry in entries):
         own = [entry for entry in entries if entry.row.op == op]
@@ -73,6 +81,7 @@ def figure(result: Result) -> "Figure | None":
     """How many floors each op takes, and what its kernel gains over plain torch, in float32."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     entries = [entry for entry in result.of("op") if entry.row.dtype == "float32"]
     if not entries:
@@ -95,6 +104,8 @@ def figure(result: Result) -> "Figure | None":
     left.invert_yaxis()
     for axis, words in ((left, "time of ours / floor"), (right, "time of the default kernel / time of ours")):
         axis.set_xscale("log")
+        # Names of what lies between powers of ten would overlap.
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.axvline(1, color="0.4", linewidth=1)
         axis.grid(alpha=0.3)
         axis.set_xlabel(words)

@@ -83,6 +83,7 @@ _MARKERS = {"AdamW": "o", "SGD": "D"}
 def figure(result: Result) -> "Figure | None":
     """A panel a head: the times of all variants on a logarithmic axis."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     heads: dict[str, list[Entry]] = {}
     for entry in result.of("truncated"):
@@ -99,6 +100,8 @@ def figure(result: Result) -> "Figure | None":
             style = {"color": _COLOURS[name], "marker": _MARKERS[name], "label": name}
             axis.plot(*zip(*places, strict=True), linestyle="", markersize=6, alpha=0.85, **style)
         axis.set_xscale("log")
+        # Names of what lies between powers of ten would overlap.
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"head of {head}")
         axis.set_xlabel("median time of a step, ms")
         axis.grid(alpha=0.3)
