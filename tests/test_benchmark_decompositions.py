@@ -165,7 +165,7 @@ def lines(text: str, first: str) -> list[list[str]]:
 
 
 def test_a_peer_counts_where_it_is_as_good_as_ours() -> None:
-    equal, usual = lines(section.summary(result()), "plateaus")
+    equal, usual = lines(section.details(result()), "plateaus")
     # ours, ours cold, lobpcg, lobpcg warm, svd_lowrank, scikit-learn, arpack, propack, linalg.svd
     assert equal[1:] == ["5.00 ms; 1e-06", "-", "4.0x", "-", "4.0x", "-", "-", "-", "100.0x"]
     assert usual[1] == "5.00 ms; 1e-06"
@@ -174,7 +174,7 @@ def test_a_peer_counts_where_it_is_as_good_as_ours() -> None:
 
 
 def test_a_point_that_was_not_measured_is_said() -> None:
-    equal, usual = lines(section.summary(result(without="svd_lowrank niter=2")), "slow")
+    equal, usual = lines(section.details(result(without="svd_lowrank niter=2")), "slow")
     assert usual[5] == "n/a"
     assert equal[5] == "4.0x"
 

@@ -122,7 +122,7 @@ def rebuild_(head: Head) -> Problem:
         return distance(times(M, X), exact) if bool(written) else FAILED
 
     return Problem(
-        call=lambda: ops.rebuild_(M, A, s, B, ok=head.ok, step=step, accumulate=True, seed=0),
+        call=lambda: ops.rebuild_(M, A, s, B, ok=head.ok, step=head.step, accumulate=True, seed=0),
         arguments=(M, A, s, B, head.ok, head.step, True, 0),
         measure=measure,
         bound=rebuilt_bound(head),
