@@ -133,8 +133,9 @@ def _gaps(entries: Sequence[Entry]) -> list[str]:
     """Which implementations were not measured, and why."""
     reasons: dict[str, list[str]] = {}
     for entry in entries:
+        own = f"{entry.row.dtype} at {entry.row.l}x{entry.row.q}"
         for peer, reason in entry.skipped.items():
-            where = reasons.setdefault(f"{peer} ({reason})", [])
+            where = reasons.setdefault(f"{peer} ({reason.replace(own, 'these')})", [])
             where.append(f"{_head(entry)} {entry.row.dtype}")
     said = []
     for what, where in reasons.items():

@@ -4,7 +4,7 @@ import torch
 
 from lip_fast import reference
 from lip_fast.bench import steps
-from lip_fast.bench.cases import Case
+from lip_fast.bench.cases import Case, require_memory
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.problems import step
 from lip_fast.bench.rows import Row
@@ -21,6 +21,7 @@ DEVICE_DISTANCE = 1e-3
 
 def exact_step(row: Row, device: torch.device) -> Case:
     """The plug-in on AdamW or SGD, the optimizer with LIP inside, and ``reference.lip_step``."""
+    require_memory(device, steps.STEP_BYTES * row.l * row.q)
     problem = step(row, device=device)
     ours, inside = steps.LIPStep(problem, row), steps.OptimizerStep(problem, row)
     state = ours.state()

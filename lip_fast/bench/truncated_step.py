@@ -4,7 +4,7 @@ import torch
 
 from lip_fast import reference
 from lip_fast.bench import steps
-from lip_fast.bench.cases import Case, Skip
+from lip_fast.bench.cases import Case, Skip, require_memory
 from lip_fast.bench.gates import Gate, distance, excess, values
 from lip_fast.bench.problems import step
 from lip_fast.bench.rows import Row
@@ -31,6 +31,7 @@ TRUNCATION = 5e-6
 def truncated_step(row: Row, device: torch.device) -> Case:
     """The plug-in on AdamW or SGD, and its peers, each checked through one step from the same state."""
     assert row.tail_rank is not None
+    require_memory(device, steps.STEP_BYTES * row.l * row.q)
     problem, kept = step(row, device=device), row.k + row.tail_rank
     ours, inside = steps.LIPStep(problem, row), steps.OptimizerStep(problem, row)
     for warming in (ours, inside):
