@@ -88,6 +88,37 @@ def test_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
     assert "--dry" in done.stdout
 
 
+# A machine with torch, Triton and compilers, and nothing from a registry.
+BARE = """
+import sys
+
+ABSENT = {"sklearn", "scipy", "pytest", "pytest_benchmark", "torchao", "matplotlib", "yaml", "jsonargparse", "tqdm",
+          "pybind11"}
+
+# A finder that does not find what is not there.
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        absent = name.partition(".")[0] in ABSENT
+        return None if absent else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import benchmarks.device, benchmarks.gpu.checks, benchmarks.gpu.rows, benchmarks.gpu.sanitize
+print("bare")
+"""
+
+
+def test_what_runs_on_a_gpu_needs_nothing_else() -> None:
+    done = subprocess.run([sys.executable, "-c", BARE], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "bare\n"
+
+
 @needs_native
 def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = device.main(["--out", str(tmp_path), "--dry", "--parts", "build,checks,solver"])
