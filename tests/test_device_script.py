@@ -92,8 +92,8 @@ def test_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
 BARE = """
 import sys
 
-ABSENT = {"sklearn", "scipy", "pytest", "pytest_benchmark", "torchao", "matplotlib", "yaml", "jsonargparse", "tqdm",
-          "pybind11"}
+ABSENT = {"sklearn", "scipy", "pytest", "pytest_benchmark", "torchao", "matplotlib", "yaml", "jsonargparse",
+          "tqdm", "pybind11"}
 
 # A finder that does not find what is not there.
 class Without:
