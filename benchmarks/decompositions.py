@@ -13,7 +13,7 @@ from benchmarks.signed_steps import signed_steps
 from benchmarks.spectra import Moved, moved
 from lip_fast import ops, randomized_svd
 from lip_fast.backends.native.sketch import is_cached
-from lip_fast.bench.cases import Case
+from lip_fast.bench.cases import Case, shared_floors
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.timing import Variant, captured
 from lip_fast.subspace import FRESH
@@ -158,7 +158,9 @@ def decomposition(
             else:
                 variants.append(signed_steps(name, run, problem.step))
     facts = {"l": l, "q": q, "k": k, "excess": excess, "values": worst}
-    return Case(_gates(problem, k, excess), variants, facts=facts, skipped=skipped)
+    # One read of the weight, and both products of a power step.
+    lowest = shared_floors(device).of(4.0 * l * q, 4.0 * l * q * (k + FRESH))
+    return Case(_gates(problem, k, excess), variants, facts=facts, floors=lowest, skipped=skipped)
 
 
 def _errors(problem: Moved, found: Triplets) -> tuple[float, float]:

@@ -14,6 +14,7 @@ __all__ = [
     "count",
     "error",
     "faster",
+    "floor",
     "read_text",
     "replace_between_markers",
     "size",
@@ -48,6 +49,14 @@ def faster(entry: Entry, peer: str) -> str:
     ratio = theirs / ours
     words = f"{ratio:.1f}x faster" if ratio >= 1 else f"{1 / ratio:.1f}x slower"
     return words + verdict(entry.row.target("time", peer), ours, theirs)
+
+
+def floor(entry: Entry) -> str:
+    """What the bytes or the arithmetic take at least, and how many times that ours takes."""
+    if not entry.floors:
+        return ""
+    least = max(entry.floors.values())
+    return f"{time(least)}, {entry.ours / least:.3g}x"
 
 
 def verdict(target: Target | None, ours: float, peer: float) -> str:

@@ -63,7 +63,9 @@ def _about(result: Result) -> str:
         "Medians. The variants of a row take turns in one run, so that its ratios are of times measured side "
         "by side. Each result is checked before anything is timed, most against `lip_fast.reference` in "
         "float64; *error* is how far ours was off, as a relative Frobenius distance where nothing else is "
-        "said, and what it may be. Ratios are shown with their target where there is one: ✓ met, ✗ missed."
+        "said, and what it may be. *Bytes, flops* is the larger of what either takes at the least, at the "
+        "rate of a copy and of a large product measured in the same run, and how many times that ours takes. "
+        "Ratios are shown with their target where there is one: ✓ met, ✗ missed."
     )
 
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
+import torch
 
 import lip_fast
 from benchmarks.fresh_process import one_shot_seconds
 from benchmarks.peak_memory import extra_peaks
 from benchmarks.rows import row
 from benchmarks.running import require
-from lip_fast.bench.one_shot import one_shot_gates
+from lip_fast.bench.one_shot import one_shot_floors, one_shot_gates
 from lip_fast.bench.problems import one_shot
 from lip_fast.bench.timing import summary
 
@@ -22,6 +23,7 @@ def test_one_shot(benchmark: Any, key: str) -> None:
     benchmark.extra_info["row"] = size.key
     problem = one_shot(size)
     require(benchmark, one_shot_gates(problem, size.k))
+    benchmark.extra_info["floors_us"] = one_shot_floors(size, torch.device("cpu"))
     benchmark.extra_info["extra_peak_bytes"] = extra_peaks(size)
 
     seconds = one_shot_seconds(size, 1 if benchmark.disabled else ROUNDS)

@@ -76,7 +76,9 @@ def _optimizer_step(size: Row, *, disabled: bool) -> Case:
         base.variant("base step"),
         Variant("three products", steps.Products(state, size)),
     ]
-    return Case(gates, variants, sums={"floor": ("base step", "three products")}, after=ours.skipped)
+    sums = {"floor": ("base step", "three products")}
+    floors = steps.step_floors(size, torch.device("cpu"))
+    return Case(gates, variants, floors=floors, sums=sums, after=ours.skipped)
 
 
 @pytest.mark.parametrize("key", [row.key for row in ROWS if row.kind == "optimizer"])

@@ -12,7 +12,7 @@ from benchmarks.rows import row
 from benchmarks.running import require
 from benchmarks.scaling_rows import SCALING_ROWS
 from lip_fast.bench.cases import Skip, require_memory
-from lip_fast.bench.one_shot import one_shot_gates
+from lip_fast.bench.one_shot import one_shot_floors, one_shot_gates
 from lip_fast.bench.problems import one_shot
 from lip_fast.bench.timing import summary
 
@@ -36,6 +36,7 @@ def test_scaling(benchmark: Any, key: str) -> None:
         pytest.skip(str(reason))
     problem = one_shot(size)
     require(benchmark, one_shot_gates(problem, size.k))
+    benchmark.extra_info["floors_us"] = one_shot_floors(size, torch.device("cpu"))
     benchmark.extra_info["extra_peak_bytes"] = extra_peaks(size)
     seconds = one_shot_seconds(size, 1 if benchmark.disabled else ROUNDS, SECONDS)
     results = {name: summary(times) for name, times in seconds.items()}

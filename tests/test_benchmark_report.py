@@ -35,8 +35,7 @@ def entry(key: str) -> dict[str, Any]:
     }
     if size.kind in ("one-shot", "scaling"):
         extra["extra_peak_bytes"] = {"ours": 3_000_000, "reference": 60_000_000}
-    if size.kind == "op":
-        extra["floors_us"] = {"copy": 250.0, "arithmetic": 500.0}
+    extra["floors_us"] = {"copy": 250.0, "arithmetic": 500.0}
     if size.kind == "decomposition":
         names = (*size.peers, OURS)
         extra["facts"] = {which: dict.fromkeys(names, 1e-3) for which in ("excess", "values")}
@@ -120,7 +119,7 @@ def test_truncated_rows_show_times_ratios_and_targets(files: Files) -> None:
     line = cells(rendered(data, files), "AdamW | 1000 x 2048 | 32 + 24")
     assert line == [
         *("AdamW", "1000 x 2048", "32 + 24"),
-        *("2.00 ms", "4.80 ms", "6.00 ms", "1.25x (≤ 1.5 ✓)"),
+        *("2.00 ms", "4.80 ms", "500 µs, 12x", "6.00 ms", "1.25x (≤ 1.5 ✓)"),
         *("2.00 ms, 0.333x", "2.00 ms, 0.333x"),
         *("12 ms, 2x (≥ 2.2 ✗)", "240 ms, 40x (≥ 35 ✓)"),
         *("2.00 ms, 0.333x", "2e-06 (≤ 1e-05)"),
@@ -132,15 +131,15 @@ def test_rows_without_target_show_the_ratio_alone(files: Files) -> None:
     of(data, "truncated-sgd-10x512")["stats"]["median"] = 0.5e-3
     of(data, "truncated-sgd-10x512")["extra_info"]["peers"]["full SVD"]["median_us"] = 250.0
     line = cells(rendered(data, files), "SGD | 10 x 512 | 4 + 3")
-    assert line[3:7] == ["2.00 ms", "2.00 ms", "500 µs", "0.25x"]
-    assert line[9:12] == ["2.00 ms, 4x", "250 µs, 0.5x", "2.00 ms, 4x"]
+    assert line[3:8] == ["2.00 ms", "2.00 ms", "500 µs, 1x", "500 µs", "0.25x"]
+    assert line[10:13] == ["2.00 ms, 4x", "250 µs, 0.5x", "2.00 ms, 4x"]
 
 
 def test_exact_rows(files: Files) -> None:
     text = rendered(complete(), files)
     for size, k in (("1000 x 2048", "900"), ("100 x 512", "90"), ("10 x 512", "9")):
         line = cells(text, f"SGD | {size} | {k}")
-        times = ["2.00 ms", "1.00 ms", "2.00 ms, 2x", "2.00 ms, 2x"]
+        times = ["2.00 ms", "500 µs, 2x", "1.00 ms", "2.00 ms, 2x", "2.00 ms, 2x"]
         assert line == ["SGD", size, k, *times, "2e-06 (≤ 1e-05)"]
 
 
@@ -203,7 +202,8 @@ def test_optimizer_rows_are_held_against_the_base_step_and_the_products(files: F
     for rest, shown in (("keep", ["6.40 ms", "1.28x (≤ 1.3 ✓)"]), ("drop", ["6.60 ms", "1.32x (≤ 1.3 ✗)"])):
         line = cells(text, f"1000 x 2048 | {rest}")
         time, ratio = shown
-        assert line == ["1000 x 2048", rest, time, "1.50 ms", "3.50 ms", ratio, "2e-06 (≤ 1e-05)"]
+        times = [time, "1.50 ms", "3.50 ms", f"500 µs, {float(time[:4]) / 0.5:.3g}x"]
+        assert line == ["1000 x 2048", rest, *times, ratio, "2e-06 (≤ 1e-05)"]
     assert cells(text, "32000 x 1024 | drop")[-2] == "0.50x (≤ 1.3 ✓)"
 
 

@@ -13,6 +13,7 @@ from benchmarks.running import Plan, measure, plan, require, run
 from benchmarks.signed_steps import signed_steps
 from lip_fast.bench.cases import Case, Skip
 from lip_fast.bench.gates import Gate
+from lip_fast.bench.steps import step_floors
 from lip_fast.bench.timing import Variant
 
 ROW = row("truncated-sgd-10x512")
@@ -159,3 +160,21 @@ def test_signs_are_drawn_for_one_step_after_the_other() -> None:
     variant.run()
     variant.run()
     assert seen == list(range(6, 6 + 2 * variant.calls))
+
+
+def test_the_floors_of_a_step_are_those_of_its_bytes_and_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = SimpleNamespace(of=lambda size, flops: {"copy": size, "arithmetic": flops})
+    monkeypatch.setattr("lip_fast.bench.steps.shared_floors", lambda device: rates)
+    cpu, l, q = torch.device("cpu"), 1000, 2048
+    # Seven passes of AdamW, one read and one write; 64 columns twice and a rebuild of 56.
+    found = step_floors(row("truncated-adamw-1000x2048"), cpu)
+    assert found == {"copy": 4 * l * q * 9, "arithmetic": 2 * l * q * (64 + 64 + 56)}
+    # The weight is read again, and 24 directions are added.
+    found = step_floors(row("optimizer-1000x2048-keep"), cpu)
+    assert found == {"copy": 4 * l * q * 10, "arithmetic": 2 * l * q * (64 + 64 + 24)}
+    # Five passes of SGD; a Gram matrix of the small side and 100 directions.
+    found = step_floors(row("exact-sgd-1000x2048"), cpu)
+    assert found == {"copy": 4 * l * q * 8, "arithmetic": 2 * l * q * (1000 + 100)}
+    # Fewer classes than columns: exact.
+    found = step_floors(row("truncated-sgd-10x512"), cpu)
+    assert found == {"copy": 4 * 10 * 512 * 7, "arithmetic": 2 * 10 * 512 * (10 + 3)}

@@ -16,7 +16,7 @@ from lip_fast.backends import triton
 from lip_fast.backends.native import library
 from lip_fast.backends.native.kernels import KERNELS as NATIVE
 from lip_fast.backends.triton.kernels import KERNELS as TRITON
-from lip_fast.bench.cases import Case, Floors, require_memory
+from lip_fast.bench.cases import Case, require_memory, shared_floors
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.rows import Row
 from lip_fast.bench.timing import Variant, captured
@@ -44,12 +44,6 @@ _SAMPLED: dict[str, Callable[[Head, int], Problem]] = {
 }
 # Their default kernels hand their work to a solver of the library, which waits for the device.
 _SOLVED = ("orthonormalize", "small_svd", "warm_svd", "finish_svd", "tail_svd")
-
-
-@functools.cache
-def _floors(device: torch.device, values: int | None) -> Floors:
-    # To measure the rates takes longer than a row.
-    return Floors(device, values)
 
 
 def op_case(row: Row, device: torch.device, *, copied: int | None = None) -> Case:
@@ -81,7 +75,7 @@ def op_case(row: Row, device: torch.device, *, copied: int | None = None) -> Cas
     # The tensor cores of a GPU multiply float32 as TF32, at half the rate of bfloat16 at best.
     halved = device.type == "cuda" and head.skinny == torch.float32
     rate = (2 * problem.flops, torch.bfloat16) if halved else (problem.flops, head.skinny)
-    lowest = _floors(device, copied).of(problem.size, *rate)
+    lowest = shared_floors(device, copied).of(problem.size, *rate)
     return Case(gates, variants, facts=facts, floors=lowest, skipped=skipped)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from benchmarks.decomposition_rows import CURVES, KIND, OURS, Curve, spectrum_of
-from benchmarks.markdown import table, time
+from benchmarks.markdown import floor, table, time
 from benchmarks.results import Entry, Result
 from benchmarks.spectra import SAYS
 
@@ -43,7 +43,7 @@ def summary(result: Result) -> str:
     for entry in entries:
         spectrum = spectrum_of(entry.row)
         said = f"{spectrum}: {SAYS[spectrum]}"
-        equal.append([said, _cell(entry, OURS), *(_slower(entry, curve) for curve in peers)])
+        equal.append([said, _cell(entry, OURS), floor(entry), *(_slower(entry, curve) for curve in peers)])
     names = [f"`{curve.name}`" if curve.name in _PACKAGES else curve.name for curve in peers]
     return (
         f"A weight of {row.l} x {row.q}, float32, one optimizer step of learning rate 1e-4 after the last "
@@ -53,7 +53,7 @@ def summary(result: Result) -> str:
         "the figure an excess below 1e-7 is drawn at 1e-7.\n\nHow many times longer each method takes at "
         "the fastest of its settings whose excess is no larger than ours (all below 1e-7 count as equal); a "
         "dash where no setting measured is as good:\n\n"
-        + table(["spectrum", "ours warm, excess", *names], equal)
+        + table(["spectrum", "ours warm, excess", "bytes, flops", *names], equal)
     )
 
 

@@ -1,6 +1,6 @@
 """The step on the exact path."""
 
-from benchmarks.markdown import beside, error, table, time
+from benchmarks.markdown import beside, error, floor, table, time
 from benchmarks.results import Result
 
 __all__ = ["KINDS", "TITLE", "summary"]
@@ -17,6 +17,7 @@ def summary(result: Result) -> str:
             f"{entry.row.l} x {entry.row.q}",
             str(entry.row.k),
             time(entry.peers["base step"]),
+            floor(entry),
             time(entry.ours),
             beside(entry, "inside the optimizer"),
             beside(entry, "reference"),
@@ -24,7 +25,17 @@ def summary(result: Result) -> str:
         ]
         for entry in result.of("exact")
     ]
-    header = ["optimizer", "head", "k", "without LIP", "`LIP`", "`LIPAdamW`, `LIPSGD`", "reference", "error"]
+    header = [
+        "optimizer",
+        "head",
+        "k",
+        "without LIP",
+        "bytes, flops",
+        "`LIP`",
+        "`LIPAdamW`, `LIPSGD`",
+        "reference",
+        "error",
+    ]
     return (
         "`LIP(..., tail_rank=None)`, k near 0.9 min(l, q), against the same step with `reference.lip_step`; "
         "these "

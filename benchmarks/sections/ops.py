@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.markdown import error, table, time
+from benchmarks.markdown import error, floor, table, time
 from benchmarks.results import Entry, Result
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def details(result: Result) -> str:
             [
                 f"{_head(entry)}, {entry.row.dtype}",
                 time(entry.ours),
-                _floor_of(entry),
+                floor(entry),
                 *(time(entry.peers[peer]) if peer in entry.peers else "" for peer in peers),
                 error(entry),
             ]
@@ -123,10 +123,6 @@ def _floor(entry: Entry) -> float:
 
 def _beside_floor(entry: Entry) -> str:
     return f"{time(entry.ours)} ({entry.ours / _floor(entry):.3g}x)" if entry.floors else time(entry.ours)
-
-
-def _floor_of(entry: Entry) -> str:
-    return f"{time(_floor(entry))}, {entry.ours / _floor(entry):.3g}x" if entry.floors else ""
 
 
 def _gaps(entries: Sequence[Entry]) -> list[str]:

@@ -1,6 +1,6 @@
 """LIP inside of the optimizer, and the optimizer where LIP has nothing to do."""
 
-from benchmarks.markdown import error, table, time, verdict
+from benchmarks.markdown import error, floor, table, time, verdict
 from benchmarks.results import Result
 from lip_fast.bench.rows import BATCH
 
@@ -23,6 +23,7 @@ def summary(result: Result) -> str:
                 time(entry.ours),
                 time(peers["base step"]),
                 time(peers["three products"]),
+                floor(entry),
                 f"{entry.ours / peers['floor']:.2f}x{target}",
                 error(entry),
             ]
@@ -32,7 +33,16 @@ def summary(result: Result) -> str:
         row, base = entry.row, entry.peers["base step"]
         ratio = f"{entry.ours / base:.2f}x" + verdict(row.target("time", "base step"), entry.ours, base)
         plain.append([f"{row.n}, {row.q} wide", time(entry.ours), time(base), ratio])
-    header = ["head", "rest", "`LIPAdamW`", "`AdamW`", "three products", "ours / both", "error"]
+    header = [
+        "head",
+        "rest",
+        "`LIPAdamW`",
+        "`AdamW`",
+        "three products",
+        "bytes, flops",
+        "ours / both",
+        "error",
+    ]
     return (
         f"A step of `LIPAdamW(fused=True)` that LIP acts on, k = 32, r = 24, warm, batch {BATCH}, float32. "
         "*Both* is `AdamW(fused=True)` and the three products, each timed alone.\n\n"

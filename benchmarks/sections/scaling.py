@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from benchmarks.markdown import error, size, table, time
+from benchmarks.markdown import error, floor, size, table, time
 from benchmarks.peak_memory import LEAST_SEEN
 from benchmarks.results import Entry, Result
 from benchmarks.scaling import LEAST_POINTS, Exponent, fit, upper_half
@@ -75,13 +75,15 @@ def details(result: Result) -> str:
                     time(ours),
                     time(reference),
                     f"{reference / ours:.2f}x",
+                    floor(entry),
                     _size(memory),
                     _size(theirs),
                     _part(memory, theirs),
                     error(entry),
                 ]
             )
-    header = ["", "time, ours", "reference", "faster", "extra memory, ours", "reference", "of it", "error"]
+    header = ["", "time, ours", "reference", "faster", "bytes, flops"]
+    header += ["extra memory, ours", "reference", "of it", "error"]
     return f"{summary(result)}\n\n{table(header, lines)}" if lines else ""
 
 

@@ -1,6 +1,6 @@
 """Label statistics and what is computed from them."""
 
-from benchmarks.markdown import error, table, time, verdict
+from benchmarks.markdown import error, floor, table, time, verdict
 from benchmarks.results import Result
 
 __all__ = ["KINDS", "TITLE", "summary"]
@@ -23,8 +23,15 @@ def summary(result: Result) -> str:
         for peer, label in others.items():
             ratio = entry.ours / entry.peers[peer]
             target = verdict(row.target("time", peer), entry.ours, entry.peers[peer])
-            cells = [what, time(entry.ours), label, time(entry.peers[peer]), f"{ratio:.2f}x" + target]
+            cells = [
+                what,
+                time(entry.ours),
+                floor(entry),
+                label,
+                time(entry.peers[peer]),
+                f"{ratio:.2f}x" + target,
+            ]
             lines.append([*cells, error(entry)])
     return "q = 512, l = 100, from float32 features and class indices into float64 accumulators.\n\n" + table(
-        ["", "ours", "beside", "it takes", "ours / it", "error"], lines
+        ["", "ours", "bytes, flops", "beside", "it takes", "ours / it", "error"], lines
     )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from benchmarks.markdown import beside, error, table, time, verdict
+from benchmarks.markdown import beside, error, floor, table, time, verdict
 from benchmarks.results import Entry, Result
 from lip_fast.bench.rows import BATCH
 
@@ -34,6 +34,7 @@ def summary(result: Result) -> str:
                 f"{row.k} + {row.tail_rank}",
                 time(peers["base step"]),
                 time(peers["floor"]),
+                floor(entry),
                 time(entry.ours),
                 slower + verdict(row.target("time", "floor"), entry.ours, peers["floor"]),
                 beside(entry, "inside the optimizer"),
@@ -47,6 +48,7 @@ def summary(result: Result) -> str:
         "k + r",
         "without LIP",
         "floor",
+        "bytes, flops",
         "`LIP`",
         "LIP / floor",
         "`LIPAdamW`, `LIPSGD`",

@@ -1,5 +1,6 @@
 """Rows of timings: their checks, their variants, their targets, and how they are run."""
 
+import functools
 import gc
 import math
 import re
@@ -28,6 +29,7 @@ __all__ = [
     "require_memory",
     "require_native",
     "run_cases",
+    "shared_floors",
 ]
 
 # Exponents of two of the values that copies are measured with: of the smallest the call is a part, of larger
@@ -219,6 +221,12 @@ class Floors:
         if dtype not in self._rates:
             self._rates[dtype] = arithmetic(self._device, dtype)
         return self._rates[dtype]
+
+
+@functools.cache
+def shared_floors(device: torch.device, values: int | None = None) -> Floors:
+    """One for all rows of a process: to measure the rates takes longer than a row."""
+    return Floors(device, values)
 
 
 def best_floor(floors: Mapping[str, float]) -> float:

@@ -46,4 +46,5 @@ def exact_step(row: Row, device: torch.device) -> Case:
         inside.variant("inside the optimizer"),
         peer.variant("reference"),
     ]
-    return Case(gates, variants, after=lambda: ours.skipped() or inside.skipped())
+    floors = steps.step_floors(row, device)
+    return Case(gates, variants, floors=floors, after=lambda: ours.skipped() or inside.skipped())

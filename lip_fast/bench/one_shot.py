@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from lip_fast import reference
-from lip_fast.bench.cases import Case, require_memory
+from lip_fast.bench.cases import Case, require_memory, shared_floors
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.problems import OneShot, one_shot
 from lip_fast.bench.rows import Row
 from lip_fast.bench.timing import Variant
 from lip_fast.functional import lip
 
-__all__ = ["exact_lip", "one_shot_calls", "one_shot_gates", "one_shot_lip"]
+__all__ = ["exact_lip", "one_shot_calls", "one_shot_floors", "one_shot_gates", "one_shot_lip"]
 
 # float32 sums over a million samples at most; the reference itself in float32 is about as far from float64.
 DISTANCE = 1e-5
@@ -66,10 +66,17 @@ def exact_lip(problem: OneShot, k: int) -> Tensor:
     return kept + U[:, k:] * (numerator / denominator) @ Vh[k:]
 
 
+def one_shot_floors(row: Row, device: torch.device) -> dict[str, float]:
+    """Microseconds to read features and labels, and to project the features on the refitted directions."""
+    size = row.n * (4.0 * row.q + 8)
+    return shared_floors(device).of(size, 2.0 * row.n * row.q * (min(row.l, row.q) - row.k))
+
+
 def one_shot_lip(row: Row, device: torch.device) -> Case:
     """Time of ``lip()``; its memory is measured in processes of its own."""
     # Features and the products of both forms, in float64 for the check.
     require_memory(device, 8.0 * row.n * (2 * row.q + 3 * row.l))
     problem = one_shot(row)
     problem = OneShot(problem.W.to(device), problem.X.to(device), problem.y.to(device))
-    return Case(one_shot_gates(problem, row.k), one_shot_calls(problem, row.k))
+    floors = one_shot_floors(row, device)
+    return Case(one_shot_gates(problem, row.k), one_shot_calls(problem, row.k), floors=floors)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lip_fast import reference
-from lip_fast.bench.cases import Skip
+from lip_fast.bench.cases import Skip, shared_floors
 from lip_fast.bench.problems import LEARNING_RATE, Step
 from lip_fast.bench.rows import Row
 from lip_fast.bench.timing import Variant
@@ -30,6 +30,7 @@ __all__ = [
     "WarmStart",
     "full_svd",
     "low_rank",
+    "step_floors",
 ]
 
 # Entries of a gradient are standard normal: with this rate and momentum a weight moves as far as with AdamW.
@@ -49,6 +50,23 @@ class State:
     M: Tensor
     optimizer: dict[str, Any]
     steps: int
+
+
+def step_floors(row: Row, device: torch.device) -> dict[str, float]:
+    """Microseconds that the bytes and the arithmetic of a step with LIP take at least.
+
+    AdamW reads weight, gradient and two states and writes all but the gradient; SGD has one state. LIP reads
+    the weight to decompose it, and writes it, which it must read again where the rest is kept. Truncated it
+    takes two products with all columns and the rebuild; exact, at least the Gram matrix of the small side.
+    """
+    l, q, small = row.l, row.q, min(row.l, row.q)
+    passes = (5 if row.optimizer == "SGD" else 7) + (3 if row.rest == "keep" else 2)
+    if row.tail_rank is None or row.columns == small:
+        tail = small - row.k if row.tail_rank is None else min(row.tail_rank, small - row.k)
+        flops = 2.0 * l * q * (small + tail)
+    else:
+        flops = 2.0 * l * q * (2 * row.columns + row.tail_rank + (row.k if row.rest == "drop" else 0))
+    return shared_floors(device).of(4.0 * l * q * passes, flops)
 
 
 class BaseStep:

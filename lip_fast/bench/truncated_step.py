@@ -88,4 +88,5 @@ def truncated_step(row: Row, device: torch.device) -> Case:
         return ours.skipped() or inside.skipped()
 
     sums = {"floor": ("base step", "three products")}
-    return Case(gates, variants, skipped=skipped, sums=sums, after=after)
+    floors = steps.step_floors(row, device)
+    return Case(gates, variants, floors=floors, skipped=skipped, sums=sums, after=after)
