@@ -37,7 +37,7 @@ def images(n: int, d: int, l: int) -> Dataset:
 
 def _epoch(size: Row) -> Case:
     dataset = images(size.n, 28 * 28, size.l)
-    config = TrainConfig(noise="symmetric", holdout_fraction=0, methods=("plain",), threads=None)
+    config = TrainConfig(noise="symmetric", holdout_fraction=0, methods=("plain",), threads=None, start=0)
     plan = plan_of(config, dataset)
     problem = Problem(config, dataset, 0, plan.algorithm, plan.epochs)
     task, evaluate = problem.learned(None), problem.evaluator()
