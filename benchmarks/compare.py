@@ -48,7 +48,7 @@ from scipy import stats
 
 from benchmarks import checkout
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.report import write_whole
+from benchmarks.markdown import write_whole
 
 __all__ = ["ROUNDS", "Change", "compare", "main", "render"]
 
@@ -361,7 +361,7 @@ def _compare(options: Namespace) -> list[str]:
             continue
         notes.append(f"{key}: {missing[0]}")
         worse += [key] * missing[1]
-    if not found:
+    if not found and not worse:
         raise Refused(f"no row was measured in every round: {'; '.join(notes)}")
     changes = {key: compare(runs, len(found)) for key, runs in found.items()}
     worse += [key for key, change in changes.items() if change.verdict == "regression"]

@@ -264,6 +264,10 @@ def test_a_row_that_has_become_wrong(toy: Toy, temporary: Path, capsys: pytest.C
     assert "b: void: wrong at base" in out
     assert "| a |" in out
     assert compare.main([void, void, *settings]) == 0
+    capsys.readouterr()
+    assert compare.main([void, void, "--rows", "b", *settings]) == 2
+    assert "no row was measured in every round: b: void: wrong" in capsys.readouterr().err
+    assert compare.main([sound, void, "--rows", "b", *settings]) == 1
     assert_nothing_is_left(toy, temporary)
 
 

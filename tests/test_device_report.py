@@ -90,6 +90,15 @@ def test_shows_every_part_and_row_with_what_is_missing(files: Files) -> None:
     assert "| bigger | not measured | needs 90 GB of memory, 80 GB are free |  |  |" in text
 
 
+def test_what_lip_alone_takes_is_held_against_its_own_floor(files: Files) -> None:
+    data = complete()
+    row = data["rows"][0]
+    row["times"]["LIP alone"] = timed(20.0)
+    row["floors_us"]["alone copy"] = 3.0
+    assert files.run(data) == 0
+    assert "| 10% (copy), 15% (alone copy) |" in files.readme.read_text()
+
+
 def _gate(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda data: data["rows"][0]["gates"][0].update(values)
 
@@ -105,6 +114,7 @@ def _gate(**values: Any) -> Callable[[dict[str, Any]], None]:
         (lambda data: data["commit"].update(id="unknown"), "unknown commit"),
         (lambda data: data["commit"].update(dirty=None), "changes that are in no commit"),
         (lambda data: data.update(dry=True), "a dry run measures no GPU"),
+        (lambda data: data["machine"].update(gpu=None), "no GPU was measured"),
         (lambda data: data.update(datetime="today"), "the date of the run, got 'today'"),
         (lambda data: data.pop("machine"), "KeyError: 'machine'"),
         (lambda data: data["rows"].append(3), "TypeError"),

@@ -3,7 +3,7 @@
 As :mod:`lip_fast.fused` calls them: a weight in float32 is stored updated, a narrow one is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,8 @@ def _adamw_own(head: Head) -> tuple[_Own, ops.AdamWState]:
     return own, ops.AdamWState(*own.state)
 
 
-def adamw_sketch_(head: Head) -> Problem:
-    """AdamW's update and Y = M' V."""
+def _adamw_taken(head: Head, op: Callable[..., Any], products: int) -> Problem:
+    """One of the ops that take AdamW's update and so many products."""
     own, state = _adamw_own(head)
     M, g, V, rule, write = own.M, head.grad, head.V, own.rule, _stores(head)
     return _taken(
@@ -105,59 +105,47 @@ def adamw_sketch_(head: Head) -> Problem:
         own,
         head.adamw,
         4,
-        1,
-        call=lambda: ops.adamw_sketch_(M, g, state, V, rule, write=write),
+        products,
+        call=lambda: op(M, g, state, V, rule, write=write),
         arguments=(M, g, *state, V, rule.lr, rule.update_count, None, None, *rule[2:], write),
-        measure=lambda Y: _measure(head, own, head.adamw, (Y,)),
+        measure=lambda found: _measure(head, own, head.adamw, (found,) if products == 1 else found),
     )
+
+
+def adamw_sketch_(head: Head) -> Problem:
+    """AdamW's update and Y = M' V."""
+    return _adamw_taken(head, ops.adamw_sketch_, 1)
 
 
 def adamw_one_read_(head: Head) -> Problem:
     """AdamW's update with Y = M' V and Z = M'^T Y. The default kernel calls two ops, whoever serves them."""
-    own, state = _adamw_own(head)
-    M, g, V, rule, write = own.M, head.grad, head.V, own.rule, _stores(head)
+    return _adamw_taken(head, ops.adamw_one_read_, 2)
+
+
+def _sgd_taken(head: Head, op: Callable[..., Any], products: int) -> Problem:
+    """One of the ops that take the update of SGD and so many products."""
+    own = _own(head, head.moments[:1], head.sgd_rule())
+    M, g, (buffer,), V, rule, write = own.M, head.grad, own.state, head.V, own.rule, _stores(head)
     return _taken(
         head,
         own,
-        head.adamw,
-        4,
-        2,
-        call=lambda: ops.adamw_one_read_(M, g, state, V, rule, write=write),
-        arguments=(M, g, *state, V, rule.lr, rule.update_count, None, None, *rule[2:], write),
-        measure=lambda products: _measure(head, own, head.adamw, products),
+        head.sgd,
+        3,
+        products,
+        call=lambda: op(M, g, buffer, V, rule, first=False, write=write),
+        arguments=(M, g, buffer, V, rule.lr, None, None, *rule[1:], False, write),
+        measure=lambda found: _measure(head, own, head.sgd, (found,) if products == 1 else found),
     )
 
 
 def sgd_sketch_(head: Head) -> Problem:
     """The update of SGD and Y = M' V."""
-    own = _own(head, head.moments[:1], head.sgd_rule())
-    M, g, (buffer,), V, rule, write = own.M, head.grad, own.state, head.V, own.rule, _stores(head)
-    return _taken(
-        head,
-        own,
-        head.sgd,
-        3,
-        1,
-        call=lambda: ops.sgd_sketch_(M, g, buffer, V, rule, first=False, write=write),
-        arguments=(M, g, buffer, V, rule.lr, None, None, *rule[1:], False, write),
-        measure=lambda Y: _measure(head, own, head.sgd, (Y,)),
-    )
+    return _sgd_taken(head, ops.sgd_sketch_, 1)
 
 
 def sgd_one_read_(head: Head) -> Problem:
     """The update of SGD with Y = M' V and Z = M'^T Y. The default kernel is as AdamW's."""
-    own = _own(head, head.moments[:1], head.sgd_rule())
-    M, g, (buffer,), V, rule, write = own.M, head.grad, own.state, head.V, own.rule, _stores(head)
-    return _taken(
-        head,
-        own,
-        head.sgd,
-        3,
-        2,
-        call=lambda: ops.sgd_one_read_(M, g, buffer, V, rule, first=False, write=write),
-        arguments=(M, g, buffer, V, rule.lr, None, None, *rule[1:], False, write),
-        measure=lambda products: _measure(head, own, head.sgd, products),
-    )
+    return _sgd_taken(head, ops.sgd_one_read_, 2)
 
 
 def _adamw_updated(head: Head) -> tuple[_Own, ops.AdamWState]:

@@ -55,11 +55,10 @@ def summary(result: Result) -> str:
     ]
     return (
         f'`LIP(..., tail_rank=r, rest="drop")` on a fused optimizer of torch, warm, batch {BATCH}, float32. '
-        "*Floor* "
-        "is the step without LIP plus the three products that no such step can do without (M V, Mᵀ Y and "
-        "the rebuild), timed alone. The others are given with their time in times of `LIP`: LIP inside of "
-        "the optimizer; the same step on a warm start composed of torch's operations (QR and SVD of small "
-        "matrices), on `torch.svd_lowrank` with two power iterations and as many columns, and on "
+        "*Floor* is the step without LIP plus the three products that no such step can do without (M V, Mᵀ "
+        "Y and the rebuild), timed alone. The others are given with their time in times of `LIP`: LIP "
+        "inside of the optimizer; the same step on a warm start composed of torch's operations (QR and SVD "
+        "of small matrices), on `torch.svd_lowrank` with two power iterations and as many columns, and on "
         "`torch.linalg.svd`; and torchao's `PruneOptimizer` with `SVDGrouper`, which truncates the weight "
         "to k + r directions and refits nothing. The 10-class head has fewer classes than columns: there "
         "LIP takes the exact path.\n\n" + table([*header, *_PEERS.values(), "error"], lines)
