@@ -255,7 +255,7 @@ def simulate(case: Case) -> Report:
 
     dist.init_process_group("fake", store=FakeStore(), rank=case.process, world_size=case.world)
     try:
-        with mock.patch.object(host, "reads_are_free", return_value=not case.device):
+        with mock.patch.object(host, "READABLE", frozenset() if case.device else host.READABLE):
             return _simulate(case)
     finally:
         dist.destroy_process_group()

@@ -1,16 +1,14 @@
 """What the host may do while a step runs: read a value at once, or leave all of it to the device.
 
-The one place that decides it: callers ask through the module (``host.reads_are_free(...)``).
+The one place that decides it: callers ask through the module (``device.type in host.READABLE``).
 """
 
 import torch
 
-__all__ = ["capturing", "reads_are_free"]
+__all__ = ["READABLE", "capturing"]
 
-
-def reads_are_free(device: torch.device) -> bool:
-    """Whether a value on ``device`` is there to be read; elsewhere reading waits for all that is queued."""
-    return device.type == "cpu"
+READABLE = frozenset({"cpu"})
+"""Types of devices whose values are there to be read; elsewhere reading waits for all that is queued."""
 
 
 def capturing(device: torch.device) -> bool:

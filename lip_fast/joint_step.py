@@ -251,7 +251,7 @@ class JointStep:
             entries += numbers.numel()
             matrix = matrix or isinstance(Y, CSR) or Y.dim() == 2
         known = [failed, failed * dist.get_rank(), rows, rows**2, matrix, self._observed]
-        if host.reads_are_free(device):
+        if device.type in host.READABLE:
             told = torch.tensor(known, dtype=torch.float64)
         else:
             # A copy from the host would wait for the device, and cannot be captured; filling does not.
@@ -291,7 +291,7 @@ class JointStep:
         if everyone:
             self.idle = observed == 0
             self.ok = self.ok & ~self.idle
-        on_host = host.reads_are_free(told.device)
+        on_host = told.device.type in host.READABLE
         if not on_host:
             self.status = self.status | ((failed > 0) | differ) * OUT_OF_STEP
         # What one group of several has learned, its processes tell the next.
@@ -469,7 +469,7 @@ class JointStep:
         """Directions from M V = Q R, of which each process has its rows of Q, and Z = M^T M V."""
         # M^T Q, without reading M again.
         image = torch.linalg.solve_triangular(R, Z, upper=True, left=False)
-        if not host.reads_are_free(V.device):
+        if V.device.type not in host.READABLE:
             svd = ops.finish_svd(R.to(V.dtype), Z.to(V.dtype), rank=t)
             return svd._replace(A=(Q @ svd.A.double()).to(V.dtype))
         try:

@@ -74,7 +74,7 @@ class Observations:
         elif self._buffers:
             self._check_fit(observation, self._next)
             self._write(observation)
-        elif host.reads_are_free(observation.features.device):
+        elif observation.features.device.type in host.READABLE:
             self._pending.append(observation)
         else:
             self._pending.append(observation.clone())

@@ -416,7 +416,7 @@ class _WithLIP(Optimizer):
         bad = self._non_finite_gradient(heads)
         given = getattr(self, "found_inf", None)
         found_inf = bad.float() if given is None else torch.maximum(bad.float(), given.to(bad.device))
-        if getattr(self, "_step_supports_amp_scaling", False) and not host.reads_are_free(bad.device):
+        if getattr(self, "_step_supports_amp_scaling", False) and bad.device.type not in host.READABLE:
             self.found_inf = found_inf
             try:
                 self._step_with_lip(heads, found_inf)

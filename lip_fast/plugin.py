@@ -707,7 +707,7 @@ class LIP:
             return report
 
         report = joint.take(take)
-        idle = host.reads_are_free(weight.device) and bool(joint.idle)
+        idle = weight.device.type in host.READABLE and bool(joint.idle)
         return None if idle else report
 
     @staticmethod
@@ -983,7 +983,7 @@ def _takes_a_step(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _on_host(lr: float | Tensor) -> bool:
-    return not isinstance(lr, Tensor) or host.reads_are_free(lr.device)
+    return not isinstance(lr, Tensor) or lr.device.type in host.READABLE
 
 
 def _detached(targets: Targets) -> Targets:

@@ -293,7 +293,7 @@ class LabelStatistics:
         offset = 0 if self._of_classes is None else self._of_classes.offset
         for X, Y in batches:
             # To divide sparse rows is to read where they begin; kernels that make no copies need no blocks.
-            sparse = isinstance(Y, CSR) and not host.reads_are_free(X.device)
+            sparse = isinstance(Y, CSR) and X.device.type not in host.READABLE
             whole = sparse or (_are_indices(Y) and ops.sums_in_place(X))
             block = max(len(X), 1) if whole else _ROWS
             for i in range(0, len(X), block):
@@ -307,7 +307,7 @@ class LabelStatistics:
         """Fade what is there, and add, where ``ok``."""
         fade = 1.0 if self.decay is None else self.decay
         for have, new in ((self.C, C), (self.G, G)):
-            if not host.reads_are_free(have.device):
+            if have.device.type not in host.READABLE:
                 torch.where(ok, have * fade + new, have, out=have)
             elif bool(ok):
                 have.mul_(fade).add_(new)
@@ -332,7 +332,7 @@ class LabelStatistics:
     def take(self, other: "LabelStatistics", ok: Tensor) -> None:
         """Become ``other``, in place, where ``ok``."""
         for have, new in ((self.C, other.C), (self.G, other.G)):
-            if not host.reads_are_free(have.device):
+            if have.device.type not in host.READABLE:
                 torch.where(ok, new, have, out=have)
             elif bool(ok):
                 have.copy_(new)
@@ -559,7 +559,7 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets, offset: int, classes
         C[q] += counts
         column = sums.sum(0)  # every row is in one class
         rows = counts.sum()
-        if not host.reads_are_free(X.device) or int(rows) < len(X):
+        if X.device.type not in host.READABLE or int(rows) < len(X):
             counted = (Y >= 0) & (Y < l)
     else:
         if l:

@@ -59,6 +59,6 @@ def lost(status: Tensor, before: Tensor, after: Tensor, reason: int) -> Tensor:
     Returns:
         () int64, the word.
     """
-    if host.reads_are_free(status.device):
+    if status.device.type in host.READABLE:
         return status | reason if bool(before) and not bool(after) else status
     return status.add(before ^ after, alpha=reason)

@@ -258,7 +258,7 @@ class Subspace:
         zero give way to the fresh ones, until there are enough.
         """
         basis = self.basis
-        if basis is None or host.reads_are_free(ok.device):
+        if basis is None or ok.device.type in host.READABLE:
             self.basis = B if bool(ok) or int(status) == RANK_DEFICIENT else basis
             return
         new = ok | (status == RANK_DEFICIENT)
@@ -343,7 +343,7 @@ class Subspace:
 
 def _admit(status: Tensor, ok: Tensor) -> tuple[Tensor, Tensor]:
     """The reasons against a step that was to be taken where ``ok``, and whether it still is."""
-    if not host.reads_are_free(ok.device):
+    if ok.device.type not in host.READABLE:
         return status * ok, ok & (status == 0)
     if int(status) == 0:
         return status, ok

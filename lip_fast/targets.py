@@ -50,7 +50,7 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
             raise TypeError(f"expected class indices as int64, got {Y.dtype}")
         if Y.shape[0] != rows:
             raise ValueError(f"expected {rows} class indices, one a feature row, got {Y.shape[0]}")
-        if host.reads_are_free(Y.device):
+        if Y.device.type in host.READABLE:
             check_indices(Y, classes)
         return Y
     if tuple(Y.shape) != (rows, classes):
@@ -72,7 +72,7 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
     if Y.layout == torch.sparse_csr:
         col = Y.col_indices().long()
         # torch does not look at them, and what reads past the classes is the step.
-        if host.reads_are_free(col.device) and not indices_in_range(col, classes):
+        if col.device.type in host.READABLE and not indices_in_range(col, classes):
             raise ValueError(f"expected columns of a label matrix in 0..{classes - 1}, got others")
         return CSR(Y.crow_indices().long(), col, Y.values())
     raise TypeError(f"expected labels dense, sparse COO or sparse CSR, got layout {Y.layout}")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:rest=.drop. removes")
 @pytest.fixture(autouse=True)
 def _device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything takes the ways of devices whose values are not there to be read."""
-    monkeypatch.setattr(host, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(host, "READABLE", frozenset())
 
 
 # Replays ------------------------------------------------------------------------------------------------

@@ -658,7 +658,7 @@ def off_host(layout: str, settings: dict[str, Any]) -> list[str]:
     for place in ("ops.label_sums", "_part_sums", "ops.sketch", "ops.warm_svd"):
         run = make_run(layout, settings)
         run.step(0)
-        host.reads_are_free = lambda device: False
+        host.READABLE = frozenset()
         try:
             before, reached = run.state(), []
             if victim:
@@ -685,11 +685,11 @@ def off_host(layout: str, settings: dict[str, Any]) -> list[str]:
             if not same(after["basis"], before["basis"]):
                 wrong.append(f"{where}basis changed")
         finally:
-            host.reads_are_free = _reads_are_free
+            host.READABLE = _READABLE
     return wrong
 
 
-_reads_are_free = host.reads_are_free
+_READABLE = host.READABLE
 
 
 # Several heads ------------------------------------------------------------------------------------------

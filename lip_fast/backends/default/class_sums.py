@@ -11,7 +11,7 @@ from lip_fast.targets import indices_in_range
 def class_sums(X: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Sums (l, q) and counts (l,). See :func:`lip_fast.ops.class_sums`."""
     X = X.to(compute_dtype(X))
-    if host.reads_are_free(X.device):
+    if X.device.type in host.READABLE:
         if indices_in_range(y, classes):
             return _added(X, y, classes)
         # Rows that do not count have a class of their own: masking them would copy the features.

@@ -20,7 +20,7 @@ def label_sums(
     """Class indices (n,) or dense labels (n, l). See :func:`lip_fast.ops.label_sums`."""
     if Y.dim() == 2:
         return _accumulate(X, A, B, bias, lambda i, j: Y[i:j].to(A.dtype) @ A, None)
-    if host.reads_are_free(Y.device) and indices_in_range(Y, A.shape[0]):
+    if Y.device.type in host.READABLE and indices_in_range(Y, A.shape[0]):
         return _accumulate(X, A, B, bias, lambda i, j: A.index_select(0, Y[i:j]), None)
     valid = (Y >= 0) & (Y < A.shape[0])
     masked = (~valid & (Y != IGNORE_INDEX)).sum()
@@ -49,7 +49,7 @@ def label_sums_csr(
         )
 
     # To divide the rows is to read where they begin; their projections are not larger than they are.
-    block = None if host.reads_are_free(X.device) else max(len(X), 1)
+    block = None if X.device.type in host.READABLE else max(len(X), 1)
     return _accumulate(X, A, B, bias, project, None, block)
 
 

@@ -35,7 +35,7 @@ def rebuild_with(
     accumulate: bool,
 ) -> Tensor:
     """The same with a rounding of one's own: a new weight in, its values in the narrow dtype of M out."""
-    on_host = host.reads_are_free(ok.device)
+    on_host = ok.device.type in host.READABLE
     if on_host and not bool(ok):
         return ok.clone()
     scaled = A * s

@@ -37,7 +37,7 @@ def _status(B: Tensor, Z: Tensor) -> Tensor:
         worst = torch.linalg.vector_norm(deviation, torch.inf)
     else:
         worst = Z.sum() * 0
-    if host.reads_are_free(worst.device):
+    if worst.device.type in host.READABLE:
         value = float(worst)
         broken = NOT_ORTHOGONAL if math.isfinite(value) else NOT_FINITE
         return torch.tensor(0 if value <= _ORTHOGONALITY else broken)

@@ -46,7 +46,7 @@ def _by_gram(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     G = D @ D.mT
     total = G.diagonal().sum()
     status = _status(total)
-    if not (host.reads_are_free(G.device) and int(status) == 0):
+    if not (G.device.type in host.READABLE and int(status) == 0):
         G = torch.where(torch.isfinite(total), G, 0)
     eigenvalues, P = torch.linalg.eigh(G)
     S = eigenvalues.clamp_(min=0).sqrt_().flip(0)
@@ -62,6 +62,6 @@ def _by_gram(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _status(total: Tensor) -> Tensor:
     """From a sum that is not finite where the matrix is not."""
-    if host.reads_are_free(total.device):
+    if total.device.type in host.READABLE:
         return torch.tensor(0 if math.isfinite(float(total)) else NOT_FINITE)
     return (~torch.isfinite(total)) * NOT_FINITE

@@ -18,7 +18,7 @@ def skipped(found_inf: Tensor | None) -> Tensor | bool:
     """Whether nothing may be written: on the host where that is free, else () bool."""
     if found_inf is None:
         return False
-    return bool(found_inf != 0) if host.reads_are_free(found_inf.device) else found_inf != 0
+    return bool(found_inf != 0) if found_inf.device.type in host.READABLE else found_inf != 0
 
 
 def write(X: Tensor, new: Tensor, skip: Tensor | bool) -> None:
@@ -63,7 +63,7 @@ def rebuild(
 
     Returns () bool: whether the factors were written.
     """
-    on_host = host.reads_are_free(ok.device)
+    on_host = ok.device.type in host.READABLE
     if skip is True:
         return torch.zeros_like(ok)
     if on_host and not bool(ok):
