@@ -36,7 +36,7 @@ END = "<!-- scale:end -->"
 
 # Of the step ----------------------------------------------------------------------------------------------
 
-# Fresh columns of a truncated step, and power iterations of the first, cold one: as in lip_fast.subspace.
+# Fresh columns of a truncated step, and power iterations of the first, cold one: as the step has them.
 FRESH = 8
 _COLD_ITERATIONS = 4
 # Numbers that each sum carries beside its own.

@@ -8,7 +8,8 @@ from lip_fast import reference
 _import_error: RuntimeError | None = None
 try:
     from lip_fast import optim
-    from lip_fast.functional import LIPPath, lip, lip_path, randomized_svd, select_rank
+    from lip_fast.decompose import randomized_svd
+    from lip_fast.functional import LIPPath, lip, lip_path, select_rank
     from lip_fast.plugin import LIP, LIPError
     from lip_fast.repair import RepairReport, repair
     from lip_fast.sharded import PeerError

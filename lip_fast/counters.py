@@ -4,13 +4,11 @@ import torch
 from torch import Tensor
 
 from lip_fast import status
-from lip_fast.subspace import StepReport
+from lip_fast.directions import StepReport
 from lip_fast.validation import check_like
 
 __all__ = ["Counters"]
 
-# Reports of steps that are counted together: a few small operations for all of them instead of for each.
-_REPORTS = 256
 # What is summed: replays of a captured step, steps that LIP acted on, what they reported, and the status word
 # once for each of its bits.
 _REPLAYED, _ACTED, _APPLIED, _CLIPPED, _MASKED, _REASONS = range(6)
@@ -21,7 +19,14 @@ class Counters:
 
     Args:
         device: of the weight.
+
+    Attributes:
+        reports: of steps that are not counted yet; whoever appends one calls :meth:`flush` where there are
+            ``AT_ONCE`` of them (a few small operations for all of them instead of for each), or where it is
+            on another device than the sums, since the model was moved.
     """
+
+    AT_ONCE = 256
 
     def __init__(self, device: torch.device) -> None:
         bits = list(status.NAMES.values())
@@ -29,15 +34,12 @@ class Counters:
         self._masks = torch.tensor([-1] * _REASONS + bits, device=device)
         self._sums = torch.zeros_like(self._masks)
         self._zero, self._one = torch.zeros_like(self._sums[0]), torch.ones_like(self._sums[0])
-        self._reports: list[StepReport] = []
+        self.reports: list[StepReport] = []
 
-    def add(self, report: StepReport) -> None:
-        """Count a step."""
-        # A model may have moved to another device since.
-        self.move(report.ok.device)
-        self._reports.append(report)
-        if len(self._reports) >= _REPORTS:
-            self._flush()
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self._sums.device
 
     def capture(self, report: StepReport | None, *, step: bool) -> None:
         """Count a step at each replay of the graph that is being captured.
@@ -60,7 +62,7 @@ class Counters:
 
     def values(self) -> dict[str, int]:
         """Every count by its name; waits for the device."""
-        self._flush()
+        self.flush()
         sums = self._sums.tolist()
         counts = {
             "replayed": sums[_REPLAYED],
@@ -78,16 +80,20 @@ class Counters:
         words = [word] * len(status.NAMES)
         return torch.stack([replayed, acted, ok.long(), clipped, masked, *words], -1) & self._masks
 
-    def _flush(self) -> None:
-        if self._reports:
-            reports = StepReport(*map(torch.stack, zip(*self._reports, strict=True)))
-            self._reports.clear()
+    def flush(self) -> None:
+        """Count the reports."""
+        if self.reports:
+            # Of a model that was moved, the sums and the reports before follow the last one.
+            self.move(self.reports[-1].ok.device)
+            parts = zip(*self.reports, strict=True)
+            reports = StepReport(*(torch.stack([x.to(self.device) for x in part]) for part in parts))
+            self.reports.clear()
             ones = torch.ones_like(reports.status)
             self._sums += self._rows(ones - 1, ones, reports).sum(0)
 
     def state_dict(self) -> Tensor:
         """The sums, without the replays: whoever counts steps has added them to the others."""
-        self._flush()
+        self.flush()
         sums = self._sums.clone()
         sums[_REPLAYED] = 0
         return sums
@@ -98,5 +104,5 @@ class Counters:
 
     def load_state_dict(self, sums: Tensor) -> None:
         """Restore the sums in place."""
-        self._reports.clear()
+        self.reports.clear()
         self._sums.copy_(sums)

@@ -1,4 +1,4 @@
-"""The update of a weight by SGD or AdamW as a part of LIP's step: :class:`lip_fast.subspace.Update`.
+"""The update of a weight by SGD or AdamW as a part of LIP's step: :class:`lip_fast.world.Update`.
 
 Both go by what the kernels cost. A float32 weight is stored updated by the first pass, for the second to read
 it and not the state again; but not where one kernel takes both products and the step replaces the weight, not
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import ops
-from lip_fast.sharded import is_sharded, local_part
+from lip_fast.sharded.tensors import is_sharded, local_part
 
 __all__ = ["AdamWUpdate", "SGDUpdate", "can_fuse"]
 
@@ -61,7 +61,7 @@ class _Update:
         self._taken = self._written = False
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
-        """Y (l, m), Z (q, m). See :class:`lip_fast.subspace.Update`."""
+        """Y (l, m), Z (q, m). See :class:`lip_fast.world.Update`."""
         products = self._take(V)
         self._taken, self._written = True, self._stored
         return products
@@ -69,7 +69,7 @@ class _Update:
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
     ) -> Tensor:
-        """Whether the factors were written. See :class:`lip_fast.subspace.Update`."""
+        """Whether the factors were written. See :class:`lip_fast.world.Update`."""
         if not self._taken:
             # In a step of several processes this one failed before: there is no M' to write.
             return torch.zeros_like(ok)
@@ -200,3 +200,28 @@ def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor) and value.device == like.device:
         return value.detach().reshape(()).float()
     return torch.full((), float(value), dtype=torch.float32, device=like.device)
+
+
+class SGDRule:
+    update = SGDUpdate
+
+    @staticmethod
+    def fits(group: Any, state: Any) -> bool:
+        started = not group["momentum"] or state.get("momentum_buffer") is not None
+        # torch looks at this pair in its constructor alone.
+        known = not group["nesterov"] or (group["momentum"] > 0 and not group["dampening"])
+        return started and known and not isinstance(group["weight_decay"], Tensor)
+
+
+class AdamWRule:
+    update = AdamWUpdate
+
+    @staticmethod
+    def fits(group: Any, state: Any) -> bool:
+        settings = (*group["betas"], group["weight_decay"])
+        # amsgrad may have been switched on since the state was made.
+        started = bool(state) and (not group["amsgrad"] or "max_exp_avg_sq" in state)
+        return started and not any(isinstance(value, Tensor) for value in settings)
+
+
+FusedUpdate: Any = lambda rule, *a: rule.update(*a)  # noqa

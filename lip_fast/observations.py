@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.targets import CSR, Targets, indices_in_range
+from lip_fast.sharded.tensors import full_tensor
+from lip_fast.targets import CSR, Targets, as_targets, indices_in_range
 from lip_fast.validation import FLOATS, describe
 
 __all__ = ["Observation", "Observations"]
@@ -28,6 +29,52 @@ class Observation(NamedTuple):
     def clone(self) -> "Observation":
         """A copy that shares no memory with what was observed."""
         return Observation.of([t.clone() for t in self.tensors])
+
+    @staticmethod
+    def checked(features: Tensor, targets: Tensor, weight: Tensor, *, capturing: bool) -> "Observation":
+        """What a head with this weight (l, q) saw, as rows, detached.
+
+        Args:
+            features: (..., q) input of the head.
+            targets: their labels, as :meth:`lip_fast.LIP.observe` takes them.
+            weight: of the head.
+            capturing: whether a CUDA graph is being captured.
+
+        Raises:
+            TypeError, ValueError: features or targets do not fit the weight or each other.
+        """
+        l, q = weight.shape
+        if isinstance(features, Tensor) and isinstance(targets, Tensor):
+            features, targets = full_tensor(features), full_tensor(targets)
+        if not isinstance(features, Tensor) or features.dtype not in FLOATS:
+            raise TypeError(
+                "expected floating-point features (float32, float64, bfloat16, float16), got "
+                f"{describe(features)}"
+            )
+        if features.layout != torch.strided:
+            raise TypeError(f"expected dense features, got {features.layout}")
+        if features.dim() < 2 or features.shape[-1] != q:
+            raise ValueError(f"expected features of shape (..., {q}), got {tuple(features.shape)}")
+        if features.device != weight.device:
+            raise ValueError(
+                f"expected features on {weight.device}, where the head is, got {features.device}"
+            )
+        if features.dim() > 2 and isinstance(targets, Tensor):
+            if targets.layout != torch.strided or targets.shape != features.shape[:-1]:
+                raise ValueError(
+                    f"expected class indices of shape {tuple(features.shape[:-1])}, "
+                    f"got {tuple(targets.shape)}"
+                )
+            targets = targets.reshape(-1)
+        rows = features.detach().reshape(-1, q)
+        if capturing and isinstance(targets, Tensor) and targets.layout == torch.sparse_coo:
+            raise ValueError(
+                "expected sparse labels as CSR inside of a capture, got COO: sorting waits for the device"
+            )
+        labels = as_targets(targets, rows=len(rows), classes=l, device=rows.device)
+        if isinstance(labels, CSR):
+            return Observation(rows, CSR(*(t.detach() for t in labels)))
+        return Observation(rows, labels.detach())
 
     @staticmethod
     def of(tensors: list[Tensor]) -> "Observation":

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
-from lip_fast.joint_step import JointStep
-from lip_fast.sharded import Sharding, local_part
+from lip_fast.sharded.group import Group
+from lip_fast.sharded.label_sums import label_sums
+from lip_fast.sharded.layout import Sharding
+from lip_fast.sharded.tensors import local_part
 from lip_fast.targets import CSR, IGNORE_INDEX, Targets, as_targets
 from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
+from lip_fast.world import Peers
 
 __all__ = ["LabelStatistics", "LinearPath", "LinearWeight"]
 
@@ -250,20 +253,14 @@ class LabelStatistics:
             return self.absorb(batches)
         ok = torch.ones((), dtype=torch.bool, device=self.C.device)
         # Rows go in the dtype of the sums: that of the features may be another on each process.
-        joint = JointStep(self._sharding, batches, ok, dtype=self.C.dtype, error=refused, collects=True)
+        peers = Peers(self._sharding, batches, ok, dtype=self.C.dtype, error=refused, collects=True)
 
-        def collect() -> tuple["LabelStatistics", Tensor] | None:
-            rows = joint.rows()
-            made = joint.attempt(lambda: self.with_rows(rows))
-            if made is not None:
-                joint.lose(made[1])
-            joint.agree()
-            return made
+        def collect() -> None:
+            peers.collect(self)
+            peers.decide()
 
-        made = joint.take(collect)
-        assert made is not None  # else an error was raised
-        self.take(made[0], joint.ok)
-        return joint.ok
+        peers.run(collect)
+        return peers.ok
 
     @full_precision
     @torch.no_grad()
@@ -315,8 +312,10 @@ class LabelStatistics:
     @full_precision
     @torch.no_grad()
     def with_rows(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple["LabelStatistics", Tensor]:
-        """What :meth:`absorb` would make of these statistics, and whether it would: a step of several
-        processes takes it over by :meth:`take` when all are known to be sound.
+        """A copy with more rows, and whether they are finite: what :meth:`absorb` does in place.
+
+        A step of several processes takes it over by :meth:`replace_where` when the rows of all of them are
+        known to be sound.
 
         Args:
             batches: as of :meth:`absorb`.
@@ -329,7 +328,7 @@ class LabelStatistics:
         return new, finite
 
     @torch.no_grad()
-    def take(self, other: "LabelStatistics", ok: Tensor) -> None:
+    def replace_where(self, other: "LabelStatistics", ok: Tensor) -> None:
         """Become ``other``, in place, where ``ok``."""
         for have, new in ((self.C, other.C), (self.G, other.G)):
             if have.device.type not in host.READABLE:
@@ -402,8 +401,8 @@ class LabelStatistics:
             sums = self.sums(A, B, None if bias is None else local_part(bias))
         else:
             ok = torch.ones((), dtype=torch.bool, device=self.C.device)
-            joint = JointStep(self._sharding, [], ok, dtype=self.C.dtype)
-            sums = joint.sums(A, B, bias, self.sums)
+            group = Group(self._sharding, [], ok, dtype=self.C.dtype)
+            sums = label_sums(group, A, B, bias, self.sums)
         return torch.where(sums.denominator > 0, sums.numerator / sums.denominator, torch.nan)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from benchmarks.gpu.step import (
     batch,
     composed_ops,
     every_step_repaired,
-    make_subspace,
+    make_directions,
     step_targets,
     unequal,
 )
@@ -22,8 +22,9 @@ from lip_fast import ops, reference
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, synchronize
+from lip_fast.directions import FRESH
 from lip_fast.optim import LIPSGD, LIPAdamW
-from lip_fast.subspace import FRESH
+from lip_fast.world import Alone
 
 __all__ = ["InsideTrainer", "cases"]
 
@@ -97,12 +98,12 @@ def _in_float64(
     plain.optimizer.step()
     expected = plain.weight.double()
     l, q = expected.shape
-    exact = make_subspace(l, q, ranks, expected.device)
+    exact = make_directions(l, q, ranks, expected.device)
     state = ours.state()["subspace"]
     exact.load_state_dict(state | {"basis": tuple(basis.double() for basis in state["basis"])})
     ok = torch.ones((), dtype=torch.bool, device=expected.device)
     X64 = X.double()
-    report = exact.step_(expected, lambda A, B: ops.label_sums(X64, y, A, B), ok)
+    report = exact.step_(expected, Alone([(X64, y)], ok))
     if not bool(report.ok):
         raise RuntimeError(f"the step in float64 was skipped with the status {int(report.status)}")
     return expected, distance(plain.weight, expected)

@@ -13,7 +13,8 @@ from lip_fast import LIP, backends, ops
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, at_most, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, captured, synchronize
-from lip_fast.subspace import FRESH, Subspace
+from lip_fast.directions import FRESH, Directions
+from lip_fast.world import Alone
 
 __all__ = [
     "Trainer",
@@ -21,7 +22,7 @@ __all__ = [
     "cases",
     "composed_ops",
     "every_step_repaired",
-    "make_subspace",
+    "make_directions",
     "sgd",
     "step_targets",
     "unequal",
@@ -158,21 +159,18 @@ def step(l: int, q: int, k: int, r: int, rest: str, device: torch.device, floors
     gates += _step_gates(eager, composed, X * 0.8, y, gradient, (k, r, rest))
     composed.follow(eager)
 
-    subspace = make_subspace(l, q, (k, r, rest), device)
+    directions = make_directions(l, q, (k, r, rest), device)
     assert eager.lip is not None
-    subspace.load_state_dict(eager.lip.state_dict()["subspace"])
+    directions.load_state_dict(eager.lip.state_dict()["subspace"])
     alone, ok = eager.weight.clone(), torch.ones((), dtype=torch.bool, device=device)
 
     def composed_step() -> None:
         with composed_ops():
             composed.step(X, y)
 
-    def sums_of(A: Tensor, B: Tensor) -> ops.Sums:
-        return ops.label_sums(X, y, A, B)
-
     variants = [
         replay,
-        captured("LIP alone", lambda: subspace.step_(alone, sums_of, ok), device),
+        captured("LIP alone", lambda: directions.step_(alone, Alone([(X, y)], ok)), device),
         base.captured("SGD", X, y, gradient.neg_),
         Variant("LIP eager", lambda: eager.step(X, y), between=gradient.neg_),
         Variant("composed eager", composed_step, between=gradient.neg_),
@@ -215,7 +213,7 @@ def adamw(l: int, q: int, k: int, r: int, rest: str, device: torch.device) -> Ca
     ours.step(X * 0.8, y)
     expected = base.weight.double()
     X64, ok = 0.8 * X.double(), torch.ones((), dtype=torch.bool, device=device)
-    make_subspace(l, q, (k, r, rest), device).step_(expected, lambda A, B: ops.label_sums(X64, y, A, B), ok)
+    make_directions(l, q, (k, r, rest), device).step_(expected, Alone([(X64, y)], ok))
     without = distance(base.weight, expected)
     gates = [Gate("distance", distance(ours.weight, expected), _STEP, without)]
     del expected
@@ -235,9 +233,9 @@ def _within(ratio: float, times: Mapping[str, float]) -> bool:
     return times["AdamW + LIP"] <= ratio * times["AdamW"]
 
 
-def make_subspace(l: int, q: int, ranks: tuple[int, int, str], device: torch.device) -> Subspace:
+def make_directions(l: int, q: int, ranks: tuple[int, int, str], device: torch.device) -> Directions:
     k, r, rest = ranks
-    return Subspace(l, q, rank=k, tail_rank=r, tail="refit", rest=rest, clip=True, seed=0, device=device)
+    return Directions(l, q, rank=k, tail_rank=r, tail="refit", rest=rest, clip=True, seed=0, device=device)
 
 
 def _step_gates(
@@ -252,13 +250,13 @@ def _step_gates(
     assert ours.lip is not None
     composed.follow(ours)
     l, q = ours.weight.shape
-    exact = make_subspace(l, q, ranks, gradient.device)
+    exact = make_directions(l, q, ranks, gradient.device)
     state = ours.lip.state_dict()["subspace"]
     exact.load_state_dict(state | {"basis": tuple(basis.double() for basis in state["basis"])})
     expected = ours.weight.double().sub_(gradient)
     ok = torch.ones((), dtype=torch.bool, device=gradient.device)
     X64 = X.double()
-    report = exact.step_(expected, lambda A, B: ops.label_sums(X64, y, A, B), ok)
+    report = exact.step_(expected, Alone([(X64, y)], ok))
     if not bool(report.ok):
         raise RuntimeError(f"the step in float64 was skipped with the status {int(report.status)}")
     without = distance(ours.weight - gradient, expected)

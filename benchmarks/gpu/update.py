@@ -12,7 +12,8 @@ from lip_fast import ops
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import captured
-from lip_fast.subspace import FRESH, Subspace
+from lip_fast.directions import FRESH, Directions
+from lip_fast.world import Alone
 
 __all__ = ["cases"]
 
@@ -29,7 +30,7 @@ _READ_AND_STATE, _WRITTEN = 24, 4
 
 
 class _Update:
-    """:class:`lip_fast.subspace.Update` of AdamW, by one read or by a pair of passes."""
+    """:class:`lip_fast.world.Update` of AdamW, by one read or by a pair of passes."""
 
     def __init__(self, M: Tensor, grad: Tensor, state: ops.AdamWState, rule: ops.AdamWRule) -> None:
         self.M, self.grad, self.state, self.rule = M, grad, state, rule
@@ -95,10 +96,15 @@ def update(l: int, q: int, k: int, r: int, device: torch.device, floors: Floors)
     )
     # No labels: the products, their decomposition and the write are what is compared.
     sums = ops.Sums(zero, zero, zero.sum(), torch.zeros((), dtype=torch.int64, device=device))
-    subspace = Subspace(
+
+    class NoLabels(Alone):
+        def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
+            return sums
+
+    directions = Directions(
         l, q, rank=k, tail_rank=r, tail="refit", rest="keep", clip=True, seed=0, device=device
     )
-    subspace.basis = weight.basis.clone()
+    directions.basis = weight.basis.clone()
     by = {"one read": ours, "pair": pair}
     variants = [
         captured("one read", lambda: ours.one_read(V), device, between=grad.neg_),
@@ -109,7 +115,7 @@ def update(l: int, q: int, k: int, r: int, device: torch.device, floors: Floors)
     for name, each in by.items():
 
         def whole(each: Any = each) -> None:
-            subspace.step_(M, lambda A, B: sums, ok, each)
+            directions.step_(M, NoLabels((), ok), update=each)
 
         variants.append(captured(f"AdamW + LIP, {name}", whole, device, between=grad.neg_))
     small = 4 * (l * m + 2 * q * m)

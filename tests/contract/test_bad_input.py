@@ -604,7 +604,7 @@ def test_the_state_of_another_lip_is_refused(
     run = _pending_run()
     before, state = run.weights, run.plugin.state_dict()
     lip = other()
-    lip.observe(torch.ones(2, lip._head.in_features), torch.zeros(2, dtype=INDICES))
+    lip.observe(torch.ones(2, lip._step.shape[1]), torch.zeros(2, dtype=INDICES))
     lip.apply()
     with _refused(ValueError, *told):
         run.plugin.load_state_dict(lip.state_dict())

@@ -182,8 +182,8 @@ def test_a_basis_of_another_precision_keeps_its_digits() -> None:
         run = TrainingRun("adamw fused", lip=TRACKED).go(POSITIONS[1])
         if dtype == torch.float64:
             run.model.double()
-            basis = run.plugin._subspace.basis
-            run.plugin._subspace.basis = basis.double() + 1e-12
+            basis = run.plugin._step.directions.basis
+            run.plugin._step.directions.basis = basis.double() + 1e-12
         lips.append(run.plugin)
     single, double = lips
     expected = double.state_dict()["subspace"]["basis"][0]

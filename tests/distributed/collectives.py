@@ -89,7 +89,7 @@ def local_tensors(world: int) -> dict[str, Any]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     # Numbers that differ between the simulated processes are no integers to an op; this one serves narrow
     # formats alone.
-    seeds = mock.patch("lip_fast.joint_step.JointStep.rounding_seed", lambda self, seed: seed)
+    seeds = mock.patch("lip_fast.world.Peers.rounding_seed", lambda self, seed: seed)
     with seeds, LocalTensorMode(world):
         mesh = init_device_mesh("cpu", (world,))
         head = shard(make_head(problem), mesh, [Shard(0)])

@@ -28,10 +28,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.overrides import TorchFunctionMode
 
 import lip_fast
-from lip_fast import host, joint_step, ops, plugin
-from lip_fast.joint_step import JointStep
+from lip_fast import host, ops, world
 from lip_fast.optim import LIPSGD
-from lip_fast.sharded import Sharding, local_part
+from lip_fast.sharded import Sharding, decompose, label_sums, local_part, rows
+from lip_fast.sharded.group import Group
 from lip_fast.statistics import LabelStatistics
 
 # Seconds that a group waits for a process: long enough for a loaded machine, short enough for a test.
@@ -237,16 +237,16 @@ class Collectives:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        takes_part, self.taken, self.taken_at_fault = JointStep._takes_part, 0, -1
+        joins, self.taken, self.taken_at_fault = Group.joins, 0, -1
 
-        def counting(joint: JointStep) -> bool:
-            takes = takes_part(joint)
+        def counting(group: Group) -> bool:
+            takes = joins(group)
             if takes and self.taken == self.kill_before:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.taken += takes
             return takes
 
-        with patched(JointStep, "_takes_part", counting):
+        with patched(Group, "joins", counting):
             yield
 
     def fails(self) -> None:
@@ -285,10 +285,10 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 @contextmanager
 def bombed(collectives: Collectives, at: int) -> Iterator[Bomb]:
     bomb = collectives.bomb = Bomb(at, collectives)
-    quiet = [(Sharding, "gather"), (JointStep, "_tell"), (JointStep, "_hear"), (joint_step, "whole")]
+    quiet = [(Sharding, "gather"), (Group, "_tell"), (Group, "_hear"), (label_sums, "full_tensor")]
     # What the rank is decided by has a last sum of its own; the named places are reached in it too.
-    quiet += [(dist, "all_reduce"), (joint_step, "all_gather"), (lip_fast.LIP, "_joint_rank")]
-    step = JointStep.take
+    quiet += [(dist, "all_reduce"), (rows, "all_gather"), (world.Peers, "choose_rank")]
+    step = Group.run_with_peers
 
     def stepping(*args: Any, **kwargs: Any) -> Any:
         with bomb:
@@ -298,7 +298,7 @@ def bombed(collectives: Collectives, at: int) -> Iterator[Bomb]:
     try:
         for owner, name, function in before:
             setattr(owner, name, collectives.pausing(function))
-        with patched(JointStep, "take", stepping):
+        with patched(Group, "run_with_peers", stepping):
             yield bomb
     finally:
         collectives.bomb = None
@@ -315,12 +315,12 @@ PLACES: dict[str, tuple[Any, str]] = {
     "ops.finish_svd": (ops, "finish_svd"),
     "ops.orthonormalize": (ops, "orthonormalize"),
     "solve_triangular": (torch.linalg, "solve_triangular"),
-    "_cholesky": (joint_step, "_cholesky"),
-    "_gram": (joint_step, "_gram"),
-    "_part_sums": (joint_step, "_part_sums"),
-    "_unpack": (joint_step, "_unpack"),
-    "_filled": (JointStep, "_filled"),
-    "_all_finite": (plugin, "_all_finite"),
+    "cholesky": (decompose, "cholesky"),
+    "gram": (decompose, "gram"),
+    "part_sums": (label_sums, "part_sums"),
+    "unpack": (rows, "unpack"),
+    "filled": (rows, "filled"),
+    "all_finite": (world, "all_finite"),
     "bias_part": (Sharding, "bias_part"),
     "with_rows": (LabelStatistics, "with_rows"),
     "statistics.sums": (LabelStatistics, "sums"),
@@ -655,7 +655,7 @@ def off_host(layout: str, settings: dict[str, Any]) -> list[str]:
     """As where nothing is read: the step is lost and counted; only the victim raises."""
     wrong: list[str] = []
     victim = dist.get_rank() == VICTIM
-    for place in ("ops.label_sums", "_part_sums", "ops.sketch", "ops.warm_svd"):
+    for place in ("ops.label_sums", "part_sums", "ops.sketch", "ops.warm_svd"):
         run = make_run(layout, settings)
         run.step(0)
         host.READABLE = frozenset()
@@ -713,7 +713,7 @@ def two_heads(fails_in: int) -> list[str]:
         base.extend(local_part(head.weight).clone() for head in heads)
 
     optimizer._base_step = stepping  # type: ignore[method-assign]
-    part_sums, calls = joint_step._part_sums, [0]
+    part_sums, calls = label_sums.part_sums, [0]
 
     def fail_once(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -722,7 +722,7 @@ def two_heads(fails_in: int) -> list[str]:
         return part_sums(*args, **kwargs)
 
     victim = dist.get_rank() == VICTIM
-    with patched(joint_step, "_part_sums", fail_once if victim else part_sums):
+    with patched(label_sums, "part_sums", fail_once if victim else part_sums):
         error = raised_by(optimizer.step)
     if not isinstance(error, FaultError if victim else lip_fast.PeerError):
         wrong.append(f"head {fails_in}: got {error!r}")

@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lip_fast import joint_step, ops
+from lip_fast import ops
+from lip_fast.sharded import decompose, label_sums
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
@@ -69,8 +70,8 @@ def local_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (ops, "label_sums"),
         (ops, "rebuild_"),
-        (joint_step, "_products"),
-        (joint_step, "_part_sums"),
+        (decompose, "products_of"),
+        (label_sums, "part_sums"),
     ):
         monkeypatch.setattr(module, name, by_rank(getattr(module, name)))
 

@@ -492,7 +492,7 @@ def columns() -> dict[str, Any]:
     step = torch.tensor(STEPS - 1)
     return {
         "drawn": len(drawn),
-        "equal": equal_everywhere(torch.cat(drawn)) and equal_everywhere(made[2]._subspace.basis),
+        "equal": equal_everywhere(torch.cat(drawn)) and equal_everywhere(made[2]._step.directions.basis),
         "as alone": torch.equal(drawn[-1], draw(step, FEATURES, drawn[-1].shape[1], seed=0)),
         "random state": torch.equal(before, torch.get_rng_state()),
     }

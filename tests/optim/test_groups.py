@@ -6,6 +6,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from lip_fast import LIP, LIPError
 from lip_fast.optim import LIPSGD, LIPAdamW
+from lip_fast.settings import Settings
 
 OURS = list(BASES)
 ours = pytest.mark.parametrize("optimizer", OURS, ids=lambda cls: cls.__name__)
@@ -113,11 +115,10 @@ def test_each_argument_reaches_lip(optimizer: type) -> None:
     given = {"rank": 0.4, "tail_rank": 2, "tail": "zero", "rest": "drop"}
     given |= {"every": 3, "start": 1, "decay": 0.5, "clip": False}
     made = optimizer([head.weight], **settings(given), seed=5, strict=True)
-    (lip,) = made._lips.values()
+    (of,) = made._lip_heads.values()
     plug_in = LIP(head, **given, seed=5, strict=True)
-    names = ("_rank", "_tail_rank", "_tail", "_rest", "_every", "_start", "_clip", "_seed", "_strict")
-    assert {name: vars(lip)[name] for name in names} == {name: vars(plug_in)[name] for name in names}
-    assert lip._statistics.decay == plug_in._statistics.decay == 0.5
+    assert of.step.settings == plug_in._step.settings == Settings(**given, seed=5, strict=True)
+    assert of.step.statistics.decay == plug_in._step.statistics.decay == 0.5
     group = made.param_groups[0]
     assert {name: group[name] for name in settings(given)} == settings(given)
     assert settings(given).items() <= made.defaults.items()
@@ -171,7 +172,7 @@ def test_every_start_and_clip_change_at_any_time(optimizer: type) -> None:
     group = side.optimizer.param_groups[0]
     for i, (every, start, clip) in enumerate([(1, 0, True), (2, 0, True), (1, 5, True), (1, 0, False)] * 2):
         group |= {"lip_every": every, "lip_start": start, "lip_clip": clip}
-        base.lip._reschedule(every, start, clip)
+        base.lip._step.reschedule(replace(base.lip._step.settings, every=every, start=start, clip=clip))
         for r in (side, base):
             r.gradients(5)
             r.show(i)
@@ -192,7 +193,7 @@ def test_another_rank_tail_or_decay_begins_anew(optimizer: type, change: dict) -
     lip = {"rank": 2, "tail_rank": 1, "decay": 0.9}
     side = Side(optimizer, {}, lip).steps(0, 3)
     base = Side(BASES[optimizer], {}, lip).steps(0, 3)
-    old = weakref.ref(side.optimizer._lips[side.head.weight])
+    old = weakref.ref(side.optimizer._lip_heads[side.head.weight].step)
     side.show(5)  # of the old one
     side.optimizer.param_groups[0] |= settings(change)
     for handle in list(base.optimizer._optimizer_step_post_hooks):
@@ -523,7 +524,7 @@ def test_the_second_weight_of_a_group_is_refused_with_the_first(optimizer: type)
     made = optimizer([linear(3, 3, seed=1).weight])
     with _refused(ValueError, "parameter '2'", "rank in 0..5, got 6"):
         made.add_param_group({"params": [a.weight, b.weight], "lip_rank": 6})
-    assert made._lips == made._made_of == {}
+    assert made._lip_heads == {}
     made.add_param_group({"params": [a.weight, b.weight], "lip_rank": 5})
     assert list(made.lip.stats()) == ["1", "2"]
 

@@ -2,95 +2,22 @@
 
 A weight M (l, q) may be a DTensor sharded by class (``Shard(0)``), by feature (``Shard(1)``) or replicated,
 on meshes of any number of dimensions; and the processes that hold it may see one batch (tensor parallelism)
-or different ones (``fully_shard``, ``DistributedDataParallel``). What a step makes of that is in
-:mod:`lip_fast.joint_step`.
+or different ones (``fully_shard``, ``DistributedDataParallel``).
 """
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from lip_fast.sharded.collectives import explained
+from lip_fast.sharded.tensors import full_tensor, is_sharded, is_split, local_part, managed_by_fsdp
 from lip_fast.validation import describe
 
-__all__ = [
-    "DataGroup",
-    "PeerError",
-    "Sharding",
-    "all_gather",
-    "anywhere",
-    "explained",
-    "first_of_mesh",
-    "is_sharded",
-    "is_split",
-    "local_part",
-    "managed_by_fsdp",
-    "trained_weight",
-    "warn_of_replicas",
-    "whole",
-]
-
-
-class PeerError(RuntimeError):
-    """Another process failed in LIP, is gone, or takes another step than this one.
-
-    LIP has written nothing in this step: the weight is what the base optimizer made it.
-    """
-
-
-def _is_dtensor(tensor: object) -> bool:
-    # DTensors exist only where this module was imported; to import it costs a second.
-    if not dist.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, sharded or replicated."""
-    return type(tensor) not in (Tensor, nn.Parameter) and _is_dtensor(tensor)
-
-
-def is_split(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor of which each process has a part."""
-    return is_sharded(tensor) and any(
-        hasattr(placement, "dim")
-        for placement in tensor.placements  # type: ignore[attr-defined]
-    )
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, for reading and writing; the tensor itself where that is all."""
-    if not is_sharded(tensor):
-        return tensor.detach()
-    with torch.no_grad():
-        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return local
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every process; a collective where it is sharded."""
-    if not is_sharded(tensor):
-        return tensor
-    with torch.no_grad(), explained():
-        full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    return full
-
-
-def first_of_mesh(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor of the first process of the mesh of a DTensor, on all of them; a collective."""
-    tensor = tensor.contiguous()
-    with explained():
-        # What the first ones along one dimension have, the others of the next get from them.
-        for group in like.device_mesh.get_all_groups():  # type: ignore[attr-defined]
-            dist.broadcast(tensor, dist.get_global_rank(group, 0), group=group)
-    return tensor
+__all__ = ["DataGroup", "Sharding", "anywhere"]
 
 
 class DataGroup:
@@ -101,51 +28,6 @@ class DataGroup:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DataGroup":
         return self
-
-
-# FSDP2 ----------------------------------------------------------------------------------------------------
-
-
-def _fsdp_parameters() -> Iterator[Any]:
-    """Every parameter that ``fully_shard`` manages in this process."""
-    from torch.distributed._composable_state import _module_state_mapping as states
-
-    for reference in list(states.values()):
-        state = reference()
-        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            yield from getattr(group, "fsdp_params", ())
-
-
-def managed_by_fsdp(weight: Tensor) -> bool:
-    """Whether ``fully_shard`` manages this parameter: its mesh then is one of different batches."""
-    return any(managed.sharded_param is weight for managed in _fsdp_parameters())
-
-
-def trained_weight(weight: Tensor) -> Tensor:
-    """The parameter that an optimizer has, of a weight that ``fully_shard`` gathered for a forward pass.
-
-    On top of tensor parallelism what it gathered is a DTensor too.
-    """
-    if not dist.is_available() or not dist.is_initialized():
-        return weight
-    for managed in _fsdp_parameters():
-        if getattr(managed, "_unsharded_param", None) is weight:
-            sharded: Tensor = managed.sharded_param
-            return sharded
-    return weight
-
-
-def warn_of_replicas() -> None:
-    """Of a whole weight without a data group, in one of several processes."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        warnings.warn(
-            f"LIP acts on a weight that this process has to itself, one of {dist.get_world_size()}: where "
-            "they see different batches (DistributedDataParallel), pass data_group, or their weights drift "
-            "apart",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 # Layout ---------------------------------------------------------------------------------------------------
@@ -324,13 +206,17 @@ class Sharding:
 
     # Parts of tensors ---------------------------------------------------------------------------------
 
-    def part(self, whole: Tensor, dim: int = 0) -> Tensor:
+    def part(self, full: Tensor, dim: int = 0) -> Tensor:
         """The rows (columns) of a tensor of the length of the sharded side that belong to this process."""
-        return whole if self.dim is None else whole.narrow(dim, self.offset, self.length)
+        return full if self.dim is None else full.narrow(dim, self.offset, self.length)
+
+    def features_of(self, B: Tensor) -> Tensor:
+        """The rows of B (q, t) that belong to this process's part of the weight."""
+        return self.part(B) if self.dim == 1 else B
 
     def gather(self, part: Tensor, length: int) -> Tensor:
         """All ``length`` rows of a matrix of which each process has those of its part; exact."""
-        return whole(self.as_dtensor(part, (length, part.shape[1]), 0))
+        return full_tensor(self.as_dtensor(part, (length, part.shape[1]), 0))
 
     def as_dtensor(self, part: Tensor, shape: tuple[int, ...], dim: int | None) -> Tensor:
         """``part`` as a DTensor of the weight's mesh, sharded along ``dim`` or replicated."""
@@ -352,9 +238,9 @@ class Sharding:
             ValueError: sharded in another way than a weight that is sharded by class.
         """
         if self.dim != 0:
-            return whole(bias)
+            return full_tensor(bias)
         if not is_split(bias):
-            return self.part(whole(bias))
+            return self.part(full_tensor(bias))
         self.check_bias(bias)
         return local_part(bias)
 
@@ -451,13 +337,6 @@ def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
     return None
 
 
-def all_gather(out: Tensor, tensor: Tensor, group: Any) -> None:
-    """``tensor`` of every process of a group, one after the other in ``out``."""
-    # The name of torch 2.13; before, it had another.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(out, tensor, group=group)
-
-
 def anywhere(here: Tensor, tensors: Sequence[Tensor], shardings: Sequence[Sharding]) -> Tensor:
     """Whether something is so on any process that shares one of these tensors, or a step of these weights.
 
@@ -482,18 +361,3 @@ def anywhere(here: Tensor, tensors: Sequence[Tensor], shardings: Sequence[Shardi
         for group in groups:
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=group)
     return flag > 0
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Say of an error of a collective what it means."""
-    try:
-        yield
-    except (PeerError, torch.OutOfMemoryError):
-        raise
-    except RuntimeError as error:
-        raise PeerError(
-            f"a collective of LIP failed on rank {dist.get_rank()}: another process is gone, or later than "
-            "the time-out of the process group. LIP wrote nothing in this step: start all processes again, "
-            f"from the last checkpoint. The collective says: {error}"
-        ) from error

@@ -1,7 +1,6 @@
-"""The step against the oracle, and the quality of the tracked subspace over real training."""
+"""The step against the oracle, and the quality of the tracked directions over real training."""
 
 import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,18 +8,19 @@ from problems import gapped_matrix, linear, problem, relative_error
 from sklearn.datasets import load_digits
 
 from lip_fast import LIP, ops, reference
-from lip_fast.subspace import FRESH, Subspace
+from lip_fast.directions import FRESH, Directions
+from lip_fast.world import Alone
 
 TRUE = torch.tensor(True)
 
 
-def _subspace(M: torch.Tensor, rank: int, tail_rank: int | None = None, **options: object) -> Subspace:
+def _directions(M: torch.Tensor, rank: int, tail_rank: int | None = None, **options: object) -> Directions:
     defaults = {"tail": "refit", "rest": "keep", "clip": True, "seed": 0}
-    return Subspace(*M.shape, rank=rank, tail_rank=tail_rank, device=M.device, **(defaults | options))
+    return Directions(*M.shape, rank=rank, tail_rank=tail_rank, device=M.device, **(defaults | options))
 
 
-def _sums(X: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., ops.Sums]:
-    return lambda A, B: ops.label_sums(X, y, A, B, bias)
+def _alone(X: torch.Tensor, y: torch.Tensor, ok: torch.Tensor = TRUE) -> Alone:
+    return Alone([(X, y)], ok)
 
 
 SHAPES = [(12, 5), (5, 12), (9, 9), (1, 6), (6, 1), (1, 1), (23, 31)]
@@ -42,9 +42,9 @@ def test_the_exact_step_is_the_reference(
     k, r = {"none": (0, None), "some": (d // 2, None), "all": (d, None), "some and a tail": (d // 2, d // 3)}[
         ranks
     ]
-    subspace = _subspace(M, k, r, tail=tail, rest=rest)
-    assert subspace.exact
-    report = subspace.step_(M, _sums(X, y, bias), TRUE)
+    directions = _directions(M, k, r, tail=tail, rest=rest)
+    assert directions.exact
+    report = directions.step_(M, _alone(X, y), bias)
     assert bool(report.ok)
     expected = reference.lip_step(exact.W.mT, exact.X, exact.Y, k, r, tail=tail, rest=rest, bias=exact.bias)
     scale = torch.linalg.vector_norm(exact.W)
@@ -62,13 +62,13 @@ def test_the_truncated_step_is_the_reference_once_converged(
     exact = problem(q, l, 200, gap=0.7)
     W, X, y, _, bias = problem(q, l, 200, dtype=dtype, gap=0.7)
     M = W.mT.contiguous()
-    subspace = _subspace(M, 6, 5, tail=tail, rest=rest)
-    assert not subspace.exact
+    directions = _directions(M, 6, 5, tail=tail, rest=rest)
+    assert not directions.exact
     # Steps that are not taken leave the basis alone; a no-op weight lets it converge first.
     for _ in range(6):
-        svd = subspace._decompose(M)
-        subspace.basis = svd.B
-    report = subspace.step_(M, _sums(X, y, bias), TRUE)
+        svd = directions.decompose(M, Alone((), TRUE))
+        directions.basis = svd.B
+    report = directions.step_(M, _alone(X, y), bias)
     assert bool(report.ok)
     expected = reference.lip_step(exact.W.mT, exact.X, exact.Y, 6, 5, tail=tail, rest=rest, bias=exact.bias)
     assert relative_error(M, expected) < tolerance
@@ -77,45 +77,45 @@ def test_the_truncated_step_is_the_reference_once_converged(
 def test_a_step_that_is_not_ok_changes_nothing() -> None:
     W, X, y, _, _ = problem(60, 40, 100, dtype=torch.float32)
     M = W.mT.contiguous()
-    subspace = _subspace(M, 6, 5)
-    subspace.step_(M, _sums(X, y, None), TRUE)
-    before, basis = M.clone(), subspace.basis.clone()
+    directions = _directions(M, 6, 5)
+    directions.step_(M, _alone(X, y))
+    before, basis = M.clone(), directions.basis.clone()
     for broken_X, broken_M, ok in [
         (X * float("nan"), M, TRUE),
         (X, M, torch.tensor(False)),
     ]:
-        report = subspace.step_(broken_M, _sums(broken_X, y, None), ok)
+        report = directions.step_(broken_M, _alone(broken_X, y, ok))
         assert not bool(report.ok)
         assert torch.equal(M, before)
-        assert torch.equal(subspace.basis, basis)
+        assert torch.equal(directions.basis, basis)
     M[3, 4] = float("inf")
     before = M.clone()
-    assert not bool(subspace.step_(M, _sums(X, y, None), TRUE).ok)
+    assert not bool(directions.step_(M, _alone(X, y)).ok)
     assert torch.equal(M, before)
-    assert torch.equal(subspace.basis, basis)
+    assert torch.equal(directions.basis, basis)
 
 
 def test_a_weight_broken_at_the_first_step_is_survived() -> None:
     W, X, y, _, _ = problem(60, 40, 100, dtype=torch.float32)
     M = W.mT.contiguous()
-    subspace = _subspace(M, 6, 5)
+    directions = _directions(M, 6, 5)
     broken = M.clone()
     broken[0, 0] = float("nan")
-    assert not bool(subspace.step_(broken, _sums(X, y, None), TRUE).ok)
-    assert bool(subspace.step_(M, _sums(X, y, None), TRUE).ok)
+    assert not bool(directions.step_(broken, _alone(X, y)).ok)
+    assert bool(directions.step_(M, _alone(X, y)).ok)
 
 
 def test_drop_warns_once_when_it_removes_much() -> None:
     M = gapped_matrix(30, 40, gap=0.98).float()
     X, y = torch.ones(3, 40), torch.zeros(3, dtype=torch.int64)
-    subspace = _subspace(M, 4, 4, rest="drop")
+    directions = _directions(M, 4, 4, rest="drop")
     with pytest.warns(UserWarning, match=r"removes [5-9]\d\.\d% of .* below rank \+ tail_rank = 8"):
-        subspace.step_(M.clone(), _sums(X, y, None), TRUE)
+        directions.step_(M.clone(), _alone(X, y))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        subspace.step_(M.clone(), _sums(X, y, None), TRUE)
+        directions.step_(M.clone(), _alone(X, y))
         steep = gapped_matrix(30, 40, gap=0.5).float()
-        _subspace(steep, 4, 4, rest="drop").step_(steep, _sums(X, y, None), TRUE)
+        _directions(steep, 4, 4, rest="drop").step_(steep, _alone(X, y))
 
 
 @pytest.mark.parametrize(("noise", "exact_capture"), [(0.0, 0.597), (0.01, 0.599)])
@@ -128,13 +128,15 @@ def test_a_direction_that_emerges_is_captured(noise: float, exact_capture: float
     a, b = U[:, k], V[:, k]
     M = U[:, :k] * torch.linspace(2, 1, k) @ V[:, :k].mT
     exact = M.clone()
-    subspace = _subspace(M, k, r, tail="refit", rest="drop", clip=False)
+    directions = _directions(M, k, r, tail="refit", rest="drop", clip=False)
 
-    def own_values(A: torch.Tensor, B: torch.Tensor) -> ops.Sums:
-        # A refit that asks for the values the weight has: what is left is the truncation.
-        value = torch.linalg.vecdot(A, M @ B, dim=0).double()
-        one = torch.ones_like(value)
-        return ops.Sums(value, one, one.sum(), torch.tensor(0))
+    class OwnValues(Alone):
+        """A refit that asks for the values the weight has: what is left is the truncation."""
+
+        def label_sums(self, A: torch.Tensor, B: torch.Tensor, bias: torch.Tensor | None) -> ops.Sums:
+            value = torch.linalg.vecdot(A, M @ B, dim=0).double()
+            one = torch.ones_like(value)
+            return ops.Sums(value, one, one.sum(), torch.tensor(0))
 
     for _ in range(steps):
         update = increment * torch.outer(a, b)
@@ -143,7 +145,7 @@ def test_a_direction_that_emerges_is_captured(noise: float, exact_capture: float
         exact += update
         u, s, vh = torch.linalg.svd(exact, full_matrices=False)
         exact = u[:, : k + r] * s[: k + r] @ vh[: k + r]
-        subspace.step_(M, own_values, TRUE)
+        directions.step_(M, OwnValues((), TRUE))
     reached = float(a @ exact @ b)
     assert reached == pytest.approx(exact_capture, rel=0.02)
     assert float(a @ M @ b) > 0.85 * reached
@@ -160,7 +162,7 @@ def _digit_pairs(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("lr", [1e-3, 1e-5])
 @pytest.mark.parametrize("rest", ["keep", "drop"])
 @pytest.mark.filterwarnings("ignore:rest=.drop. removes")
-def test_the_tracked_subspace_over_a_training_run(lr: float, rest: str) -> None:
+def test_the_tracked_directions_over_a_training_run(lr: float, rest: str) -> None:
     g = torch.Generator().manual_seed(0)
     X, y = _digit_pairs(g)
     noisy = torch.where(torch.rand(len(y), generator=g) < 0.4, torch.randint(0, 100, y.shape, generator=g), y)
@@ -172,11 +174,11 @@ def test_the_tracked_subspace_over_a_training_run(lr: float, rest: str) -> None:
 
     def watch(*_: object) -> None:
         """Before LIP acts on it: how good is the decomposition of the freshly updated weight?"""
-        subspace = lip._subspace
-        if subspace is None or int(subspace.step) < 100:
+        directions = lip._step.directions
+        if directions is None or int(directions.step) < 100:
             return
         M = head.weight.detach()
-        svd = subspace._decompose(M)
+        svd = directions.decompose(M, Alone((), TRUE))
         optimum = torch.linalg.svdvals(M.double())[k:].norm()
         A, S, B = svd.A[:, :k].double(), svd.S[:k].double(), svd.B[:, :k].double()
         error = torch.linalg.vector_norm(M.double() - A * S @ B.mT)
@@ -202,22 +204,22 @@ def test_the_tracked_subspace_over_a_training_run(lr: float, rest: str) -> None:
 
 def test_ranks_are_limited_to_the_small_side() -> None:
     M = torch.ones(10, 40)
-    assert _subspace(M, 4, 100).tail_rank == 6
-    assert _subspace(M, 4).tail_rank == 6
-    assert _subspace(M, 0, 1).exact is (1 + FRESH >= 10)
-    assert not _subspace(torch.ones(20, 40), 5, 6).exact
+    assert _directions(M, 4, 100).tail_rank == 6
+    assert _directions(M, 4).tail_rank == 6
+    assert _directions(M, 0, 1).exact is (1 + FRESH >= 10)
+    assert not _directions(torch.ones(20, 40), 5, 6).exact
 
 
 def test_state_round_trip_is_bit_exact() -> None:
     W, X, y, _, _ = problem(60, 40, 100, dtype=torch.float32)
     M = W.mT.contiguous()
-    subspace = _subspace(M, 6, 5)
-    subspace.step_(M, _sums(X, y, None), TRUE)
-    copy, other = M.clone(), _subspace(M, 6, 5)
-    other.load_state_dict(subspace.state_dict())
-    subspace.step_(M, _sums(X, y, None), TRUE)
-    other.step_(copy, _sums(X, y, None), TRUE)
+    directions = _directions(M, 6, 5)
+    directions.step_(M, _alone(X, y))
+    copy, other = M.clone(), _directions(M, 6, 5)
+    other.load_state_dict(directions.state_dict())
+    directions.step_(M, _alone(X, y))
+    other.step_(copy, _alone(X, y))
     assert torch.equal(M, copy)
-    assert torch.equal(subspace.basis, other.basis)
+    assert torch.equal(directions.basis, other.basis)
     with pytest.raises(ValueError, match=r"basis of shape \(60, 12\), got a tensor of shape \(60, 11\)"):
-        _subspace(M, 7, 5).load_state_dict(subspace.state_dict())
+        _directions(M, 7, 5).load_state_dict(directions.state_dict())

@@ -1,0 +1,614 @@
+"""LIP on one weight: when it acts, what it does then, and the state that it carries from step to step."""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lip_fast import host, status
+from lip_fast.claims import Claim
+from lip_fast.counters import Counters
+from lip_fast.directions import Directions, StepReport
+from lip_fast.functional import select_rank
+from lip_fast.observations import Observation, Observations
+from lip_fast.settings import Settings
+from lip_fast.sharded.layout import DataGroup, Sharding
+from lip_fast.sharded.tensors import full_tensor, is_sharded, local_part, trained_weight, warn_of_replicas
+from lip_fast.statistics import LabelStatistics
+from lip_fast.targets import check_indices
+from lip_fast.validation import FLOATS, check_like, describe, full_precision
+from lip_fast.world import Alone, Peers, RankChoice, Update, World
+
+__all__ = ["Head", "HeadStep", "LIPError", "ModuleHead", "Turn", "check_bias", "check_matrix", "group_of"]
+
+# Observations without a step in between, after which the optimizer in use is surely not the attached one: as
+# long as the weight has no gradient, and whatever it has.
+_MAX_OBSERVATIONS = 64
+_MAX_MICRO_BATCHES = 4096
+# The share of ||M||_F^2 that rank="auto" keeps.
+_AUTO_ENERGY = 0.95
+_STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
+
+
+class LIPError(RuntimeError):
+    """A step's LIP could not be taken, and ``strict=True`` asked to be told."""
+
+
+class Head(Protocol):
+    """Where the weight and the bias of a classifier are looked up."""
+
+    def tensor(self) -> object:
+        """What is in the place of the weight at the moment, unchecked."""
+
+    def weight(self) -> Tensor:
+        """The weight (l, q) that an optimizer trains; TypeError or ValueError where there is none."""
+
+    def bias(self, l: int) -> Tensor | None:
+        """The bias (l,), if there is one; TypeError where there is something else."""
+
+
+class ModuleHead:
+    """The weight and the bias of a module, whatever they are at the moment."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def tensor(self) -> object:
+        """See :class:`Head`."""
+        return getattr(self.module, "weight", None)
+
+    def weight(self) -> Tensor:
+        """See :class:`Head`."""
+        return check_matrix(getattr(self.module, "weight", None), of=self.module)
+
+    def bias(self, l: int) -> Tensor | None:
+        """See :class:`Head`."""
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else check_bias(bias, l)
+
+
+class Turn(NamedTuple):
+    """A step of the optimizer that LIP is to act on."""
+
+    weight: Tensor
+    pending: list[Observation]
+    ok: Tensor
+    """() bool on the device of the weight: whether the base optimizer takes the step."""
+
+
+class HeadStep:
+    """LIP on one weight (l, q).
+
+    An optimizer calls :meth:`due` in each of its steps, and :meth:`act` where LIP is to act, once the weight
+    is updated; :meth:`after_step` does both, as a hook of an optimizer that knows nothing of LIP.
+
+    Args:
+        head: where the weight and the bias are looked up at each step.
+        settings: how LIP acts; checked here.
+        data_group: the processes whose batches differ.
+
+    Attributes:
+        head, data_group: as given.
+        settings: as given; see :meth:`reschedule`.
+        claim: on the weight, which no other LIP may act on.
+        shape: (l, q) of the weight.
+        directions: what the steps keep and refit; None until the rank is decided.
+        statistics: of past batches; None without ``decay``.
+
+    Raises:
+        TypeError, ValueError: a head or a setting that does not fit, or that differs between processes.
+    """
+
+    def __init__(self, head: Head, settings: Settings, data_group: DataGroup) -> None:
+        self.head, self.settings, self.data_group = head, settings, data_group
+        weight = head.weight()
+        l, q = weight.shape
+        self.shape = (l, q)
+        self.directions: Directions | None = None
+        self.statistics: LabelStatistics | None = None
+        self._layout: tuple[weakref.ref[Tensor], Sharding | None] | None = None
+        sharding = self.sharding(weight)
+        compared = {"shape": self.shape, **asdict(settings), "dtype": weight.dtype}
+        told = ", ".join(f"{name}={value!r}" for name, value in compared.items())
+        try:
+            bias = head.bias(l)
+            if bias is not None and sharding is not None:
+                sharding.check_bias(bias)
+            settings.check(min(l, q))
+            if settings.decay is not None:
+                self.statistics = self._make_statistics(weight)
+        except (TypeError, ValueError) as error:
+            if sharding is not None:
+                sharding.agree(told, error)
+            raise
+        if sharding is not None:
+            sharding.agree(told)
+        else:
+            warn_of_replicas()
+        self._observations = Observations()
+        # Why the next step cannot be taken, with the others that wait for it.
+        self._refused: Exception | None = None
+        self._captured = False
+        self._calls_since_step = self._steps_without_gradient = 0
+        self._steps = 0
+        self._counters = Counters(weight.device)
+        self.claim = Claim(head.tensor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has another weight.
+        return self.__dict__ | {"_layout": None}
+
+    # The weight --------------------------------------------------------------------------------------
+
+    def weight(self) -> Tensor:
+        """The weight as it is now; ValueError where it has another shape than at the start."""
+        weight = self.head.weight()
+        if tuple(weight.shape) != self.shape:
+            raise ValueError(
+                f"expected the head's weight in the shape {self.shape} that this LIP was made for, got "
+                f"{tuple(weight.shape)}: call remove() of the handle that attach() returned, and make a LIP "
+                "for the new weight"
+            )
+        return weight
+
+    def sharding(self, weight: Tensor) -> Sharding | None:
+        """Where the parts of the weight lie, looked up again where it was replaced; None of a plain one."""
+        if self._layout is None or self._layout[0]() is not weight:
+            before, sharding = self._layout, Sharding.of(weight, self.data_group.value)
+            self._layout = (weakref.ref(weight), sharding)
+            if self.statistics is not None and before is not None and not (before[1] is sharding is None):
+                # They lie where the weight lies.
+                state = self.statistics.state_dict()
+                self.statistics = self._make_statistics(weight)
+                self.statistics.load_state_dict(state | {"C": full_tensor(state["C"])})
+        return self._layout[1]
+
+    def _make_statistics(self, weight: Tensor) -> LabelStatistics:
+        l, q = self.shape
+        statistics = LabelStatistics(
+            q, l, decay=self.settings.decay, dtype=_sums_dtype(weight), device=weight.device
+        )
+        statistics.place(self.sharding(weight))
+        return statistics
+
+    # The optimizer -----------------------------------------------------------------------------------
+
+    def begin_with(self, is_called: Callable[[], bool]) -> None:
+        """Be called by an optimizer, as long as ``is_called`` says so.
+
+        Raises:
+            ValueError: another LIP acts on the weight.
+        """
+        weight = self.weight()
+        self.claim.hold(weight, is_called)
+        self._counters.move(weight.device)
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether more was observed since the last step than an optimizer in use leaves without one."""
+        return self._calls_since_step >= _MAX_OBSERVATIONS
+
+    def reschedule(self, settings: Settings) -> None:
+        """Act by other settings of those that may change from step to step: every, start and clip."""
+        settings.check(min(self.shape))
+        self.settings = settings
+        if self.directions is not None:
+            self.directions.clip = settings.clip
+
+    # Not traced by torch.compile, as little as torch's own bookkeeping of optimizers: it would compile again
+    # and again what changes from step to step, and the small algebra would not be the one that is tested.
+    @torch._disable_dynamo
+    def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Act after a step of an optimizer: a hook of ``register_step_post_hook``."""
+        weight = self.weight()
+        if self.claim.known() is not weight:
+            self.claim.check(weight)
+        group = group_of(optimizer, weight)
+        if group is None:
+            raise RuntimeError(
+                "expected the attached optimizer to hold the head's weight, but the head was replaced: call "
+                "remove() of the handle that attach() returned, and attach to an optimizer made for the new "
+                "weight"
+            )
+        turn = self.due(weight, group["lr"], optimizer, getattr(optimizer, "found_inf", None))
+        if turn is not None:
+            self.act(turn)
+
+    def due(
+        self,
+        weight: Tensor,
+        lr: float | Tensor,
+        optimizer: torch.optim.Optimizer,
+        found_inf: Tensor | None,
+    ) -> Turn | None:
+        """Count a step of the optimizer; what LIP is to act on in it, None where it is not to act.
+
+        Args:
+            weight: of the head.
+            lr: of its group.
+            optimizer: that takes the step.
+            found_inf: what a gradient scaler tells a fused optimizer: not 0 where it skips the step.
+        """
+        if weight.grad is None:
+            # What it saw is not what its next gradient will be of.
+            self._steps_without_gradient += bool(self._observations) and weight.requires_grad
+            self.discard()
+            return None
+        self._calls_since_step = self._steps_without_gradient = 0
+        on_host = not isinstance(lr, Tensor) or lr.device.type in host.READABLE
+        if on_host and float(lr) == 0:
+            # Checkpoints take such steps to create optimizer state; observations wait for the real step. No
+            # checkpoint does so in one group alone, nor again and again.
+            if len(self._observations) >= _MAX_OBSERVATIONS or _takes_a_step(optimizer):
+                self.discard()
+            return None
+        step, sharding = self._steps, self.sharding(weight)
+        joins = sharding is not None and sharding.communicates
+        capturing = weight.device.type not in host.READABLE and host.capturing(weight.device)
+        if capturing:
+            if not self._observations and not joins:
+                self._counters.capture(None, step=True)
+                return None
+            self._check_capture(weight, step)
+        else:
+            self._steps += 1
+        pending = self._observations.take(capturing=capturing)
+        if not (pending or joins) or not self.settings.acts_on(step):
+            return None
+        ok = torch.ones((), dtype=torch.bool, device=weight.device)
+        if found_inf is not None:
+            # A fused optimizer skips inside its kernel; nothing moved, so nothing is repaired.
+            ok = ok & (full_tensor(found_inf).to(weight.device) == 0).all()
+        if not on_host:
+            assert isinstance(lr, Tensor)
+            ok = ok & (lr != 0).all()
+        return Turn(weight, pending, ok)
+
+    def acts_next(self, weight: Tensor, lr: float | Tensor) -> bool:
+        """Whether LIP acts on the next step, if it has a gradient."""
+        if not _learns(lr) or not self.settings.acts_on(self._steps):
+            return False
+        sharding = self.sharding(weight)
+        return bool(self._observations) or (sharding is not None and sharding.communicates)
+
+    # Observations ------------------------------------------------------------------------------------
+
+    @torch._disable_dynamo
+    def observe(self, features: Tensor, targets: Tensor) -> None:
+        """Take what the head saw; see :meth:`lip_fast.LIP.observe`."""
+        weight = self.weight()
+        if self.claim.known() is not weight and self.claim.in_use:
+            self.claim.check(weight)
+        sharding = self.sharding(weight)
+        differ = sharding is not None and sharding.batches_differ
+        if not differ or not self.settings.acts_on(self._steps):
+            self._keep(weight, features, targets)
+            return
+        try:
+            self._keep(weight, features, targets)
+        except (TypeError, ValueError) as error:
+            # The others have seen no such batch: they learn of it in the step that they wait in.
+            self._refused = self._refused or error
+
+    def _keep(self, weight: Tensor, features: Tensor, targets: Tensor) -> None:
+        """Check what was observed, and keep it."""
+        capturing = host.capturing(weight.device)
+        observation = Observation.checked(features, targets, weight, capturing=capturing)
+        labels = observation.targets
+        if self.settings.strict and not capturing and isinstance(labels, Tensor) and labels.dim() == 1:
+            check_indices(labels, len(weight))
+        # Replays take what is in the buffers without a step that could be seen.
+        unseen = capturing or self._observations.buffered
+        if self._steps_without_gradient >= _MAX_OBSERVATIONS:
+            raise RuntimeError(
+                f"expected a gradient on the head's weight, got none in {_MAX_OBSERVATIONS} steps that were "
+                "observed. Where the head was replaced in the model, make a LIP of the new one; where it is "
+                "frozen, call requires_grad_(False) on its weight, or do not observe"
+            )
+        # Of several micro-batches all but the first find a gradient.
+        most = _MAX_OBSERVATIONS if weight.grad is None else _MAX_MICRO_BATCHES
+        if not unseen and self._calls_since_step >= most:
+            raise RuntimeError(
+                f"observe() was called {self._calls_since_step} times without a step of an attached "
+                "optimizer. A copy of an optimizer loses its hooks: make a LIP for the copied head and call "
+                "attach(copy). Where the handle was removed, attach() again. Where steps are left out (a "
+                "gradient scaler does so after overflows), call discard() after each"
+            )
+        self._observations.add(observation, capturing=capturing)
+        self._calls_since_step += not unseen
+
+    def discard(self) -> None:
+        """Forget what was observed since the last step."""
+        self._observations.clear()
+        self._refused = None
+        self._calls_since_step = 0
+
+    def release_buffers(self) -> None:
+        """Forget the buffers of captured steps, and what is in them."""
+        self._observations.release()
+
+    @torch._disable_dynamo
+    def apply(self) -> None:
+        """Act now, with the pending observations; see :meth:`lip_fast.LIP.apply`."""
+        weight = self.weight()
+        sharding = self.sharding(weight)
+        if not self._observations and not (sharding is not None and sharding.communicates):
+            raise RuntimeError("expected observations, got none: call observe() first")
+        capturing = host.capturing(weight.device)
+        if capturing:
+            self._check_capture(weight, None)
+        ok = torch.ones((), dtype=torch.bool, device=weight.device)
+        self._calls_since_step = 0
+        self.act(Turn(weight, self._observations.take(capturing=capturing), ok), step=False)
+
+    def _check_capture(self, weight: Tensor, step: int | None) -> None:
+        """RuntimeError where what LIP does at this step, or in a call (None), cannot be replayed."""
+        settings = self.settings
+        if step is not None and (settings.every != 1 or step < settings.start):
+            raise RuntimeError(
+                "expected every=1 and start reached in a step that is captured, since replays repeat it, "
+                f"got every={settings.every} and start={settings.start} at step {step}"
+            )
+        sharding = self.sharding(weight)
+        if sharding is not None and sharding.batches_differ and (sharding.gathered or self.statistics):
+            raise RuntimeError(
+                "expected a step that is captured to have the same batch on all processes, or a whole weight "
+                "on each, and no decay: rows of other processes are exchanged through the host"
+            )
+        if settings.strict:
+            raise RuntimeError("expected strict=False in a step that is captured: a replay cannot raise")
+        if self.directions is None:
+            raise RuntimeError(
+                "expected a step that LIP acts on before one is captured, to start from, got none: "
+                "take a step first"
+            )
+
+    # The step ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, turn: Turn, update: Update | None = None, *, step: bool = True) -> None:
+        """Repair the weight where the base optimizer took the step; else no reason is counted.
+
+        Args:
+            turn: what :meth:`due` returned.
+            update: of the weight, which the step then begins with, whatever becomes of the rest; None where
+                the weight is updated. Only where :attr:`tracks`.
+            step: whether this is in a step of the optimizer.
+
+        Raises:
+            PeerError: another process failed in LIP, or is gone.
+            LIPError: with ``strict``, where LIP was skipped as unsound.
+        """
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            full_precision(self._act)(turn, update, step)
+        else:
+            self._act(turn, update, step)
+
+    def _act(self, turn: Turn, update: Update | None, step: bool) -> None:
+        weight, settings = turn.weight, self.settings
+        bias, sharding = self.head.bias(self.shape[0]), self.sharding(weight)
+        refused, self._refused = self._refused, None
+        world: World
+        if sharding is None or not sharding.communicates:
+            world = Alone(turn.pending, turn.ok, sharding)
+        else:
+            world = Peers(
+                sharding,
+                turn.pending,
+                turn.ok,
+                dtype=_sums_dtype(weight),
+                error=refused,
+                collects=self.statistics is not None,
+            )
+        M = weight.detach() if sharding is None else local_part(weight)
+        unknown = 0
+        if self.directions is None:
+            kept = settings.kept(min(self.shape))
+            choice = RankChoice(kept, 0)
+            if kept is None:
+                chosen = world.choose_rank(lambda: self._rank_by_energy(M, world))
+                if chosen is None:
+                    return
+                choice = chosen
+            unknown = choice.status
+            # A weight without a spectrum: the rank is decided at a later step.
+            self.directions = None if choice.rank is None else self._make_directions(M.device, choice.rank)
+        report = world.run(lambda: self._step(M, world, bias, update, unknown))
+        if world.nobody_observed():
+            return
+        if sharding is not None and is_sharded(weight):
+            # Its part was written, of which autograd knows nothing.
+            torch.autograd.graph.increment_version(weight)
+        if weight.device.type not in host.READABLE and host.capturing(weight.device):
+            self._captured = True
+            self._counters.capture(report, step=step)
+            return
+        reports = self._counters.reports
+        reports.append(report)
+        if len(reports) >= Counters.AT_ONCE or report.ok.device != reports[0].ok.device:
+            self._counters.flush()
+        if settings.strict and (reasons := status.reasons(int(report.status))):
+            raise LIPError(
+                f"LIP was skipped: {', '.join(reasons)} (features, labels, weight or a decomposition of it); "
+                "the weight is the base optimizer's"
+            )
+
+    def _step(
+        self, M: Tensor, world: World, bias: Tensor | None, update: Update | None, unknown: int
+    ) -> StepReport:
+        """LIP on the weight, or this process's part of it; ``unknown`` is the reason where it has no rank."""
+        if self.statistics is not None:
+            world.collect(self.statistics)
+        elif self.settings.tail == "zero":
+            # Nothing is fitted to the batch, but a broken one is a reason to skip the step all the same.
+            world.check_finite()
+        if self.directions is not None:
+            return self.directions.step_(M, world, bias, update)
+        world.decide()
+        none = torch.zeros((), dtype=torch.int64, device=M.device)
+        return StepReport(torch.zeros_like(world.ok), world.verdict(none + unknown).status, none, none)
+
+    def _rank_by_energy(self, M: Tensor, world: World) -> RankChoice:
+        """The rank that keeps the energy, or None and the reason of a weight that has no spectrum."""
+        svd = world.tail_svd(M, min(self.shape))
+        if broken := int(svd.status):
+            return RankChoice(None, broken)
+        if not bool(torch.isfinite(svd.S).all()):
+            return RankChoice(None, status.NOT_FINITE)
+        return RankChoice(select_rank(svd.S, energy=_AUTO_ENERGY), 0)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the next step is warm-started: one that can begin with the update of the weight."""
+        return self.directions is not None and self.directions.tracks
+
+    def _make_directions(self, device: torch.device, rank: int) -> Directions:
+        l, q = self.shape
+        settings = self.settings
+        return Directions(
+            l,
+            q,
+            rank=rank,
+            tail_rank=settings.tail_rank,
+            tail=settings.tail,
+            rest=settings.rest,
+            clip=settings.clip,
+            seed=settings.seed,
+            device=device,
+        )
+
+    # State -------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, int | None]:
+        """Counts since the start; see :meth:`lip_fast.LIP.stats`."""
+        counters = self._counters.values()
+        directions = self.directions
+        rank = self.settings.kept(min(self.shape)) if directions is None else directions.rank
+        return {"steps": self._steps + counters.pop("replayed"), **counters, "rank": rank}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`lip_fast.LIP.state_dict`."""
+        counters = self._counters.state_dict()
+        alone = self.data_group.value is None
+        return {
+            "steps": self.stats()["steps"],
+            "calls_since_step": self._calls_since_step if alone else 0,
+            "counters": counters,
+            "subspace": (
+                Directions.no_state(self.shape, counters.device)
+                if self.directions is None
+                else self.directions.state_dict()
+            ),
+            "statistics": None if self.statistics is None else self.statistics.state_dict(),
+            "pending": self._observations.state_dict() if alone else (),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """See :meth:`lip_fast.LIP.load_state_dict`."""
+        weight = self.weight()
+        missing = [key for key in _STATE_KEYS if key not in state_dict]
+        if missing:
+            raise ValueError(f"expected the state of a LIP, with {', '.join(_STATE_KEYS)}, got no {missing}")
+        if (self.statistics is None) != (state_dict["statistics"] is None):
+            raise ValueError("expected the state of a LIP with the same decay, got another")
+        template = {
+            "steps": 0,
+            "calls_since_step": 0,
+            "subspace": Directions.no_state(self.shape, weight.device),
+            "statistics": None if self.statistics is None else self.statistics.state_dict(),
+            "pending": (),
+        }
+        for key, like in template.items():
+            check_like(f"state_dict[{key!r}]", state_dict[key], like)
+        directions, saved = None, state_dict["subspace"]
+        shape, rank = tuple(saved["shape"]), saved["rank"]
+        if shape != self.shape:
+            raise ValueError(f"expected the state of a weight of shape {self.shape}, got {shape}")
+        if rank is not None:
+            directions = self.directions
+            if directions is None or directions.rank != rank or directions.step.device != weight.device:
+                directions = self._make_directions(weight.device, rank)
+            kept = self.settings.kept(min(shape))
+            expected = (rank if kept is None else kept, directions.tail_rank)
+            got = (rank, saved["tail_rank"])
+            if expected != got:
+                raise ValueError(f"expected the state of (rank, tail_rank) {expected}, got {got}")
+            directions.check_state_dict(saved)
+        goes_on = directions is not None and directions is self.directions and directions.starts_from(saved)
+        if self._captured and not goes_on:
+            raise ValueError(
+                "expected a state that a captured step can go on from, of the same rank and with a basis, "
+                "got another"
+            )
+        self._counters.check_state_dict(state_dict["counters"])
+        alone = self.data_group.value is None
+        pending = state_dict["pending"] if alone else ()
+        self._observations.check_state_dict(pending, shape=self.shape)
+        if self.statistics is not None:
+            self.statistics.load_state_dict(state_dict["statistics"])
+        if directions is not None:
+            directions.load_state_dict(saved)
+        self.directions = directions
+        self._steps = state_dict["steps"]
+        self._calls_since_step = state_dict["calls_since_step"] if alone else 0
+        self._counters.move(weight.device)
+        self._counters.load_state_dict(state_dict["counters"])
+        self._observations.load_state_dict(pending, weight.device)
+        self._refused = None
+
+
+def group_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Any] | None:
+    """The group of an optimizer that holds a weight, or None."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p is weight:
+                return group
+    return None
+
+
+def check_matrix(weight: object, *, of: object = None) -> Tensor:
+    """The weight (l, q) that an optimizer trains, of what a head has in its place.
+
+    Args:
+        weight: what the head has.
+        of: the head, for the message; None of a weight without one.
+
+    Raises:
+        TypeError, ValueError: no matrix that LIP can act on.
+    """
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        got = [describe(X) for X in (of, weight) if X is not None]
+        raise TypeError(
+            f"expected a head with a 2-D weight, such as nn.Linear, got {' with weight '.join(got)}"
+        )
+    if weight.dtype not in FLOATS or weight.layout != torch.strided:
+        raise TypeError(f"expected a dense weight in one of {FLOATS}, got {describe(weight)}")
+    if weight.is_meta:
+        raise ValueError("expected a weight that holds numbers, got one on meta: materialize the model first")
+    # Asked here, so that a step of one process does not go through the module for several.
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return trained_weight(weight) if several else weight
+
+
+def check_bias(bias: object, l: int) -> Tensor:
+    """The bias (l,) of what a head has; TypeError where it is something else."""
+    if not isinstance(bias, Tensor) or tuple(bias.shape) != (l,):
+        raise TypeError(f"expected a head with a bias of shape ({l},) or None, got {describe(bias)}")
+    return bias
+
+
+def _learns(lr: float | Tensor) -> bool:
+    """Whether a learning rate is not known to be 0."""
+    return (isinstance(lr, Tensor) and lr.device.type not in host.READABLE) or float(lr) != 0
+
+
+def _takes_a_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether some group has a learning rate that is not known to be 0."""
+    return any(_learns(group["lr"]) for group in optimizer.param_groups)
+
+
+def _sums_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -1,0 +1,91 @@
+"""The settings of LIP on one weight: the arguments of LIP, and what a group of an optimizer says of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lip_fast.validation import check_int, describe
+
+__all__ = ["GROUP_SETTINGS", "LASTING", "Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How LIP acts on one weight (l, q); :class:`lip_fast.LIP` says what each of them means.
+
+    Made without a look at the values: :meth:`check` raises.
+    """
+
+    rank: int | float | str | None = None
+    tail_rank: int | None = None
+    tail: str = "refit"
+    rest: str = "keep"
+    every: int = 1
+    start: int = 0
+    decay: float | None = None
+    clip: bool = True
+    seed: int = 0
+    strict: bool = False
+
+    def check(self, d: int) -> None:
+        """Check every setting for a weight whose smaller side is ``d``.
+
+        Raises:
+            TypeError, ValueError: a setting that does not fit; the message names what was expected.
+        """
+        if self.rank != "auto":
+            self.kept(d)
+        if self.tail_rank is not None:
+            check_int("tail_rank", self.tail_rank, 0)
+        _check_choice("tail", self.tail, ("refit", "zero"))
+        _check_choice("rest", self.rest, ("keep", "drop"))
+        check_int("every", self.every, 1)
+        check_int("start", self.start, 0)
+        # An integer of an op's schema has 63 bits beside its sign.
+        check_int("seed", self.seed, 0, 2**63 - 1)
+        if self.decay is not None and not (isinstance(self.decay, float) and 0 < self.decay < 1):
+            raise ValueError(f"expected decay in (0, 1) or None, got {self.decay!r}")
+        _check_bool("clip", self.clip)
+
+    def kept(self, d: int) -> int | None:
+        """How many of ``d`` directions are kept; None where the spectrum of the weight is to decide it."""
+        if self.rank == "auto":
+            return None
+        if isinstance(self.rank, float):
+            if not 0 < self.rank <= 1:
+                raise ValueError(f"expected a rank fraction in (0, 1], got {self.rank}")
+            # Up, so that no fraction of a small head means no direction at all.
+            return math.ceil(self.rank * d)
+        if isinstance(self.rank, str):
+            raise ValueError(f'expected rank as an int, a fraction or "auto", got {self.rank!r}')
+        return check_int("rank", self.rank, 0, d)
+
+    def acts_on(self, step: int) -> bool:
+        """Whether LIP acts on this step, by ``every`` and ``start``."""
+        return step >= self.start and (step - self.start) % self.every == 0
+
+    @staticmethod
+    def of_group(group: Mapping[str, Any], *, seed: int, strict: bool) -> "Settings":
+        """The settings that a group of an optimizer has under the names of :data:`GROUP_SETTINGS`."""
+        of_lip = {name.removeprefix("lip_"): group[name] for name in GROUP_SETTINGS}
+        return Settings(**of_lip, seed=seed, strict=strict)
+
+
+# What a group of an optimizer may say of LIP, and what it says where it is silent: scalars, so that they go
+# through every checkpoint of an optimizer. A rank of None is no LIP.
+GROUP_SETTINGS: dict[str, Any] = {
+    f"lip_{name}": value for name, value in asdict(Settings()).items() if name not in ("seed", "strict")
+}
+# Those that LIP's state depends on; the others may change from step to step.
+LASTING = ("lip_rank", "lip_tail_rank", "lip_tail", "lip_rest", "lip_decay")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {name} as a bool, got {describe(value)}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"expected {name} to be one of {choices}, got {value!r}")

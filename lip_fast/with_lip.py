@@ -1,0 +1,517 @@
+"""LIP inside the step of an optimizer of torch: groups with settings of LIP, whose weights are repaired."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from lip_fast import host
+from lip_fast.fused import FusedUpdate, can_fuse
+from lip_fast.head import HeadStep, Turn, check_bias, check_matrix
+from lip_fast.ops import Scaling
+from lip_fast.plugin import LIP
+from lip_fast.settings import GROUP_SETTINGS, LASTING, Settings
+from lip_fast.sharded.layout import DataGroup, anywhere
+from lip_fast.sharded.tensors import local_part, trained_weight
+from lip_fast.validation import check_int, describe
+
+__all__ = ["LIPState", "WithLIP"]
+
+
+class ParameterHead:
+    """A weight of a group, and the bias that was last seen beside it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def tensor(self) -> object:
+        """See :class:`lip_fast.head.Head`."""
+        return self._weight
+
+    def weight(self) -> Tensor:
+        """See :class:`lip_fast.head.Head`."""
+        return check_matrix(self._weight)
+
+    def bias(self, l: int) -> Tensor | None:
+        """See :class:`lip_fast.head.Head`."""
+        return self._bias
+
+    def see_bias(self, bias: object) -> None:
+        """Take the bias of a user's head, or None; TypeError where it does not fit."""
+        # What fully_shard gathered for a forward pass is gone at the step.
+        self._bias = None if bias is None else trained_weight(check_bias(bias, len(self._weight)))
+
+    def saved_bias(self, names: Mapping[Tensor, str]) -> tuple[str | Tensor, ...]:
+        """The bias by its name where it has one, otherwise a copy of it; nothing where there is none."""
+        bias = self._bias
+        if bias is None:
+            return ()
+        return (names[bias],) if bias in names else (bias.detach().to("cpu", copy=True),)
+
+    def restored_bias(self, state: object, parameters: Mapping[str, Tensor]) -> Tensor | None:
+        """The bias that :meth:`saved_bias` returned; ValueError where it is none of this weight."""
+        saved = state.get("bias") if isinstance(state, Mapping) else None
+        if not isinstance(saved, list | tuple) or len(saved) > 1:
+            raise ValueError(f"expected a state with the bias of the head in a tuple, got {describe(saved)}")
+        if not saved:
+            return None
+        bias, l = saved[0], len(self._weight)
+        if isinstance(bias, str):
+            bias = parameters.get(bias)
+        if not isinstance(bias, Tensor) or tuple(bias.shape) != (l,):
+            raise ValueError(f"expected a state with a bias of shape ({l},), got {describe(saved[0])}")
+        return bias.to(self._weight.device)
+
+
+class GroupHead:
+    """LIP on one weight of a group, by what the group said when it was last looked at.
+
+    Args:
+        weight: (l, q), a parameter of the optimizer.
+        group: its group.
+        options: ``data_group`` of the optimizer, and its ``seed`` and ``strict``.
+    """
+
+    def __init__(
+        self, weight: Tensor, group: Mapping[str, Any], data_group: DataGroup, **options: Any
+    ) -> None:
+        self.weight, self.head, self._options = weight, ParameterHead(weight), options
+        self._said = _said_by(group)
+        self.step = HeadStep(self.head, Settings.of_group(group, **options), data_group)
+
+    def follows(self, group: Mapping[str, Any]) -> bool:
+        """Go by what the group says now; False where it says what the state of LIP does not fit.
+
+        Raises:
+            TypeError, ValueError: a setting that does not fit.
+        """
+        said = _said_by(group)
+        if said != self._said:
+            if any(said[name] != self._said[name] for name in LASTING):
+                return False
+            self.step.reschedule(Settings.of_group(group, **self._options))
+            self._said = said
+        return True
+
+
+class LIPState:
+    """The LIPs of an optimizer: their state for checkpoints, and their counts.
+
+    A ``Stateful`` of ``torch.distributed.checkpoint``, to be saved beside the states of model and optimizer:
+    in the optimizer's own, tensors would be cast to the dtype of the parameters. What it is made of is looked
+    up in the optimizer at each call.
+
+    Args:
+        optimizer: with LIP, such as :class:`lip_fast.optim.LIPAdamW`.
+    """
+
+    def __init__(self, optimizer: "WithLIP") -> None:
+        self._optimizer = optimizer
+
+    def stats(self) -> dict[str, dict[str, int | None]]:
+        """:meth:`lip_fast.LIP.stats` of each weight of a LIP group, by the name of its parameter.
+
+        Parameters that were given to the optimizer without names are "0", "1" and so on, in its order.
+        """
+        return {name: of.step.stats() for name, of in self._optimizer.named_heads()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """:meth:`lip_fast.LIP.state_dict` of each weight of a LIP group, by the name of its parameter.
+
+        And its ``bias``, for observations that wait for a step: the name of a parameter of the optimizer, or
+        the bias itself, in a tuple that is empty where there is none.
+        """
+        names = {p: name for name, _, p in self._optimizer.named_parameters()}
+        return {
+            name: of.step.state_dict() | {"bias": of.head.saved_bias(names)}
+            for name, of in self._optimizer.named_heads()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore ``state_dict``, which :meth:`state_dict` returned of an optimizer with the same groups.
+
+        Raises:
+            ValueError: of other weights or settings; nothing has been changed then.
+        """
+        heads = dict(self._optimizer.named_heads())
+        if not isinstance(state_dict, Mapping) or heads.keys() != state_dict.keys():
+            got = sorted(state_dict) if isinstance(state_dict, Mapping) else describe(state_dict)
+            raise ValueError(f"expected the state of LIP on the parameters {sorted(heads)}, got {got}")
+        parameters: dict[str, Tensor] = {name: p for name, _, p in self._optimizer.named_parameters()}
+        biases = {name: of.head.restored_bias(state_dict[name], parameters) for name, of in heads.items()}
+        before = {name: of.step.state_dict() for name, of in heads.items()}
+        loaded: list[str] = []
+        try:
+            for name, of in heads.items():
+                of.step.load_state_dict(state_dict[name])
+                loaded.append(name)
+        except Exception:
+            for name in loaded:
+                heads[name].step.load_state_dict(before[name])
+            raise
+        for name, of in heads.items():
+            of.head.see_bias(biases[name])
+
+
+class WithLIP(Optimizer):
+    """What LIP adds to an optimizer of torch; the class after it in the bases takes the steps.
+
+    A subclass names the rule by which that class updates a weight, and hands the arguments of its constructor
+    over to :meth:`set_lip`.
+    """
+
+    RULE: ClassVar[Any]
+
+    def set_lip(self, arguments: Mapping[str, Any]) -> None:
+        """Take those arguments of a constructor that are of LIP; before torch's, which adds the groups."""
+        self._lip_data_group = DataGroup(arguments["data_group"])
+        self._lip_defaults = {name: arguments[name] for name in GROUP_SETTINGS}
+        self._lip_seed = check_int("seed", arguments["seed"], 0, 2**63 - 1)
+        self._lip_strict = bool(arguments["strict"])
+        self._skip_nonfinite = bool(arguments["skip_nonfinite"])
+        self._lip_heads: dict[Tensor, GroupHead] = {}
+
+    def finish_lip(self) -> None:
+        """Show the settings of LIP among the defaults; after the constructor of torch."""
+        self.defaults |= self._lip_defaults
+
+    @property
+    def lip(self) -> LIPState:
+        """State and counts of the LIPs, to be saved in checkpoints beside the optimizer."""
+        return LIPState(self)
+
+    # Copies ------------------------------------------------------------------------------------------
+
+    # deepcopy and pickle carry what this returns, and load_state_dict goes through __setstate__ too.
+    def __getstate__(self) -> dict[str, Any]:
+        mine = {name: value for name, value in self.__dict__.items() if name.startswith("_lip_")}
+        return super().__getstate__() | mine | {"_skip_nonfinite": self._skip_nonfinite}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        for i, group in enumerate(self.param_groups):
+            # The state of an optimizer of torch says nothing of LIP.
+            for name, value in GROUP_SETTINGS.items():
+                group.setdefault(name, before[i][name] if i < len(before) else value)
+        # Of a copy, not of what is loaded; in a shallow one the LIPs stay the original's.
+        for of in state.get("_lip_heads", {}).values():
+            if not of.step.claim.made:
+                self._call(of)
+
+    # Groups ------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; with a ``lip_rank``, LIP acts on each of its weights.
+
+        Raises:
+            ValueError, TypeError: as in torch; a parameter or a setting that LIP cannot act on, or a weight
+                that another LIP acts on. Nothing has been added then.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for name, value in self._lip_defaults.items():
+            group.setdefault(name, value)
+        try:
+            self._check_group(group)
+            if group["lip_rank"] is not None:
+                for p in group["params"]:
+                    self._make(group, p)
+        except Exception:
+            self.param_groups.pop()
+            for p in group["params"]:
+                self._forget(p)
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        mine = [name for name, other, _ in self.named_parameters() if other is group]
+        where = f"the group of parameter {mine[0]!r}" if mine else "a group without parameters"
+        known = [name for name in group if name.startswith("lip")]
+        if unknown := [name for name in known if name not in GROUP_SETTINGS]:
+            raise ValueError(f"{where}: expected settings of LIP among {list(GROUP_SETTINGS)}, got {unknown}")
+        objects = [name for name, value in group.items() if isinstance(value, LIP)]
+        for name in [
+            name for name in known if not isinstance(group[name], int | float | str | None)
+        ] + objects:
+            raise ValueError(
+                f"{where}: expected {name} as a number or a string, got {describe(group[name])}: LIP objects "
+                "and tensors do not belong in a group, make a group of its own for each head"
+            )
+        if group["lip_rank"] is None:
+            return
+        if len(set(group["params"])) < len(group["params"]):
+            raise ValueError(f"{where}: expected each weight once in a group with a lip_rank")
+        others = {name for name, other, _ in self.named_parameters() if other is not group}
+        if again := [name for i, name in enumerate(mine) if name in others or name in mine[:i]]:
+            raise ValueError(
+                f"{where}: expected names that no other parameter has, since LIP's state is saved by them, "
+                f"got {again}"
+            )
+
+    def named_parameters(self) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
+        """Name, group and tensor of each parameter; its number where it was given without a name."""
+        index = 0
+        for group in self.param_groups:
+            names = group.get("param_names") or [str(index + i) for i in range(len(group["params"]))]
+            index += len(names)
+            for name, p in zip(names, group["params"], strict=True):
+                yield name, group, p
+
+    def named_heads(self) -> Iterator[tuple[str, GroupHead]]:
+        """Each weight of a LIP group, by the name of its parameter."""
+        for name, group, p in self.named_parameters():
+            if group["lip_rank"] is not None:
+                yield name, self._head_of(group, p)
+
+    @contextmanager
+    def _naming(self, weight: Tensor) -> Iterator[None]:
+        """Name the parameter where its LIP refuses something."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            name = next(name for name, _, p in self.named_parameters() if p is weight)
+            raise ValueError(f"parameter {name!r} of a group with a lip_rank: {error}") from error
+
+    def _make(self, group: dict[str, Any], p: Tensor) -> GroupHead:
+        """LIP on the weight by the settings of its group, in place of another that there may be."""
+        with self._naming(p):
+            of = GroupHead(p, group, self._lip_data_group, seed=self._lip_seed, strict=self._lip_strict)
+            self._forget(p)
+            self._call(of)
+        self._lip_heads[p] = of
+        return of
+
+    def _call(self, of: GroupHead) -> None:
+        """Call the LIP of a weight in the steps of this optimizer, while its group has a ``lip_rank``."""
+        me, weight = weakref.ref(self), of.weight
+
+        def is_called() -> bool:
+            optimizer = me()
+            return optimizer is not None and optimizer.repairs(weight)
+
+        of.step.begin_with(is_called)
+
+    def repairs(self, weight: Tensor) -> bool:
+        """Whether LIP acts on a weight in the steps of this optimizer."""
+        groups = [group for group in self.param_groups if group["lip_rank"] is not None]
+        return any(p is weight for group in groups for p in group["params"])
+
+    def _forget(self, p: Tensor) -> None:
+        of = self._lip_heads.pop(p, None)
+        if of is not None:
+            of.step.claim.release()
+
+    def _head_of(self, group: dict[str, Any], p: Tensor) -> GroupHead:
+        """The LIP of a weight, made anew where what its state depends on has changed in its group."""
+        of = self._lip_heads.get(p)
+        if of is None or not of.step.claim.made:
+            return self._make(group, p)
+        with self._naming(p):
+            follows = of.follows(group)
+        return of if follows else self._make(group, p)
+
+    # Not traced by torch.compile: see LIP.
+    @torch._disable_dynamo
+    def _heads(self) -> list[tuple[dict[str, Any], GroupHead]]:
+        """Each weight of a LIP group, with its group; LIPs of other weights are forgotten.
+
+        Raises:
+            ValueError: settings that do not fit, which may have been changed since the last step.
+        """
+        groups = [group for group in self.param_groups if group["lip_rank"] is not None]
+        heads = [(group, self._head_of(group, p)) for group in groups for p in group["params"]]
+        if len(heads) < len(self._lip_heads):
+            for p in self._lip_heads.keys() - {of.weight for _, of in heads}:
+                self._forget(p)
+        return heads
+
+    # The step ----------------------------------------------------------------------------------------
+
+    def observe(self, head: nn.Module, features: Tensor, targets: Tensor) -> None:
+        """Show LIP what a head saw, as :meth:`lip_fast.LIP.observe`: for every batch, before the step.
+
+        Args:
+            head: the module whose ``weight`` (l, q) is in a LIP group; its ``bias`` (l,), if there is one,
+                moves the target of the refit.
+            features: (..., q) input of the head, floating point, on the device of the weight.
+            targets: labels of those rows: (...,) int64 class indices (-100: no label), or an (n, l) label
+                matrix, dense or sparse, for features (n, q).
+
+        Raises:
+            ValueError: the head's weight is in no LIP group; otherwise as :meth:`lip_fast.LIP.observe`.
+            TypeError, RuntimeError: as :meth:`lip_fast.LIP.observe`.
+        """
+        weight = getattr(head, "weight", None)
+        if isinstance(weight, Tensor):
+            weight = trained_weight(weight)
+        for _, of in self._heads():
+            if of.weight is weight:
+                of.head.see_bias(getattr(head, "bias", None))
+                of.step.observe(features, targets)
+                return
+        raise ValueError(
+            f"expected a head whose weight is in a group with a lip_rank, got {describe(head)}: make the "
+            'optimizer of the parameters that the model has now, with {"params": [head.weight], '
+            '"lip_rank": ...} among its groups'
+        )
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step of the base optimizer, then LIP on each weight of a LIP group that saw a batch.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            The loss of the closure, or None.
+
+        Raises:
+            LIPError: with ``strict``, a LIP that was skipped as unsound.
+            PeerError: of a weight of several processes, another one failed in LIP or is gone.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # What does not fit is told before anything is written.
+        heads = self._heads() if self._lip_heads else []
+        if self._skip_nonfinite:
+            self._step_where_finite(heads)
+        elif heads:
+            self._step_with_lip(heads, getattr(self, "found_inf", None))
+        else:
+            self._base_step()
+        return loss
+
+    # Not traced by torch.compile: see LIP.
+    @torch._disable_dynamo
+    def _step_where_finite(self, heads: list[tuple[dict[str, Any], GroupHead]]) -> None:
+        """A step, or where a gradient is not finite none, as after an overflow that a scaler finds."""
+        bad = self._non_finite_gradient(heads)
+        given = getattr(self, "found_inf", None)
+        found_inf = bad.float() if given is None else torch.maximum(bad.float(), given.to(bad.device))
+        if getattr(self, "_step_supports_amp_scaling", False) and bad.device.type not in host.READABLE:
+            self.found_inf = found_inf
+            try:
+                self._step_with_lip(heads, found_inf)
+            finally:
+                if given is None:
+                    del self.found_inf
+                else:
+                    self.found_inf = given
+            return
+        # Waits for the device: torch's kernels that are not fused refuse to be told.
+        self._step_with_lip(heads, found_inf, base=not bool(bad))
+
+    @torch.no_grad()
+    def _non_finite_gradient(self, heads: list[tuple[dict[str, Any], GroupHead]]) -> Tensor:
+        """() bool, on the device of the first gradient; the same on all processes that share a weight."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), dtype=torch.bool)
+        parts = [local_part(g) for g in gradients]
+        values = [g.coalesce().values() if g.is_sparse else g for g in parts]
+        device = gradients[0].device
+        # The largest absolute value is not finite where one of them is not.
+        norms = torch._foreach_norm([v for v in values if v.numel()], ord=float("inf"))
+        bad = [~torch.isfinite(norm).to(device) for norm in norms]
+        here = torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool, device=device)
+        shared = [layout for _, of in heads if (layout := of.step.sharding(of.weight)) is not None]
+        return anywhere(here, gradients, shared)
+
+    def _step_with_lip(
+        self, heads: list[tuple[dict[str, Any], GroupHead]], found_inf: Tensor | None, *, base: bool = True
+    ) -> None:
+        """A step of torch, where ``base``, then LIP; LIP updates the weights itself whose update is fused."""
+        fused = self._begin(heads, found_inf)
+        if base:
+            self._base_step_without([turn.weight for turn, _ in fused.values()])
+        self._repair(heads, fused, found_inf, base=base)
+
+    # Not traced by torch.compile: see LIP.
+    @torch._disable_dynamo
+    def _begin(
+        self, heads: list[tuple[dict[str, Any], GroupHead]], found_inf: Tensor | None
+    ) -> dict[HeadStep, tuple[Turn, FusedUpdate]]:
+        """What LIP is to act on in this step together with the update, since kernels fuse both."""
+        scaling = Scaling(getattr(self, "grad_scale", None), found_inf)
+        fused: dict[HeadStep, tuple[Turn, FusedUpdate]] = {}
+        for group, of in heads:
+            p, step = of.weight, of.step
+            if step.tracks and not group["differentiable"] and self._fuses(group, step, p):
+                turn = step.due(p, group["lr"], self, found_inf)
+                assert turn is not None  # since LIP acts on this step
+                fused[step] = turn, FusedUpdate(self.RULE, p, group, self.state[p], scaling)
+        return fused
+
+    def _fuses(self, group: dict[str, Any], step: HeadStep, p: Tensor) -> bool:
+        """Whether kernels take the update of a tracked weight in this step of LIP."""
+        sharding, directions = step.sharding(p), step.directions
+        assert directions is not None  # since the weight is tracked
+        by_feature = sharding is not None and sharding.dim == 1
+        fits = not by_feature and can_fuse(p, directions.columns) and self.RULE.fits(group, self.state[p])
+        return fits and step.acts_next(p, group["lr"])
+
+    # Not traced by torch.compile: see LIP.
+    @torch._disable_dynamo
+    def _repair(
+        self,
+        heads: list[tuple[dict[str, Any], GroupHead]],
+        fused: dict[HeadStep, tuple[Turn, FusedUpdate]],
+        found_inf: Tensor | None,
+        *,
+        base: bool,
+    ) -> None:
+        """LIP on each weight that saw a batch; on all of them before an error of one is raised."""
+        errors: list[Exception] = []
+        for group, of in heads:
+            turn, update = fused.get(of.step, (None, None))
+            if turn is None:
+                turn = of.step.due(of.weight, group["lr"], self, found_inf)
+            if turn is None:
+                continue
+            try:
+                of.step.act(turn, update)
+            except Exception as error:
+                errors.append(error)
+        # Whatever went wrong, every weight has been updated then.
+        late: list[Tensor] = []
+        for turn, update in fused.values():
+            try:
+                if not update.settle():
+                    late.append(turn.weight)
+            except Exception as error:
+                errors.append(error)
+        if late and base:
+            others = (p for group in self.param_groups for p in group["params"])
+            self._base_step_without([p for p in others if not any(p is weight for weight in late)])
+        if errors:
+            raise errors[0]
+
+    def _base_step_without(self, weights: list[Tensor]) -> None:
+        """The step of torch for all other parameters: torch passes over those without a gradient."""
+        gradients = [p.grad for p in weights]
+        try:
+            for p in weights:
+                p.grad = None
+            self._base_step()
+        finally:
+            for p, gradient in zip(weights, gradients, strict=True):
+                p.grad = gradient
+
+    def _base_step(self) -> None:
+        """The step of torch, without the hooks of the optimizer: those belong to the whole step."""
+        step: Any = super().step
+        if getattr(step, "hooked", False):
+            # An instance of torch's own class was made once: since then its step calls hooks.
+            step.__wrapped__(self)
+        else:
+            step()
+
+
+def _said_by(group: Mapping[str, Any]) -> dict[str, tuple[type, Any]]:
+    """What a group says of LIP; with the types, since a rank of 1.0 is all directions and one of 1 is one."""
+    return {name: (type(group[name]), group[name]) for name in GROUP_SETTINGS}

@@ -1,0 +1,468 @@
+"""Who takes a step of LIP together: this process alone, or several.
+
+The step (:mod:`lip_fast.directions`) is written once. It asks its world for what may need other processes:
+the decomposition, the sums of the labels, the decision, and the write.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from lip_fast import host, ops
+from lip_fast.decompose import randomized_svd
+from lip_fast.sharded import decompose as parts
+from lip_fast.sharded.collectives import PeerError
+from lip_fast.sharded.group import Group
+from lip_fast.sharded.label_sums import label_sums as label_sums_of_all
+from lip_fast.sharded.layout import Sharding
+from lip_fast.sharded.rows import all_rows
+from lip_fast.status import NOT_CONVERGED, NOT_FINITE, OUT_OF_STEP, lost
+from lip_fast.targets import CSR, Targets
+
+__all__ = [
+    "Alone",
+    "Batch",
+    "Peers",
+    "RankChoice",
+    "Statistics",
+    "Update",
+    "Verdict",
+    "World",
+    "all_finite",
+]
+
+_T = TypeVar("_T")
+
+# Power iterations of the first, cold decomposition: 1e-3 of the optimum on slowly decaying spectra.
+_COLD_ITERATIONS = 4
+# An odd number without structure (2^64 over the golden ratio), to set seeds apart.
+_ROUNDING = 0x9E3779B97F4A7C15
+
+Batch = tuple[Tensor, Targets]
+"""Features (n, q) and their checked labels."""
+
+
+class Statistics(Protocol):
+    """What a step asks of :class:`lip_fast.LabelStatistics`."""
+
+    def absorb(self, batches: Sequence[Batch], ok: Tensor) -> Tensor:
+        """Add rows in place where ``ok`` and all is finite; returns whether."""
+
+    def with_rows(self, batches: Sequence[Batch]) -> tuple[Any, Tensor]:
+        """Statistics of the same kind with more rows, and whether all is finite."""
+
+    def replace_where(self, other: Any, ok: Tensor) -> None:
+        """Become ``other``, which :meth:`with_rows` made, in place, where ``ok``."""
+
+    def sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
+        """As :func:`lip_fast.ops.label_sums` of all rows."""
+
+
+class Update(Protocol):
+    """The base optimizer's update of a weight as a part of the step: M' below is the updated weight.
+
+    M' need not be stored until :meth:`rebuild_`, which is called once after :meth:`products`.
+    """
+
+    def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the weight, and return Y = M' V (l, m) and Z = M'^T Y (q, m) for V (q, m)."""
+
+    def rebuild_(
+        self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
+    ) -> Tensor:
+        """As :func:`lip_fast.ops.rebuild_` of M', and M' itself where not ``ok``."""
+
+
+class RankChoice(NamedTuple):
+    """A rank that was chosen by the spectrum of the weight; None, and the reason, of one without."""
+
+    rank: int | None
+    status: int
+
+
+class Verdict(NamedTuple):
+    """What is decided of a step before its singular values are refitted."""
+
+    status: Tensor
+    """() int64, the reasons against a step that the base optimizer took; 0 where there is none."""
+    ok: Tensor
+    """() bool, whether LIP acts."""
+
+
+class Alone:
+    """The world of a process that has the weight, and every batch of it, to itself.
+
+    Args:
+        batches: what the head saw.
+        ok: () bool on the device of the weight: whether the base optimizer took the step.
+        sharding: where the weight lies; None of a plain tensor.
+    """
+
+    increment: int | Tensor = 1
+    """By how much the counter of the steps goes up."""
+
+    def __init__(self, batches: Sequence[Batch], ok: Tensor, sharding: Sharding | None = None) -> None:
+        self.ok = self._entered = ok
+        self._batches, self._sharding = batches, sharding
+        self._statistics: Statistics | None = None
+
+    def run(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns, which calls the methods that follow."""
+        return work()
+
+    def nobody_observed(self) -> bool:
+        """Whether there was no step, since no process has seen a batch."""
+        return False
+
+    def choose_rank(self, choose: Callable[[], RankChoice]) -> RankChoice | None:
+        """The rank that ``choose`` finds on every process; None where no process has seen a batch."""
+        return choose()
+
+    def collect(self, statistics: Statistics) -> None:
+        """Add the batches to statistics, which then stand for them."""
+        self._statistics = statistics
+        self.ok = statistics.absorb(self._batches, self.ok)
+
+    def check_finite(self) -> None:
+        """Vote against a step whose batches are not finite, although nothing is fitted to them."""
+        self.ok = self.ok & all_finite(self._batches, self.ok.device)
+
+    @staticmethod
+    def tail_svd(M: Tensor, rank: int) -> ops.SVD:
+        """:func:`lip_fast.ops.tail_svd` of the weight."""
+        return ops.tail_svd(M, rank=rank)
+
+    @staticmethod
+    def warm_svd(
+        M: Tensor,
+        basis: Tensor | None,
+        t: int,
+        step: Tensor,
+        *,
+        fresh: int,
+        seed: int,
+        update: Update | None,
+    ) -> ops.SVD:
+        """The top ``t`` triplets by one power step from ``basis``, or from scratch where that is None.
+
+        Args:
+            M: (l, q) the weight.
+            basis: (q, t) of the last step.
+            t: number of triplets.
+            step: () int64, counter of the fresh columns.
+            fresh: number of fresh columns.
+            seed: of the random columns.
+            update: of the weight, which is taken with the products; only where there is a basis.
+        """
+        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        if update is not None:
+            assert basis is not None
+            V = ops.start_basis(basis.float(), step, fresh=fresh, seed=seed)
+            return ops.finish_svd(*update.products(V), rank=t)
+        if basis is None:
+            start = _cold_basis(M.to(dtype), t, fresh, seed)
+            if isinstance(start, int):
+                return parts.no_svd(M, M.shape[1], t, reason=start)
+            basis = start
+        return ops.warm_svd(M, basis.to(dtype), step, fresh=fresh, seed=seed)
+
+    def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
+        """The sums of the labels along directions A (l, r) and B (q, r), of the statistics if there are."""
+        if bias is not None and self._sharding is not None:
+            bias = self._sharding.bias_part(bias)
+        if self._statistics is not None:
+            return self._statistics.sums(A, B, bias)
+        if len(self._batches) == 1:
+            ((X, Y),) = self._batches
+            return ops.label_sums(X, Y, A, B, bias)
+        each = [ops.label_sums(X, Y, A, B, bias) for X, Y in self._batches]
+        return ops.Sums(*(torch.stack(part).sum(0) for part in zip(*each, strict=True)))
+
+    def decide(self) -> None:
+        """Have all processes know whether they take the step, where no sums of labels told them."""
+
+    def verdict(self, status: Tensor) -> Verdict:
+        """Whether the step is taken, given the status of the decomposition."""
+        verdict = _admit(status, self.ok)
+        if self.ok is self._entered:
+            return verdict
+        # Batches that were found not to be finite.
+        return verdict._replace(status=lost(verdict.status, self._entered, self.ok, NOT_FINITE))
+
+    def total(self, part: Tensor) -> Tensor:
+        """() the sum over the parts of the weight of a number of each."""
+        return part
+
+    @staticmethod
+    def write(
+        M: Tensor,
+        A: Tensor,
+        s: Tensor,
+        B: Tensor,
+        *,
+        largest: Tensor,
+        ok: Tensor,
+        step: Tensor,
+        accumulate: bool,
+        seed: int,
+        update: Update | None,
+    ) -> Tensor:
+        """Write the factors to the weight where ``ok``, as :func:`lip_fast.ops.rebuild_` does.
+
+        Args:
+            M: the weight, or this process's part of it.
+            A: (l, t), rows of this process.
+            s: (t,).
+            B: (q, t) whole.
+            largest: () the largest singular value of the weight, or (0,) of a weight without one.
+            ok: () bool.
+            step: () int64.
+            accumulate: add to the weight rather than replace it.
+            seed: of stochastic rounding.
+            update: of the weight, which :meth:`warm_svd` took; None where the weight is as it is.
+        """
+        if update is not None:
+            return update.rebuild_(A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
+        return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
+
+
+class Peers:
+    """The world of a process that takes the step together with others; its methods are those of Alone.
+
+    Args:
+        sharding: where the parts of the weight lie, and whose batches differ.
+        batches: what the head saw on this process; maybe none.
+        ok: () bool on the device of the weight: whether the base optimizer took the step here.
+        dtype: float32 or float64, in which rows go to other processes.
+        error: why this process cannot take the step, if it cannot.
+        collects: whether :meth:`collect` will be called.
+    """
+
+    def __init__(
+        self,
+        sharding: Sharding,
+        batches: Sequence[Batch],
+        ok: Tensor,
+        *,
+        dtype: torch.dtype,
+        error: Exception | None = None,
+        collects: bool = False,
+    ) -> None:
+        self.group = Group(sharding, batches, ok, dtype=dtype, error=error, collects=collects)
+        self._own_batches, self._sharding = batches, sharding
+        self._statistics: Statistics | None = None
+        # The statistics with the rows of this step; None too where this process failed.
+        self._collected: Statistics | None = None
+
+    @property
+    def ok(self) -> Tensor:
+        """() bool: whether all processes take the step, as far as the sums so far say."""
+        return self.group.ok
+
+    @property
+    def increment(self) -> Tensor:
+        """A step that no process has observed is none."""
+        return (~self.group.idle).long()
+
+    def run(self, work: Callable[[], _T]) -> _T:
+        """See :meth:`lip_fast.sharded.group.Group.run_with_peers`."""
+        return self.group.run_with_peers(work)
+
+    def nobody_observed(self) -> bool:
+        """Where that has to be known on the host."""
+        return self.group.device.type in host.READABLE and bool(self.group.idle)
+
+    def choose_rank(self, choose: Callable[[], RankChoice]) -> RankChoice | None:
+        """See :class:`Alone`. Known on every host before the step: what it sums depends on the rank.
+
+        Raises:
+            PeerError: replicas of the weight differ, or another process failed.
+        """
+        self.run(self.group.agree)
+        self._raise_if_out_of_step()
+        if bool(self.group.idle):
+            return None
+        choice = self.run(lambda: self._same_rank(choose()))
+        self._raise_if_out_of_step()
+        return choice
+
+    def _same_rank(self, mine: RankChoice) -> RankChoice:
+        """The choice of all processes; where one of them has none, the others learn its reason."""
+        group, rank = self.group, mine.rank
+        group.report(torch.full((), mine.status, dtype=torch.int64, device=group.device))
+        numbers = [rank is None, rank or 0, (rank or 0) ** 2]
+        told = torch.tensor(numbers, dtype=torch.float64, device=group.device)
+        (everyone,) = group.sum(lambda: (told,), [(3,)], self._sharding.groups)
+        without, total, squares = everyone.tolist()
+        if without:
+            return RankChoice(None, mine.status)
+        if self._sharding.peers * squares != total**2:
+            # Replicas decide each on its own.
+            raise PeerError(
+                f'expected one weight on all processes, got replicas of which rank="auto" keeps {rank} '
+                f"directions here and {total / self._sharding.peers:.1f} on average: let all start from the "
+                "same weight; LIP wrote nothing in this step anywhere"
+            )
+        return mine
+
+    def _raise_if_out_of_step(self) -> None:
+        """PeerError where another process failed, also off the host, since the status is read here anyway."""
+        if int(self.group.status) & OUT_OF_STEP:
+            raise PeerError("another process failed in LIP; LIP wrote nothing in this step anywhere")
+
+    def collect(self, statistics: Statistics) -> None:
+        """Add the batches of all processes to a copy of the statistics, which replaces them if all agree."""
+        self._statistics, self._collected = statistics, None
+        rows = all_rows(self.group)
+        made = self.group.attempt(lambda: statistics.with_rows(rows))
+        if made is not None:
+            self._collected, finite = made
+            self.group.mark_unsound(finite)
+
+    def check_finite(self) -> None:
+        """See :class:`Alone`."""
+        finite = self.group.attempt(lambda: all_finite(self._own_batches, self.group.device))
+        if finite is not None:
+            self.group.mark_unsound(finite)
+
+    def tail_svd(self, M: Tensor, rank: int) -> ops.SVD:
+        """See :class:`Alone`."""
+        if self._sharding.dim is not None:
+            return self._told(parts.tail_svd(self.group, M, rank=rank))
+        return self.group.compute_or(
+            lambda: self._told(ops.tail_svd(M, rank=rank)),
+            lambda: parts.no_svd(M, M.shape[1], min(M.shape) - rank, kept=rank),
+        )
+
+    def warm_svd(
+        self,
+        M: Tensor,
+        basis: Tensor | None,
+        t: int,
+        step: Tensor,
+        *,
+        fresh: int,
+        seed: int,
+        update: Update | None,
+    ) -> ops.SVD:
+        """See :class:`Alone`."""
+        group, q = self.group, self._sharding.shape[1]
+        if self._sharding.dim is None:
+            return group.compute_or(
+                lambda: self._told(Alone.warm_svd(M, basis, t, step, fresh=fresh, seed=seed, update=update)),
+                lambda: parts.no_svd(M, q, t),
+            )
+        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        if basis is None:
+            generator = torch.Generator(device=M.device)
+            generator.manual_seed(seed)
+            V = torch.randn(q, t + fresh, generator=generator, dtype=dtype, device=M.device)
+            # As from a basis of one process, the step itself starts from what this finds.
+            basis = parts.randomized_svd(group, M, V, t, _COLD_ITERATIONS).B
+        products = None if update is None else update.products
+        return self._told(
+            parts.warm_svd(group, M, basis.to(dtype), step, fresh=fresh, seed=seed, products=products)
+        )
+
+    def _told(self, svd: ops.SVD) -> ops.SVD:
+        """A decomposition whose status the others learn: one replica may be unsound where they are not."""
+        self.group.report(svd.status)
+        return svd
+
+    def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
+        """See :class:`Alone`."""
+        if self._statistics is None:
+            return label_sums_of_all(self.group, A, B, bias)
+
+        def of_collected(A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
+            assert self._collected is not None  # else this process failed, and is not asked
+            return self._collected.sums(A, B, bias)
+
+        sums = label_sums_of_all(self.group, A, B, bias, of_collected)
+        self._keep_collected()
+        return sums
+
+    def decide(self) -> None:
+        """See :class:`Alone`."""
+        self.group.agree()
+        self._keep_collected()
+
+    def _keep_collected(self) -> None:
+        """Now that all processes know whether they take the step."""
+        if self._statistics is not None and self._collected is not None:
+            self._statistics.replace_where(self._collected, self.group.ok)
+
+    def verdict(self, status: Tensor) -> Verdict:
+        """See :class:`Alone`."""
+        verdict = _admit(status | self.group.status, self.group.entered)
+        return verdict._replace(ok=verdict.ok & self.group.ok)
+
+    def total(self, part: Tensor) -> Tensor:
+        """See :class:`Alone`."""
+        return part if self._sharding.dim is None else self.group.sum(lambda: (part,), [()])[0]
+
+    def write(
+        self,
+        M: Tensor,
+        A: Tensor,
+        s: Tensor,
+        B: Tensor,
+        *,
+        largest: Tensor,
+        ok: Tensor,
+        seed: int,
+        **how: Any,
+    ) -> Tensor:
+        """See :class:`Alone`.
+
+        Parts are rounded by seeds of their own: equal ones would round alike everywhere. Into float16 nothing
+        is written unless it surely holds the weight on every process. An entry of the weight is at most s_1,
+        one of what is added at most the sum of its singular values: a bound of numbers that all processes
+        have, where to look at the entries would need one more sum.
+        """
+        sharding = self._sharding
+        if M.dtype == torch.float16 and sharding.dim is not None:
+            ok = ok & (largest.sum() + s.abs().sum() < torch.finfo(torch.float16).max)
+        B, seed = sharding.features_of(B), self.rounding_seed(seed)
+        return Alone.write(M, A, s, B, largest=largest, ok=ok, seed=seed, **how)
+
+    def rounding_seed(self, seed: int) -> int:
+        """A seed of stochastic rounding for this process's part of the weight."""
+        split = self._sharding.dim is not None
+        return (seed + _ROUNDING * (1 + self._sharding.offset)) % 2**63 if split else seed
+
+
+World = Alone | Peers
+
+
+def _cold_basis(M: Tensor, t: int, fresh: int, seed: int) -> Tensor | int:
+    """A first basis (q, t); of a weight that cannot be decomposed, the reason."""
+    if not bool(torch.isfinite(M).all()):
+        return NOT_FINITE
+    generator = torch.Generator(device=M.device)
+    generator.manual_seed(seed)
+    try:
+        factors = randomized_svd(M, t, oversample=fresh, n_iter=_COLD_ITERATIONS, generator=generator)
+    except torch.linalg.LinAlgError:  # finite, but its products are not
+        return NOT_CONVERGED
+    return factors[2].mT
+
+
+def all_finite(batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """() bool on the device: whether all features and labels are finite."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for features, targets in batches:
+        values = targets.values if isinstance(targets, CSR) else targets
+        total = total + features.sum(dtype=torch.float64) + values.sum(dtype=torch.float64)
+    return torch.isfinite(total)
+
+
+def _admit(status: Tensor, ok: Tensor) -> Verdict:
+    """Whether a step that the base optimizer took where ``ok`` is taken, and the reasons where it is not."""
+    if ok.device.type not in host.READABLE:
+        return Verdict(status * ok, ok & (status == 0))
+    if int(status) == 0:
+        return Verdict(status, ok)
+    return Verdict(status * ok, torch.zeros_like(ok))
