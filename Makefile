@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The extension modules are built by the editable install: a changed source asks for another.
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format bench bench-compare bench-rows bench-sharded docs reliability clean
+.PHONY: demo test lint format bench same-bits bench-compare bench-rows bench-sharded docs reliability clean
 
 demo: $(VENV)/.harness
 	$(BIN)/lip-fast train --methods plain in-step per-epoch post-hoc auto
@@ -56,6 +56,10 @@ bench-rows: $(VENV)/.dev
 # Two commits side by side on this machine: make bench-compare BASE=v0.1.0 (HEAD=..., ARGS="--rows 'truncated-*'")
 bench-compare: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.compare $(BASE) $(HEAD) $(ARGS)
+
+# Does this checkout compute the same bits as a commit? make same-bits BASE=v0.1.0 (HEAD=..., ARGS="--cases 'auto/*'")
+same-bits: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.same_bits $(BASE) $(HEAD) $(ARGS)
 
 # Heads sharded over processes of this machine, and what they cost at scale on paper.
 bench-sharded: $(VENV)/.dev

@@ -29,16 +29,12 @@ import functools
 import itertools
 import json
 import math
-import os
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +42,7 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from benchmarks import checkout
+from benchmarks import checkout, worktrees
 from benchmarks.command import Parser, Refused, answer
 from benchmarks.markdown import write_whole
 
@@ -57,7 +53,6 @@ ROUNDS = 12
 SECONDS = 60.0
 # That no row differs is contradicted wrongly in so many runs, at most.
 _ERROR = 0.01
-NATIVE_SOURCES = ("csrc", "setup.py")
 # What measures, in the commits themselves.
 _BENCH = "lip_fast/bench/command.py"
 # Folders of equal length: where a process finds its files decides where its memory begins.
@@ -115,11 +110,6 @@ def _quantile(rounds: int, rows: int) -> float:
 # Commits --------------------------------------------------------------------------------------------------
 
 
-def _git(*arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=checkout.ROOT, capture_output=True, text=True, check=check)
-
-
 def _commits(base: str, head: str | None) -> dict[str, str]:
     """The hash of either commit.
 
@@ -133,56 +123,10 @@ def _commits(base: str, head: str | None) -> dict[str, str]:
         raise Refused("the checkout has changes that would not be measured: commit them, or name HEAD")
     commits = {}
     for name, revision in zip(_NAMES, (base, head or found[0]), strict=True):
-        said = _git(
-            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", check=False
-        )
-        if said.returncode:
-            raise Refused(f"there is no commit {revision!r} in this checkout")
-        commits[name] = said.stdout.strip()
-        if _git("cat-file", "-e", f"{commits[name]}:{_BENCH}", check=False).returncode:
+        commits[name] = worktrees.commit_of(revision)
+        if worktrees.git("cat-file", "-e", f"{commits[name]}:{_BENCH}", check=False).returncode:
             raise Refused(f"{revision} has no lip-fast bench ({_BENCH}) to be measured with")
     return commits
-
-
-@contextmanager
-def _worktrees(commits: Mapping[str, str]) -> Iterator[dict[str, Path]]:
-    """Both commits in folders of their own, for as long as the block runs."""
-    with tempfile.TemporaryDirectory(prefix="lip-fast-compare-") as folder:
-        trees = {name: Path(folder).resolve() / name for name in commits}
-        try:
-            for name, tree in trees.items():
-                said = _git("worktree", "add", "--quiet", "--detach", str(tree), commits[name], check=False)
-                if said.returncode:
-                    raise Refused(f"cannot check {commits[name][:12]} out: {_last_line(said.stderr)}")
-            yield trees
-        finally:
-            for tree in trees.values():
-                # One that was never made is no mistake here.
-                _git("worktree", "remove", "--force", str(tree), check=False)
-
-
-def _put_native(trees: Mapping[str, Path], commits: Mapping[str, str]) -> None:
-    """The native CPU kernels of either worktree: the checkout's where they are the same, else built.
-
-    Raises:
-        Refused: they cannot be built.
-    """
-    same = not _git("status", "--porcelain", "--", *NATIVE_SOURCES).stdout.strip() and not any(
-        _git("diff", "--quiet", "HEAD", commit, "--", *NATIVE_SOURCES, check=False).returncode
-        for commit in commits.values()
-    )
-    for name, tree in trees.items():
-        if same:
-            for library in (checkout.ROOT / "lip_fast").glob("_native_cpu*.so"):
-                shutil.copy2(library, tree / "lip_fast")
-            continue
-        _say(f"building the native kernels of {name}")
-        # No nvcc by that name: the CUDA kernels take minutes, and nothing here runs them.
-        environment = {**os.environ, "LIP_FAST_EXT": "auto", "NVCC": "none", "LIP_FAST_CUDA_ARCHS": ""}
-        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-        if done.returncode or not any((tree / "lip_fast").glob("_native_cpu*")):
-            raise Refused(f"cannot build the native kernels of {name}: {_last_line(done.stderr)}")
 
 
 # Measuring ------------------------------------------------------------------------------------------------
@@ -194,13 +138,12 @@ def _bench(tree: Path, *arguments: str, result: Path | None = None) -> str:
     Raises:
         Refused: it broke. Where a row is void it ends with 1 and leaves a result all the same.
     """
-    path = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH")]))
     settings = [] if result is None else ["--json", str(result)]
     command = [sys.executable, "-m", "lip_fast", "bench", *arguments, *settings]
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = worktrees.environment_of(tree)
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode and not (done.returncode == 1 and result is not None and result.exists()):
-        why = _last_line(done.stderr) or "without a word"
+        why = worktrees.last_line(done.stderr) or "without a word"
         raise Refused(f"lip-fast bench of {tree.name} ended with {done.returncode}: {why}")
     return done.stdout
 
@@ -257,7 +200,7 @@ def _measure(
             measured.facts = facts
             for record in data["rows"]:
                 measured.records[record["row"]][name].append(record)
-        _say(f"round {turn + 1} of {options.rounds}")
+        worktrees.say(f"round {turn + 1} of {options.rounds}")
     return measured
 
 
@@ -347,11 +290,11 @@ def _end(*_: object) -> None:
 def _compare(options: Namespace) -> list[str]:
     """Compare, print and write; returns the rows in which HEAD is worse."""
     commits = _commits(options.base, options.head)
-    with _worktrees(commits) as trees:
-        _put_native(trees, commits)
+    with worktrees.checked_out(commits) as trees:
+        worktrees.put_native(trees, commits)
         keys, notes = _keys(trees, options.rows)
         minutes = 2 * options.rounds * options.seconds / 60
-        _say(f"{len(keys)} rows, {options.rounds} rounds, about {minutes:.0f} minutes")
+        worktrees.say(f"{len(keys)} rows, {options.rounds} rounds, about {minutes:.0f} minutes")
         measured = _measure(trees, commits, keys, options)
     worse, found = [], {}
     for key, records in measured.records.items():
@@ -379,14 +322,6 @@ def _compare(options: Namespace) -> list[str]:
     if options.json is not None:
         write_whole(options.json, (json.dumps(data, indent=1) + "\n").encode())
     return worse
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
 
 
 if __name__ == "__main__":
