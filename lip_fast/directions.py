@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.rounding import negligible
+from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 from lip_fast.world import Update, World
@@ -49,32 +50,22 @@ class Directions:
         l: rows of the weight (classes).
         q: columns of the weight (features).
         rank: number of kept directions, 0..min(l, q).
-        tail_rank: number of directions below them that ``tail`` governs, or None for all that remain.
-        tail: "refit" or "zero".
-        rest: "keep" or "drop".
-        clip: limit refitted values to those of the kept directions.
-        seed: of the fresh columns and of stochastic rounding.
+        settings: tail_rank, tail, rest, clip and seed are used.
         device: of the weight.
+
+    Attributes:
+        rank, settings: as given; of the settings, clip may be replaced at any time.
+        tail_rank: number of directions below the kept ones that ``tail`` governs.
+        exact: whether each step decomposes the weight exactly.
+        basis: (q, rank + tail_rank), B of the last step; None on the exact path and before the first step.
+        step: () int64, the counter of the random bits.
     """
 
-    def __init__(
-        self,
-        l: int,
-        q: int,
-        *,
-        rank: int,
-        tail_rank: int | None,
-        tail: str,
-        rest: str,
-        clip: bool,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        d = min(l, q)
-        self.rank = rank
-        self.tail_rank = d - rank if tail_rank is None else min(tail_rank, d - rank)
-        self.exact = rank + self.tail_rank + FRESH >= d
-        self.tail, self.rest, self.clip, self.seed = tail, rest, clip, seed
+    def __init__(self, l: int, q: int, *, rank: int, settings: Settings, device: torch.device) -> None:
+        most = min(l, q) - rank
+        self.rank, self.settings = rank, settings
+        self.tail_rank = most if settings.tail_rank is None else min(settings.tail_rank, most)
+        self.exact = self.columns >= min(l, q)
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = (l, q)
@@ -115,16 +106,16 @@ class Directions:
                 "expected a step that LIP acts on before one is captured, to start from, got none: "
                 "take a step first"
             )
-        k, r = self.rank, self.tail_rank
+        k, r, settings = self.rank, self.tail_rank, self.settings
         svd = self.decompose(M, world, update)
         # The exact path has the vectors below the kept ones only, the truncated path all k + r.
         first = 0 if self.exact else k
         A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
-        if self.tail == "refit":
+        if settings.tail == "refit":
             sums = world.label_sums(A, B, bias)
             status, sound = world.verdict(svd.status)
             s, ok, clipped = ops.refit(
-                svd.S, sums, sound, rank=k, tolerance=self._tolerances[svd.S.dtype], clip=self.clip
+                svd.S, sums, sound, rank=k, tolerance=self._tolerances[svd.S.dtype], clip=settings.clip
             )
             masked = sums.masked
         else:
@@ -133,13 +124,13 @@ class Directions:
             ok = sound & (svd.S.sum() < torch.finfo(svd.S.dtype).max / 4)  # as the refit bounds its values
             s = svd.S.new_zeros(r)
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        if self.rest == "drop" and not self._warned and not capturing and bool(ok):
+        if settings.rest == "drop" and not self._warned and not capturing and bool(ok):
             self._warn_if_large(M, svd.S[: k + r], world)
-        if self.rest == "drop" and not self.exact:
+        if settings.rest == "drop" and not self.exact:
             A, s, B, accumulate = svd.A, torch.cat([svd.S[:k], s]), svd.B, False
         else:
             s, accumulate = s - svd.S[k : k + r], True
-            if self.rest == "drop":
+            if settings.rest == "drop":
                 A, s, B = svd.A, torch.cat([s, -svd.S[k + r :]]), svd.B
         ok = world.write(
             M,
@@ -150,7 +141,7 @@ class Directions:
             ok=ok,
             step=self.step,
             accumulate=accumulate,
-            seed=self.seed,
+            seed=settings.seed,
             update=update,
         )
         # A sound decomposition was stopped by the sums, the values or a weight out of range.
@@ -167,7 +158,9 @@ class Directions:
         if self.exact:
             return world.tail_svd(M, self.rank)
         t = self.rank + self.tail_rank
-        return world.warm_svd(M, self.basis, t, self.step, fresh=FRESH, seed=self.seed, update=update)
+        return world.warm_svd(
+            M, self.basis, t, self.step, fresh=FRESH, seed=self.settings.seed, update=update
+        )
 
     def _keep(self, B: Tensor, ok: Tensor, status: Tensor) -> None:
         """Carry ``B`` on where ``ok``, off the host without waiting and in place.

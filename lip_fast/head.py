@@ -166,6 +166,11 @@ class HeadStep:
                 self.statistics.load_state_dict(state | {"C": full_tensor(state["C"])})
         return self._layout[1]
 
+    def _joins(self, weight: Tensor) -> bool:
+        """Whether other processes wait for this one in each step that LIP is to act on."""
+        sharding = self.sharding(weight)
+        return sharding is not None and sharding.communicates
+
     def _make_statistics(self, weight: Tensor) -> LabelStatistics:
         l, q = self.shape
         statistics = LabelStatistics(
@@ -196,7 +201,7 @@ class HeadStep:
         settings.check(min(self.shape))
         self.settings = settings
         if self.directions is not None:
-            self.directions.clip = settings.clip
+            self.directions.settings = settings
 
     # Not traced by torch.compile, as little as torch's own bookkeeping of optimizers: it would compile again
     # and again what changes from step to step, and the small algebra would not be the one that is tested.
@@ -245,8 +250,7 @@ class HeadStep:
             if len(self._observations) >= _MAX_OBSERVATIONS or _takes_a_step(optimizer):
                 self.discard()
             return None
-        step, sharding = self._steps, self.sharding(weight)
-        joins = sharding is not None and sharding.communicates
+        step, joins = self._steps, self._joins(weight)
         capturing = weight.device.type not in host.READABLE and host.capturing(weight.device)
         if capturing:
             if not self._observations and not joins:
@@ -256,7 +260,7 @@ class HeadStep:
         else:
             self._steps += 1
         pending = self._observations.take(capturing=capturing)
-        if not (pending or joins) or not self.settings.acts_on(step):
+        if not (pending or joins) or not self._acts_on(step):
             return None
         ok = torch.ones((), dtype=torch.bool, device=weight.device)
         if found_inf is not None:
@@ -267,12 +271,16 @@ class HeadStep:
             ok = ok & (lr != 0).all()
         return Turn(weight, pending, ok)
 
+    def _acts_on(self, step: int) -> bool:
+        """Whether LIP acts on this step, by ``every`` and ``start``."""
+        settings = self.settings
+        return step >= settings.start and (step - settings.start) % settings.every == 0
+
     def acts_next(self, weight: Tensor, lr: float | Tensor) -> bool:
         """Whether LIP acts on the next step, if it has a gradient."""
-        if not _learns(lr) or not self.settings.acts_on(self._steps):
+        if not _learns(lr) or not self._acts_on(self._steps):
             return False
-        sharding = self.sharding(weight)
-        return bool(self._observations) or (sharding is not None and sharding.communicates)
+        return bool(self._observations) or self._joins(weight)
 
     # Observations ------------------------------------------------------------------------------------
 
@@ -284,7 +292,7 @@ class HeadStep:
             self.claim.check(weight)
         sharding = self.sharding(weight)
         differ = sharding is not None and sharding.batches_differ
-        if not differ or not self.settings.acts_on(self._steps):
+        if not differ or not self._acts_on(self._steps):
             self._keep(weight, features, targets)
             return
         try:
@@ -334,8 +342,7 @@ class HeadStep:
     def apply(self) -> None:
         """Act now, with the pending observations; see :meth:`lip_fast.LIP.apply`."""
         weight = self.weight()
-        sharding = self.sharding(weight)
-        if not self._observations and not (sharding is not None and sharding.communicates):
+        if not self._observations and not self._joins(weight):
             raise RuntimeError("expected observations, got none: call observe() first")
         capturing = host.capturing(weight.device)
         if capturing:
@@ -406,17 +413,15 @@ class HeadStep:
         M = weight.detach() if sharding is None else local_part(weight)
         unknown = 0
         if self.directions is None:
-            kept = settings.kept(min(self.shape))
-            choice = RankChoice(kept, 0)
-            if kept is None:
-                chosen = world.choose_rank(lambda: self._rank_by_energy(M, world))
-                if chosen is None:
-                    return
-                choice = chosen
+            choice: RankChoice | None = RankChoice(settings.kept(min(self.shape)), 0)
+            if settings.rank == "auto":
+                choice = world.choose_rank(lambda: self._rank_by_energy(M, world))
+            if choice is None:
+                return
             unknown = choice.status
             # A weight without a spectrum: the rank is decided at a later step.
             self.directions = None if choice.rank is None else self._make_directions(M.device, choice.rank)
-        report = world.run(lambda: self._step(M, world, bias, update, unknown))
+        report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
         if world.nobody_observed():
             return
         if sharding is not None and is_sharded(weight):
@@ -466,19 +471,7 @@ class HeadStep:
         return self.directions is not None and self.directions.tracks
 
     def _make_directions(self, device: torch.device, rank: int) -> Directions:
-        l, q = self.shape
-        settings = self.settings
-        return Directions(
-            l,
-            q,
-            rank=rank,
-            tail_rank=settings.tail_rank,
-            tail=settings.tail,
-            rest=settings.rest,
-            clip=settings.clip,
-            seed=settings.seed,
-            device=device,
-        )
+        return Directions(*self.shape, rank=rank, settings=self.settings, device=device)
 
     # State -------------------------------------------------------------------------------------------
 
@@ -570,11 +563,7 @@ def group_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Any]
 
 
 def check_matrix(weight: object, *, of: object = None) -> Tensor:
-    """The weight (l, q) that an optimizer trains, of what a head has in its place.
-
-    Args:
-        weight: what the head has.
-        of: the head, for the message; None of a weight without one.
+    """The weight (l, q) that an optimizer trains, of what a head ``of`` the user's has in its place.
 
     Raises:
         TypeError, ValueError: no matrix that LIP can act on.

@@ -1,11 +1,13 @@
 """Optimizers with LIP inside of their step: torch's SGD and AdamW, with groups whose weights are repaired."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lip_fast.fused import AdamWRule, SGDRule
-from lip_fast.with_lip import LIPState, WithLIP
+from lip_fast.with_lip import LIPOptions, LIPState, WithLIP
 
 __all__ = ["LIPSGD", "LIPAdamW", "LIPState"]
 
@@ -70,20 +72,9 @@ class LIPSGD(WithLIP, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        lip_rank: int | float | str | None = None,
-        lip_tail_rank: int | None = None,
-        lip_tail: str = "refit",
-        lip_rest: str = "keep",
-        lip_every: int = 1,
-        lip_start: int = 0,
-        lip_decay: float | None = None,
-        lip_clip: bool = True,
-        data_group: object = None,
-        seed: int = 0,
-        strict: bool = False,
-        skip_nonfinite: bool = False,
+        **lip: Unpack[LIPOptions],
     ) -> None:
-        self.set_lip(locals())
+        self.set_lip(lip)
         super().__init__(
             params,
             lr,
@@ -96,7 +87,7 @@ class LIPSGD(WithLIP, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self.finish_lip()
+        self.defaults |= self._lip_defaults
 
 
 class LIPAdamW(WithLIP, torch.optim.AdamW):
@@ -159,20 +150,9 @@ class LIPAdamW(WithLIP, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        lip_rank: int | float | str | None = None,
-        lip_tail_rank: int | None = None,
-        lip_tail: str = "refit",
-        lip_rest: str = "keep",
-        lip_every: int = 1,
-        lip_start: int = 0,
-        lip_decay: float | None = None,
-        lip_clip: bool = True,
-        data_group: object = None,
-        seed: int = 0,
-        strict: bool = False,
-        skip_nonfinite: bool = False,
+        **lip: Unpack[LIPOptions],
     ) -> None:
-        self.set_lip(locals())
+        self.set_lip(lip)
         super().__init__(
             params,
             lr,
@@ -186,4 +166,4 @@ class LIPAdamW(WithLIP, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        self.finish_lip()
+        self.defaults |= self._lip_defaults

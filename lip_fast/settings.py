@@ -61,10 +61,6 @@ class Settings:
             raise ValueError(f'expected rank as an int, a fraction or "auto", got {self.rank!r}')
         return check_int("rank", self.rank, 0, d)
 
-    def acts_on(self, step: int) -> bool:
-        """Whether LIP acts on this step, by ``every`` and ``start``."""
-        return step >= self.start and (step - self.start) % self.every == 0
-
     @staticmethod
     def of_group(group: Mapping[str, Any], *, seed: int, strict: bool) -> "Settings":
         """The settings that a group of an optimizer has under the names of :data:`GROUP_SETTINGS`."""

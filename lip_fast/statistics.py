@@ -11,10 +11,10 @@ from lip_fast import host, ops
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums
 from lip_fast.sharded.layout import Sharding
+from lip_fast.sharded.rows import all_rows
 from lip_fast.sharded.tensors import local_part
 from lip_fast.targets import CSR, IGNORE_INDEX, Targets, as_targets
 from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
-from lip_fast.world import Peers
 
 __all__ = ["LabelStatistics", "LinearPath", "LinearWeight"]
 
@@ -253,14 +253,16 @@ class LabelStatistics:
             return self.absorb(batches)
         ok = torch.ones((), dtype=torch.bool, device=self.C.device)
         # Rows go in the dtype of the sums: that of the features may be another on each process.
-        peers = Peers(self._sharding, batches, ok, dtype=self.C.dtype, error=refused, collects=True)
+        group = Group(self._sharding, batches, ok, dtype=self.C.dtype, error=refused, collects=True)
 
         def collect() -> None:
-            peers.collect(self)
-            peers.decide()
+            collected = self.with_rows_of_all(group)
+            group.agree()
+            if collected is not None:
+                self.replace_where(collected, group.ok)
 
-        peers.run(collect)
-        return peers.ok
+        group.run_with_peers(collect)
+        return group.ok
 
     @full_precision
     @torch.no_grad()
@@ -309,17 +311,26 @@ class LabelStatistics:
             elif bool(ok):
                 have.mul_(fade).add_(new)
 
+    def with_rows_of_all(self, group: Group) -> "LabelStatistics | None":
+        """A copy with the rows of all processes, for :meth:`replace_where` once all know them to be finite.
+
+        Args:
+            group: the processes; this one votes against the step where its rows are not finite.
+
+        Returns:
+            The copy; None where this process failed.
+        """
+        rows = all_rows(group)
+        made = group.attempt(lambda: self.with_rows(rows))
+        if made is None:
+            return None
+        group.mark_unsound(made[1])
+        return made[0]
+
     @full_precision
     @torch.no_grad()
     def with_rows(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple["LabelStatistics", Tensor]:
-        """A copy with more rows, and whether they are finite: what :meth:`absorb` does in place.
-
-        A step of several processes takes it over by :meth:`replace_where` when the rows of all of them are
-        known to be sound.
-
-        Args:
-            batches: as of :meth:`absorb`.
-        """
+        """A copy with more rows, and whether they are finite: what :meth:`absorb` does in place."""
         C, G = self._products(batches)
         finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
         new = copy.copy(self)

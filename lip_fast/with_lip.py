@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,24 @@ from lip_fast.sharded.layout import DataGroup, anywhere
 from lip_fast.sharded.tensors import local_part, trained_weight
 from lip_fast.validation import check_int, describe
 
-__all__ = ["LIPState", "WithLIP"]
+__all__ = ["LIPOptions", "LIPState", "WithLIP"]
+
+
+class LIPOptions(TypedDict, total=False):
+    """The arguments of LIP that an optimizer takes beside those of torch; :class:`lip_fast.optim.LIPSGD`."""
+
+    lip_rank: int | float | str | None
+    lip_tail_rank: int | None
+    lip_tail: str
+    lip_rest: str
+    lip_every: int
+    lip_start: int
+    lip_decay: float | None
+    lip_clip: bool
+    data_group: object
+    seed: int
+    strict: bool
+    skip_nonfinite: bool
 
 
 class ParameterHead:
@@ -166,18 +183,18 @@ class WithLIP(Optimizer):
 
     RULE: ClassVar[Any]
 
-    def set_lip(self, arguments: Mapping[str, Any]) -> None:
-        """Take those arguments of a constructor that are of LIP; before torch's, which adds the groups."""
-        self._lip_data_group = DataGroup(arguments["data_group"])
-        self._lip_defaults = {name: arguments[name] for name in GROUP_SETTINGS}
-        self._lip_seed = check_int("seed", arguments["seed"], 0, 2**63 - 1)
-        self._lip_strict = bool(arguments["strict"])
-        self._skip_nonfinite = bool(arguments["skip_nonfinite"])
+    def set_lip(self, options: LIPOptions) -> None:
+        """Take the keyword arguments of LIP; before the constructor of torch, which adds the groups."""
+        known = {**GROUP_SETTINGS, "data_group": None, "seed": 0, "strict": False, "skip_nonfinite": False}
+        if unknown := options.keys() - known.keys():
+            name = type(self).__name__
+            raise TypeError(f"{name}.__init__() got an unexpected keyword argument {min(unknown)!r}")
+        given = known | options
+        self._lip_data_group = DataGroup(given["data_group"])
+        self._lip_defaults = {name: given[name] for name in GROUP_SETTINGS}
+        self._lip_seed = check_int("seed", given["seed"], 0, 2**63 - 1)
+        self._lip_strict, self._skip_nonfinite = bool(given["strict"]), bool(given["skip_nonfinite"])
         self._lip_heads: dict[Tensor, GroupHead] = {}
-
-    def finish_lip(self) -> None:
-        """Show the settings of LIP among the defaults; after the constructor of torch."""
-        self.defaults |= self._lip_defaults
 
     @property
     def lip(self) -> LIPState:

@@ -17,7 +17,7 @@ from lip_fast.sharded.collectives import PeerError
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums as label_sums_of_all
 from lip_fast.sharded.layout import Sharding
-from lip_fast.sharded.rows import all_rows
+from lip_fast.statistics import LabelStatistics
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, OUT_OF_STEP, lost
 from lip_fast.targets import CSR, Targets
 
@@ -26,7 +26,6 @@ __all__ = [
     "Batch",
     "Peers",
     "RankChoice",
-    "Statistics",
     "Update",
     "Verdict",
     "World",
@@ -42,22 +41,6 @@ _ROUNDING = 0x9E3779B97F4A7C15
 
 Batch = tuple[Tensor, Targets]
 """Features (n, q) and their checked labels."""
-
-
-class Statistics(Protocol):
-    """What a step asks of :class:`lip_fast.LabelStatistics`."""
-
-    def absorb(self, batches: Sequence[Batch], ok: Tensor) -> Tensor:
-        """Add rows in place where ``ok`` and all is finite; returns whether."""
-
-    def with_rows(self, batches: Sequence[Batch]) -> tuple[Any, Tensor]:
-        """Statistics of the same kind with more rows, and whether all is finite."""
-
-    def replace_where(self, other: Any, ok: Tensor) -> None:
-        """Become ``other``, which :meth:`with_rows` made, in place, where ``ok``."""
-
-    def sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
-        """As :func:`lip_fast.ops.label_sums` of all rows."""
 
 
 class Update(Protocol):
@@ -106,10 +89,10 @@ class Alone:
     def __init__(self, batches: Sequence[Batch], ok: Tensor, sharding: Sharding | None = None) -> None:
         self.ok = self._entered = ok
         self._batches, self._sharding = batches, sharding
-        self._statistics: Statistics | None = None
+        self._statistics: LabelStatistics | None = None
 
-    def run(self, work: Callable[[], _T]) -> _T:
-        """What ``work`` returns, which calls the methods that follow."""
+    def run_with_peers(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns, which calls the methods that follow; there is no peer to run it with."""
         return work()
 
     def nobody_observed(self) -> bool:
@@ -120,7 +103,7 @@ class Alone:
         """The rank that ``choose`` finds on every process; None where no process has seen a batch."""
         return choose()
 
-    def collect(self, statistics: Statistics) -> None:
+    def collect(self, statistics: LabelStatistics) -> None:
         """Add the batches to statistics, which then stand for them."""
         self._statistics = statistics
         self.ok = statistics.absorb(self._batches, self.ok)
@@ -228,51 +211,21 @@ class Alone:
         return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
 
 
-class Peers:
-    """The world of a process that takes the step together with others; its methods are those of Alone.
+class Peers(Group):
+    """The world of a process that takes the step together with others; it answers what Alone does."""
 
-    Args:
-        sharding: where the parts of the weight lie, and whose batches differ.
-        batches: what the head saw on this process; maybe none.
-        ok: () bool on the device of the weight: whether the base optimizer took the step here.
-        dtype: float32 or float64, in which rows go to other processes.
-        error: why this process cannot take the step, if it cannot.
-        collects: whether :meth:`collect` will be called.
-    """
-
-    def __init__(
-        self,
-        sharding: Sharding,
-        batches: Sequence[Batch],
-        ok: Tensor,
-        *,
-        dtype: torch.dtype,
-        error: Exception | None = None,
-        collects: bool = False,
-    ) -> None:
-        self.group = Group(sharding, batches, ok, dtype=dtype, error=error, collects=collects)
-        self._own_batches, self._sharding = batches, sharding
-        self._statistics: Statistics | None = None
-        # The statistics with the rows of this step; None too where this process failed.
-        self._collected: Statistics | None = None
-
-    @property
-    def ok(self) -> Tensor:
-        """() bool: whether all processes take the step, as far as the sums so far say."""
-        return self.group.ok
+    _statistics: LabelStatistics | None = None
+    # The statistics with the rows of this step; None too where this process failed.
+    _collected: LabelStatistics | None = None
 
     @property
     def increment(self) -> Tensor:
         """A step that no process has observed is none."""
-        return (~self.group.idle).long()
-
-    def run(self, work: Callable[[], _T]) -> _T:
-        """See :meth:`lip_fast.sharded.group.Group.run_with_peers`."""
-        return self.group.run_with_peers(work)
+        return (~self.idle).long()
 
     def nobody_observed(self) -> bool:
         """Where that has to be known on the host."""
-        return self.group.device.type in host.READABLE and bool(self.group.idle)
+        return self.device.type in host.READABLE and bool(self.idle)
 
     def choose_rank(self, choose: Callable[[], RankChoice]) -> RankChoice | None:
         """See :class:`Alone`. Known on every host before the step: what it sums depends on the rank.
@@ -280,58 +233,53 @@ class Peers:
         Raises:
             PeerError: replicas of the weight differ, or another process failed.
         """
-        self.run(self.group.agree)
+        self.run_with_peers(self.agree)
         self._raise_if_out_of_step()
-        if bool(self.group.idle):
+        if bool(self.idle):
             return None
-        choice = self.run(lambda: self._same_rank(choose()))
+        choice = self.run_with_peers(lambda: self._same_rank(choose()))
         self._raise_if_out_of_step()
         return choice
 
     def _same_rank(self, mine: RankChoice) -> RankChoice:
         """The choice of all processes; where one of them has none, the others learn its reason."""
-        group, rank = self.group, mine.rank
-        group.report(torch.full((), mine.status, dtype=torch.int64, device=group.device))
+        rank = mine.rank
+        self.report(torch.full((), mine.status, dtype=torch.int64, device=self.device))
         numbers = [rank is None, rank or 0, (rank or 0) ** 2]
-        told = torch.tensor(numbers, dtype=torch.float64, device=group.device)
-        (everyone,) = group.sum(lambda: (told,), [(3,)], self._sharding.groups)
+        told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        (everyone,) = self.sum(lambda: (told,), [(3,)], self.sharding.groups)
         without, total, squares = everyone.tolist()
         if without:
             return RankChoice(None, mine.status)
-        if self._sharding.peers * squares != total**2:
+        if self.sharding.peers * squares != total**2:
             # Replicas decide each on its own.
             raise PeerError(
                 f'expected one weight on all processes, got replicas of which rank="auto" keeps {rank} '
-                f"directions here and {total / self._sharding.peers:.1f} on average: let all start from the "
+                f"directions here and {total / self.sharding.peers:.1f} on average: let all start from the "
                 "same weight; LIP wrote nothing in this step anywhere"
             )
         return mine
 
     def _raise_if_out_of_step(self) -> None:
         """PeerError where another process failed, also off the host, since the status is read here anyway."""
-        if int(self.group.status) & OUT_OF_STEP:
+        if int(self.status) & OUT_OF_STEP:
             raise PeerError("another process failed in LIP; LIP wrote nothing in this step anywhere")
 
-    def collect(self, statistics: Statistics) -> None:
+    def collect(self, statistics: LabelStatistics) -> None:
         """Add the batches of all processes to a copy of the statistics, which replaces them if all agree."""
-        self._statistics, self._collected = statistics, None
-        rows = all_rows(self.group)
-        made = self.group.attempt(lambda: statistics.with_rows(rows))
-        if made is not None:
-            self._collected, finite = made
-            self.group.mark_unsound(finite)
+        self._statistics, self._collected = statistics, statistics.with_rows_of_all(self)
 
     def check_finite(self) -> None:
         """See :class:`Alone`."""
-        finite = self.group.attempt(lambda: all_finite(self._own_batches, self.group.device))
+        finite = self.attempt(lambda: all_finite(self.batches, self.device))
         if finite is not None:
-            self.group.mark_unsound(finite)
+            self.mark_unsound(finite)
 
     def tail_svd(self, M: Tensor, rank: int) -> ops.SVD:
         """See :class:`Alone`."""
-        if self._sharding.dim is not None:
-            return self._told(parts.tail_svd(self.group, M, rank=rank))
-        return self.group.compute_or(
+        if self.sharding.dim is not None:
+            return self._told(parts.tail_svd(self, M, rank=rank))
+        return self.compute_or(
             lambda: self._told(ops.tail_svd(M, rank=rank)),
             lambda: parts.no_svd(M, M.shape[1], min(M.shape) - rank, kept=rank),
         )
@@ -348,9 +296,9 @@ class Peers:
         update: Update | None,
     ) -> ops.SVD:
         """See :class:`Alone`."""
-        group, q = self.group, self._sharding.shape[1]
-        if self._sharding.dim is None:
-            return group.compute_or(
+        q = self.sharding.shape[1]
+        if self.sharding.dim is None:
+            return self.compute_or(
                 lambda: self._told(Alone.warm_svd(M, basis, t, step, fresh=fresh, seed=seed, update=update)),
                 lambda: parts.no_svd(M, q, t),
             )
@@ -360,48 +308,48 @@ class Peers:
             generator.manual_seed(seed)
             V = torch.randn(q, t + fresh, generator=generator, dtype=dtype, device=M.device)
             # As from a basis of one process, the step itself starts from what this finds.
-            basis = parts.randomized_svd(group, M, V, t, _COLD_ITERATIONS).B
+            basis = parts.randomized_svd(self, M, V, t, _COLD_ITERATIONS).B
         products = None if update is None else update.products
         return self._told(
-            parts.warm_svd(group, M, basis.to(dtype), step, fresh=fresh, seed=seed, products=products)
+            parts.warm_svd(self, M, basis.to(dtype), step, fresh=fresh, seed=seed, products=products)
         )
 
     def _told(self, svd: ops.SVD) -> ops.SVD:
         """A decomposition whose status the others learn: one replica may be unsound where they are not."""
-        self.group.report(svd.status)
+        self.report(svd.status)
         return svd
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """See :class:`Alone`."""
         if self._statistics is None:
-            return label_sums_of_all(self.group, A, B, bias)
+            return label_sums_of_all(self, A, B, bias)
 
         def of_collected(A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
             assert self._collected is not None  # else this process failed, and is not asked
             return self._collected.sums(A, B, bias)
 
-        sums = label_sums_of_all(self.group, A, B, bias, of_collected)
+        sums = label_sums_of_all(self, A, B, bias, of_collected)
         self._keep_collected()
         return sums
 
     def decide(self) -> None:
         """See :class:`Alone`."""
-        self.group.agree()
+        self.agree()
         self._keep_collected()
 
     def _keep_collected(self) -> None:
         """Now that all processes know whether they take the step."""
         if self._statistics is not None and self._collected is not None:
-            self._statistics.replace_where(self._collected, self.group.ok)
+            self._statistics.replace_where(self._collected, self.ok)
 
     def verdict(self, status: Tensor) -> Verdict:
         """See :class:`Alone`."""
-        verdict = _admit(status | self.group.status, self.group.entered)
-        return verdict._replace(ok=verdict.ok & self.group.ok)
+        verdict = _admit(status | self.status, self.entered)
+        return verdict._replace(ok=verdict.ok & self.ok)
 
     def total(self, part: Tensor) -> Tensor:
         """See :class:`Alone`."""
-        return part if self._sharding.dim is None else self.group.sum(lambda: (part,), [()])[0]
+        return part if self.sharding.dim is None else self.sum(lambda: (part,), [()])[0]
 
     def write(
         self,
@@ -422,7 +370,7 @@ class Peers:
         one of what is added at most the sum of its singular values: a bound of numbers that all processes
         have, where to look at the entries would need one more sum.
         """
-        sharding = self._sharding
+        sharding = self.sharding
         if M.dtype == torch.float16 and sharding.dim is not None:
             ok = ok & (largest.sum() + s.abs().sum() < torch.finfo(torch.float16).max)
         B, seed = sharding.features_of(B), self.rounding_seed(seed)
@@ -430,8 +378,8 @@ class Peers:
 
     def rounding_seed(self, seed: int) -> int:
         """A seed of stochastic rounding for this process's part of the weight."""
-        split = self._sharding.dim is not None
-        return (seed + _ROUNDING * (1 + self._sharding.offset)) % 2**63 if split else seed
+        split = self.sharding.dim is not None
+        return (seed + _ROUNDING * (1 + self.sharding.offset)) % 2**63 if split else seed
 
 
 World = Alone | Peers

@@ -1,6 +1,7 @@
 """The step against the oracle, and the quality of the tracked directions over real training."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from sklearn.datasets import load_digits
 
 from lip_fast import LIP, ops, reference
 from lip_fast.directions import FRESH, Directions
+from lip_fast.settings import Settings
 from lip_fast.world import Alone
 
 TRUE = torch.tensor(True)
 
 
-def _directions(M: torch.Tensor, rank: int, tail_rank: int | None = None, **options: object) -> Directions:
-    defaults = {"tail": "refit", "rest": "keep", "clip": True, "seed": 0}
-    return Directions(*M.shape, rank=rank, tail_rank=tail_rank, device=M.device, **(defaults | options))
+def _directions(M: torch.Tensor, rank: int, tail_rank: int | None = None, **options: Any) -> Directions:
+    return Directions(*M.shape, rank=rank, settings=Settings(tail_rank=tail_rank, **options), device=M.device)
 
 
 def _alone(X: torch.Tensor, y: torch.Tensor, ok: torch.Tensor = TRUE) -> Alone:

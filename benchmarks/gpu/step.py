@@ -14,6 +14,7 @@ from lip_fast.bench.cases import Bound, Case, Floors, Maker, at_most, require_me
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, captured, synchronize
 from lip_fast.directions import FRESH, Directions
+from lip_fast.settings import Settings
 from lip_fast.world import Alone
 
 __all__ = [
@@ -235,7 +236,7 @@ def _within(ratio: float, times: Mapping[str, float]) -> bool:
 
 def make_directions(l: int, q: int, ranks: tuple[int, int, str], device: torch.device) -> Directions:
     k, r, rest = ranks
-    return Directions(l, q, rank=k, tail_rank=r, tail="refit", rest=rest, clip=True, seed=0, device=device)
+    return Directions(l, q, rank=k, settings=Settings(tail_rank=r, rest=rest), device=device)
 
 
 def _step_gates(

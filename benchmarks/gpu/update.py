@@ -13,6 +13,7 @@ from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, req
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import captured
 from lip_fast.directions import FRESH, Directions
+from lip_fast.settings import Settings
 from lip_fast.world import Alone
 
 __all__ = ["cases"]
@@ -101,9 +102,7 @@ def update(l: int, q: int, k: int, r: int, device: torch.device, floors: Floors)
         def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
             return sums
 
-    directions = Directions(
-        l, q, rank=k, tail_rank=r, tail="refit", rest="keep", clip=True, seed=0, device=device
-    )
+    directions = Directions(l, q, rank=k, settings=Settings(tail_rank=r), device=device)
     directions.basis = weight.basis.clone()
     by = {"one read": ours, "pair": pair}
     variants = [
