@@ -11,7 +11,7 @@ from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
-from lip_fast.world import Update, World
+from lip_fast.world import Change, Update, World
 
 __all__ = ["FRESH", "Directions", "StepReport"]
 
@@ -127,23 +127,12 @@ class Directions:
         if settings.rest == "drop" and not self._warned and not capturing and bool(ok):
             self._warn_if_large(M, svd.S[: k + r], world)
         if settings.rest == "drop" and not self.exact:
-            A, s, B, accumulate = svd.A, torch.cat([svd.S[:k], s]), svd.B, False
+            change = Change(svd.A, torch.cat([svd.S[:k], s]), svd.B, added=False)
+        elif settings.rest == "drop":
+            change = Change(svd.A, torch.cat([s - svd.S[k : k + r], -svd.S[k + r :]]), svd.B, added=True)
         else:
-            s, accumulate = s - svd.S[k : k + r], True
-            if settings.rest == "drop":
-                A, s, B = svd.A, torch.cat([s, -svd.S[k + r :]]), svd.B
-        ok = world.write(
-            M,
-            A,
-            s,
-            B,
-            largest=svd.S[:1],
-            ok=ok,
-            step=self.step,
-            accumulate=accumulate,
-            seed=settings.seed,
-            update=update,
-        )
+            change = Change(A, s - svd.S[k : k + r], B, added=True)
+        ok = world.write(M, change, svd.S[:1], ok, self.step, settings.seed, update)
         # A sound decomposition was stopped by the sums, the values or a weight out of range.
         if M.device.type not in host.READABLE or not bool(ok):
             status = lost(status, sound, ok, NOT_FINITE)

@@ -20,7 +20,7 @@ from lip_fast.sharded.tensors import full_tensor, is_sharded, local_part, traine
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import check_indices
 from lip_fast.validation import FLOATS, check_like, describe, full_precision
-from lip_fast.world import Alone, Peers, RankChoice, Update, World
+from lip_fast.world import Alone, Peers, Update, World
 
 __all__ = ["Head", "HeadStep", "LIPError", "ModuleHead", "Turn", "check_bias", "check_matrix", "group_of"]
 
@@ -413,14 +413,15 @@ class HeadStep:
         M = weight.detach() if sharding is None else local_part(weight)
         unknown = 0
         if self.directions is None:
-            choice: RankChoice | None = RankChoice(settings.kept(min(self.shape)), 0)
-            if settings.rank == "auto":
+            rank = settings.kept(min(self.shape))
+            if rank is None:
                 choice = world.choose_rank(lambda: self._rank_by_energy(M, world))
-            if choice is None:
-                return
-            unknown = choice.status
+                if choice is None:
+                    return
+                rank, unknown = choice
             # A weight without a spectrum: the rank is decided at a later step.
-            self.directions = None if choice.rank is None else self._make_directions(M.device, choice.rank)
+            if rank is not None:
+                self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
         if world.nobody_observed():
             return
@@ -454,24 +455,21 @@ class HeadStep:
             return self.directions.step_(M, world, bias, update)
         world.decide()
         none = torch.zeros((), dtype=torch.int64, device=M.device)
-        return StepReport(torch.zeros_like(world.ok), world.verdict(none + unknown).status, none, none)
+        return StepReport(torch.zeros_like(world.ok), world.verdict(none + unknown)[0], none, none)
 
-    def _rank_by_energy(self, M: Tensor, world: World) -> RankChoice:
+    def _rank_by_energy(self, M: Tensor, world: World) -> tuple[int | None, int]:
         """The rank that keeps the energy, or None and the reason of a weight that has no spectrum."""
         svd = world.tail_svd(M, min(self.shape))
         if broken := int(svd.status):
-            return RankChoice(None, broken)
+            return None, broken
         if not bool(torch.isfinite(svd.S).all()):
-            return RankChoice(None, status.NOT_FINITE)
-        return RankChoice(select_rank(svd.S, energy=_AUTO_ENERGY), 0)
+            return None, status.NOT_FINITE
+        return select_rank(svd.S, energy=_AUTO_ENERGY), 0
 
     @property
     def tracks(self) -> bool:
         """Whether the next step is warm-started: one that can begin with the update of the weight."""
         return self.directions is not None and self.directions.tracks
-
-    def _make_directions(self, device: torch.device, rank: int) -> Directions:
-        return Directions(*self.shape, rank=rank, settings=self.settings, device=device)
 
     # State -------------------------------------------------------------------------------------------
 
@@ -523,7 +521,7 @@ class HeadStep:
         if rank is not None:
             directions = self.directions
             if directions is None or directions.rank != rank or directions.step.device != weight.device:
-                directions = self._make_directions(weight.device, rank)
+                directions = Directions(*shape, rank=rank, settings=self.settings, device=weight.device)
             kept = self.settings.kept(min(shape))
             expected = (rank if kept is None else kept, directions.tail_rank)
             got = (rank, saved["tail_rank"])

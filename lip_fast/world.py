@@ -5,7 +5,7 @@ the decomposition, the sums of the labels, the decision, and the write.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,9 @@ from lip_fast.targets import CSR, Targets
 __all__ = [
     "Alone",
     "Batch",
+    "Change",
     "Peers",
-    "RankChoice",
     "Update",
-    "Verdict",
     "World",
     "all_finite",
 ]
@@ -58,20 +57,13 @@ class Update(Protocol):
         """As :func:`lip_fast.ops.rebuild_` of M', and M' itself where not ``ok``."""
 
 
-class RankChoice(NamedTuple):
-    """A rank that was chosen by the spectrum of the weight; None, and the reason, of one without."""
+class Change(NamedTuple):
+    """What a step writes: A diag(s) B^T of A (l, t), s (t,), B (q, t), added to the weight or in its place."""
 
-    rank: int | None
-    status: int
-
-
-class Verdict(NamedTuple):
-    """What is decided of a step before its singular values are refitted."""
-
-    status: Tensor
-    """() int64, the reasons against a step that the base optimizer took; 0 where there is none."""
-    ok: Tensor
-    """() bool, whether LIP acts."""
+    A: Tensor
+    s: Tensor
+    B: Tensor
+    added: bool
 
 
 class Alone:
@@ -99,8 +91,11 @@ class Alone:
         """Whether there was no step, since no process has seen a batch."""
         return False
 
-    def choose_rank(self, choose: Callable[[], RankChoice]) -> RankChoice | None:
-        """The rank that ``choose`` finds on every process; None where no process has seen a batch."""
+    def choose_rank(self, choose: Callable[[], tuple[int | None, int]]) -> tuple[int | None, int] | None:
+        """What ``choose`` finds on every process: a rank, or None and why the weight has no spectrum.
+
+        None where no process has seen a batch.
+        """
         return choose()
 
     def collect(self, statistics: LabelStatistics) -> None:
@@ -166,13 +161,20 @@ class Alone:
     def decide(self) -> None:
         """Have all processes know whether they take the step, where no sums of labels told them."""
 
-    def verdict(self, status: Tensor) -> Verdict:
-        """Whether the step is taken, given the status of the decomposition."""
-        verdict = _admit(status, self.ok)
-        if self.ok is self._entered:
-            return verdict
-        # Batches that were found not to be finite.
-        return verdict._replace(status=lost(verdict.status, self._entered, self.ok, NOT_FINITE))
+    def verdict(self, status: Tensor) -> tuple[Tensor, Tensor]:
+        """The reasons against a step that the base optimizer took, and whether LIP acts.
+
+        Args:
+            status: () int64 of the decomposition.
+
+        Returns:
+            () int64, 0 where there is no reason; () bool.
+        """
+        status, ok = _admit(status, self.ok)
+        if self.ok is not self._entered:
+            # Batches that were found not to be finite.
+            status = lost(status, self._entered, self.ok, NOT_FINITE)
+        return status, ok
 
     def total(self, part: Tensor) -> Tensor:
         """() the sum over the parts of the weight of a number of each."""
@@ -180,35 +182,23 @@ class Alone:
 
     @staticmethod
     def write(
-        M: Tensor,
-        A: Tensor,
-        s: Tensor,
-        B: Tensor,
-        *,
-        largest: Tensor,
-        ok: Tensor,
-        step: Tensor,
-        accumulate: bool,
-        seed: int,
-        update: Update | None,
+        M: Tensor, change: Change, largest: Tensor, ok: Tensor, step: Tensor, seed: int, update: Update | None
     ) -> Tensor:
-        """Write the factors to the weight where ``ok``, as :func:`lip_fast.ops.rebuild_` does.
+        """Write the change where ``ok``, as :func:`lip_fast.ops.rebuild_` does; returns whether it was.
 
         Args:
             M: the weight, or this process's part of it.
-            A: (l, t), rows of this process.
-            s: (t,).
-            B: (q, t) whole.
-            largest: () the largest singular value of the weight, or (0,) of a weight without one.
+            change: with the rows of A of this process, and B whole.
+            largest: (1,) the largest singular value of the weight; (0,) of a weight without one.
             ok: () bool.
             step: () int64.
-            accumulate: add to the weight rather than replace it.
             seed: of stochastic rounding.
             update: of the weight, which :meth:`warm_svd` took; None where the weight is as it is.
         """
+        A, s, B, added = change
         if update is not None:
-            return update.rebuild_(A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
-        return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=accumulate, seed=seed)
+            return update.rebuild_(A, s, B, ok=ok, step=step, accumulate=added, seed=seed)
+        return ops.rebuild_(M, A, s, B, ok=ok, step=step, accumulate=added, seed=seed)
 
 
 class Peers(Group):
@@ -227,7 +217,7 @@ class Peers(Group):
         """Where that has to be known on the host."""
         return self.device.type in host.READABLE and bool(self.idle)
 
-    def choose_rank(self, choose: Callable[[], RankChoice]) -> RankChoice | None:
+    def choose_rank(self, choose: Callable[[], tuple[int | None, int]]) -> tuple[int | None, int] | None:
         """See :class:`Alone`. Known on every host before the step: what it sums depends on the rank.
 
         Raises:
@@ -237,20 +227,19 @@ class Peers(Group):
         self._raise_if_out_of_step()
         if bool(self.idle):
             return None
-        choice = self.run_with_peers(lambda: self._same_rank(choose()))
+        choice = self.run_with_peers(lambda: self._same_rank(*choose()))
         self._raise_if_out_of_step()
         return choice
 
-    def _same_rank(self, mine: RankChoice) -> RankChoice:
+    def _same_rank(self, rank: int | None, status: int) -> tuple[int | None, int]:
         """The choice of all processes; where one of them has none, the others learn its reason."""
-        rank = mine.rank
-        self.report(torch.full((), mine.status, dtype=torch.int64, device=self.device))
+        self.report(torch.full((), status, dtype=torch.int64, device=self.device))
         numbers = [rank is None, rank or 0, (rank or 0) ** 2]
         told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         (everyone,) = self.sum(lambda: (told,), [(3,)], self.sharding.groups)
         without, total, squares = everyone.tolist()
         if without:
-            return RankChoice(None, mine.status)
+            return None, status
         if self.sharding.peers * squares != total**2:
             # Replicas decide each on its own.
             raise PeerError(
@@ -258,7 +247,7 @@ class Peers(Group):
                 f"directions here and {total / self.sharding.peers:.1f} on average: let all start from the "
                 "same weight; LIP wrote nothing in this step anywhere"
             )
-        return mine
+        return rank, status
 
     def _raise_if_out_of_step(self) -> None:
         """PeerError where another process failed, also off the host, since the status is read here anyway."""
@@ -342,10 +331,10 @@ class Peers(Group):
         if self._statistics is not None and self._collected is not None:
             self._statistics.replace_where(self._collected, self.ok)
 
-    def verdict(self, status: Tensor) -> Verdict:
+    def verdict(self, status: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Alone`."""
-        verdict = _admit(status | self.status, self.entered)
-        return verdict._replace(ok=verdict.ok & self.ok)
+        status, ok = _admit(status | self.status, self.entered)
+        return status, ok & self.ok
 
     def total(self, part: Tensor) -> Tensor:
         """See :class:`Alone`."""
@@ -354,14 +343,12 @@ class Peers(Group):
     def write(
         self,
         M: Tensor,
-        A: Tensor,
-        s: Tensor,
-        B: Tensor,
-        *,
+        change: Change,
         largest: Tensor,
         ok: Tensor,
+        step: Tensor,
         seed: int,
-        **how: Any,
+        update: Update | None,
     ) -> Tensor:
         """See :class:`Alone`.
 
@@ -370,11 +357,10 @@ class Peers(Group):
         one of what is added at most the sum of its singular values: a bound of numbers that all processes
         have, where to look at the entries would need one more sum.
         """
-        sharding = self.sharding
-        if M.dtype == torch.float16 and sharding.dim is not None:
-            ok = ok & (largest.sum() + s.abs().sum() < torch.finfo(torch.float16).max)
-        B, seed = sharding.features_of(B), self.rounding_seed(seed)
-        return Alone.write(M, A, s, B, largest=largest, ok=ok, seed=seed, **how)
+        if M.dtype == torch.float16 and self.sharding.dim is not None:
+            ok = ok & (largest.sum() + change.s.abs().sum() < torch.finfo(torch.float16).max)
+        change = change._replace(B=self.sharding.features_of(change.B))
+        return Alone.write(M, change, largest, ok, step, self.rounding_seed(seed), update)
 
     def rounding_seed(self, seed: int) -> int:
         """A seed of stochastic rounding for this process's part of the weight."""
@@ -407,10 +393,10 @@ def all_finite(batches: Sequence[Batch], device: torch.device) -> Tensor:
     return torch.isfinite(total)
 
 
-def _admit(status: Tensor, ok: Tensor) -> Verdict:
+def _admit(status: Tensor, ok: Tensor) -> tuple[Tensor, Tensor]:
     """Whether a step that the base optimizer took where ``ok`` is taken, and the reasons where it is not."""
     if ok.device.type not in host.READABLE:
-        return Verdict(status * ok, ok & (status == 0))
+        return status * ok, ok & (status == 0)
     if int(status) == 0:
-        return Verdict(status, ok)
-    return Verdict(status * ok, torch.zeros_like(ok))
+        return status, ok
+    return status * ok, torch.zeros_like(ok)
