@@ -231,11 +231,8 @@ class HeadStep:
     ) -> Turn | None:
         """Count a step of the optimizer; what LIP is to act on in it, None where it is not to act.
 
-        Args:
-            weight: of the head.
-            lr: of its group.
-            optimizer: that takes the step.
-            found_inf: what a gradient scaler tells a fused optimizer: not 0 where it skips the step.
+        ``lr`` is of the weight's group; ``found_inf`` is what a gradient scaler tells a fused optimizer: not 0
+        where the optimizer skips the step.
         """
         if weight.grad is None:
             # What it saw is not what its next gradient will be of.

@@ -58,7 +58,7 @@ class Update(Protocol):
 
 
 class Change(NamedTuple):
-    """What a step writes: A diag(s) B^T of A (l, t), s (t,), B (q, t), added to the weight or in its place."""
+    """What a step adds to the weight, or writes in its place: A diag(s) B^T, A (l, t), s (t,), B (q, t)."""
 
     A: Tensor
     s: Tensor
