@@ -231,8 +231,8 @@ class HeadStep:
     ) -> Turn | None:
         """Count a step of the optimizer; what LIP is to act on in it, None where it is not to act.
 
-        ``lr`` is of the weight's group; ``found_inf`` is what a gradient scaler tells a fused optimizer: not 0
-        where the optimizer skips the step.
+        ``lr`` is that of the weight's group; ``found_inf`` is what a gradient scaler tells a fused optimizer,
+        not 0 where the optimizer skips the step.
         """
         if weight.grad is None:
             # What it saw is not what its next gradient will be of.
