@@ -31,9 +31,9 @@ from lip_fast.bench.rows import Row
 from lip_fast.bench.table import render
 from lip_fast.bench.timing import Timer, spin_up
 from lip_fast.bench.truncated_step import truncated_step
-from lip_fast.harness.atomic import replacing
-from lip_fast.harness.errors import UserError, unknown_name
-from lip_fast.harness.parser import Parser
+from lip_fast.cli.atomic import replacing
+from lip_fast.cli.errors import UserError, unknown_name
+from lip_fast.cli.parser import Parser
 
 __all__ = ["MAKERS", "main"]
 

@@ -7,10 +7,10 @@ import torch
 from sklearn.linear_model import RidgeCV
 from torch import nn
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms.algorithm import Task, one_hot
 from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.algorithms.label_loss import LabelLoss
-from lip_fast.harness.errors import UserError
 from lip_fast.harness.models import Network
 
 __all__ = ["CleanHead"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.model_files import (
+from lip_fast.cli.errors import UserError
+from lip_fast.cli.parser import Parser
+from lip_fast.harness.repairs.checkpoints import (
     SAFETENSORS,
     TORCH,
     Layer,
@@ -20,10 +21,9 @@ from lip_fast.harness.model_files import (
     new_files,
     read_checkpoint,
 )
-from lip_fast.harness.parser import Parser
-from lip_fast.harness.processes import refuse_several
-from lip_fast.harness.repair_data import Rows, read_features, split_off
-from lip_fast.harness.repair_figure import save_candidates
+from lip_fast.harness.repairs.features import Rows, read_features, split_off
+from lip_fast.harness.repairs.figures import save_candidates
+from lip_fast.harness.training.processes import refuse_several
 from lip_fast.repair import METHODS, RepairReport, repair
 from lip_fast.statistics import LabelStatistics
 

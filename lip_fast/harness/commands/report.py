@@ -7,16 +7,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from lip_fast.harness.atomic import replacing
-from lip_fast.harness.collect import Result, collect
-from lip_fast.harness.data.reading import reading
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.parser import Parser
-from lip_fast.harness.processes import refuse_several
-from lip_fast.harness.rendering import as_html, as_markdown, table_as_markdown
-from lip_fast.harness.report import plain_numbers, tables_of
-from lip_fast.harness.report_figures import FIGURES
-from lip_fast.harness.runs import write_json
+from lip_fast.cli.atomic import replacing
+from lip_fast.cli.errors import UserError
+from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.reading import reading
+from lip_fast.harness.reports.collect import Result, collect
+from lip_fast.harness.reports.figures import FIGURES
+from lip_fast.harness.reports.pages import as_html, as_markdown, table_as_markdown
+from lip_fast.harness.reports.tables import plain_numbers, tables_of
+from lip_fast.harness.runs.folder import write_json
+from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]
 

@@ -9,22 +9,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lip_fast.harness.arguments import parse_resumed, parse_stored_study, parse_study
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset, load
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.evaluation import Seen
-from lip_fast.harness.experiment import check_labels, restoring, train_network
-from lip_fast.harness.label_files import labels_sha256
-from lip_fast.harness.labels import training_labels
+from lip_fast.harness.files.labels import labels_sha256
 from lip_fast.harness.models import Network, make_model
-from lip_fast.harness.origin import Origin
-from lip_fast.harness.plan import plan_of
-from lip_fast.harness.problem import split
-from lip_fast.harness.processes import refuse_several
-from lip_fast.harness.runs import CONFIG, METRICS, RunFolder, environment, new_run, opened_run, write_json
-from lip_fast.harness.study_config import StudyConfig
-from lip_fast.harness.study_figures import save_angles, save_similarity, save_spectra
-from lip_fast.harness.study_results import (
+from lip_fast.harness.noise.labels import training_labels
+from lip_fast.harness.runs.experiment import check_labels, restoring, train_network
+from lip_fast.harness.runs.folder import (
+    CONFIG,
+    METRICS,
+    RunFolder,
+    environment,
+    new_run,
+    opened_run,
+    write_json,
+)
+from lip_fast.harness.runs.origin import Origin
+from lip_fast.harness.runs.plan import plan_of
+from lip_fast.harness.settings.arguments import parse_resumed, parse_stored_study, parse_study
+from lip_fast.harness.settings.study import StudyConfig
+from lip_fast.harness.studies.figures import save_angles, save_similarity, save_spectra
+from lip_fast.harness.studies.results import (
     CleanNetwork,
     Measured,
     Study,
@@ -33,6 +38,9 @@ from lip_fast.harness.study_results import (
     similarity_table,
     turn_table,
 )
+from lip_fast.harness.training.evaluation import Seen
+from lip_fast.harness.training.problem import split
+from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]
 

@@ -10,18 +10,18 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from lip_fast.harness.arguments import parse_values
-from lip_fast.harness.atomic import replacing
-from lip_fast.harness.collect import collect
-from lip_fast.harness.data.reading import reading
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.parser import Parser
-from lip_fast.harness.processes import refuse_several
-from lip_fast.harness.runs import METRICS, check_name, lock_folder, write_yaml
-from lip_fast.harness.summary import summarise
-from lip_fast.harness.sweep_rows import Row, read_rows, units_of
-from lip_fast.harness.sweeping import Failure, check_units, continuation, run_units
-from lip_fast.harness.tables import summary_table
+from lip_fast.cli.atomic import replacing
+from lip_fast.cli.errors import UserError
+from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.reading import reading
+from lip_fast.harness.reports.collect import collect
+from lip_fast.harness.runs.folder import METRICS, check_name, lock_folder, write_yaml
+from lip_fast.harness.runs.summary import summarise
+from lip_fast.harness.runs.table import summary_table
+from lip_fast.harness.settings.arguments import parse_values
+from lip_fast.harness.sweeps.pool import Failure, check_units, continuation, run_units
+from lip_fast.harness.sweeps.rows import Row, read_rows, units_of
+from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lip_fast.harness.arguments import parse_resumed, parse_stored, parse_train
-from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset, load
-from lip_fast.harness.plan import Plan
-from lip_fast.harness.problem import device_of
-from lip_fast.harness.processes import Processes, started
-from lip_fast.harness.progress import Progress
-from lip_fast.harness.runs import CONFIG, RunFolder, new_run, opened_run
-from lip_fast.harness.single_run import complete, prepare, subject_of
-from lip_fast.harness.summary import summarise
-from lip_fast.harness.tables import summary_table
+from lip_fast.harness.runs.folder import CONFIG, RunFolder, new_run, opened_run
+from lip_fast.harness.runs.plan import Plan
+from lip_fast.harness.runs.progress import Progress
+from lip_fast.harness.runs.single import complete, prepare, subject_of
+from lip_fast.harness.runs.summary import summarise
+from lip_fast.harness.runs.table import summary_table
+from lip_fast.harness.settings.arguments import parse_resumed, parse_stored, parse_train
+from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.harness.training.problem import device_of
+from lip_fast.harness.training.processes import Processes, started
 
 __all__ = ["main"]
 

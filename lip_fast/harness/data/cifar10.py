@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
 from lip_fast.harness.data.images import standardised
 from lip_fast.harness.data.pickled import unpickle_arrays
-from lip_fast.harness.data.reading import checked_labels, class_map, reading
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.files.reading import checked_labels, class_map, reading
 
 __all__ = ["cifar10"]
 

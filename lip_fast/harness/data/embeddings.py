@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
-from lip_fast.harness.data.reading import checked_features, checked_labels, reading
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.files.reading import checked_features, checked_labels, reading
 
 __all__ = ["read_embeddings"]
 
