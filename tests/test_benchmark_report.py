@@ -18,7 +18,7 @@ from benchmarks.sections import SECTIONS
 from lip_fast.bench.rows import Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-README = f"# Title\n\nbefore\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+README = f"# Title\n\nbefore\n{report.SLOT.begin}\nold\n{report.SLOT.end}\nafter\n"
 
 
 def entry(key: str) -> dict[str, Any]:
@@ -299,8 +299,8 @@ def test_target(target: Target, met: bool) -> None:
 def test_writes_between_the_markers_only(files: Files) -> None:
     assert files.run() == 0
     text = files.readme.read_text()
-    assert text.startswith(f"# Title\n\nbefore\n{report.BEGIN}\nSome CPU")
-    assert text.endswith(f"`.\n{report.END}\nafter\n")
+    assert text.startswith(f"# Title\n\nbefore\n{report.SLOT.begin}\nSome CPU")
+    assert text.endswith(f"`.\n{report.SLOT.end}\nafter\n")
     assert "\nold\n" not in text
 
 
@@ -449,8 +449,8 @@ def test_refuses_a_missing_result(files: Files, capsys: pytest.CaptureFixture[st
     "text",
     [
         "no markers\n",
-        f"{report.BEGIN}\n",
-        f"{report.END}\n{report.BEGIN}\n",
+        f"{report.SLOT.begin}\n",
+        f"{report.SLOT.end}\n{report.SLOT.begin}\n",
         README + README,
     ],
 )

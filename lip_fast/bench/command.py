@@ -31,9 +31,10 @@ from lip_fast.bench.rows import Row
 from lip_fast.bench.table import render
 from lip_fast.bench.timing import Timer, spin_up
 from lip_fast.bench.truncated_step import truncated_step
-from lip_fast.cli.atomic import replacing
+from lip_fast.cli.atomic import write_whole
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.cli.parser import Parser
+from lip_fast.cli.table import aligned
 
 __all__ = ["MAKERS", "main"]
 
@@ -135,14 +136,13 @@ def _chosen(patterns: Sequence[str] | None) -> list[Row]:
 
 
 def _print_rows(chosen: Sequence[Row]) -> None:
-    width = max(len(row.key) for row in chosen)
+    lines = []
     for row in chosen:
         tail = "all" if row.tail_rank is None else row.tail_rank
         what = "samples" if row.kind == "one-shot" else "samples a step"
-        print(
-            f"{row.key:<{width}}  {row.l} classes, {row.q} features, {row.k} directions kept, "
-            f"{tail} refitted, {row.n} {what}"
-        )
+        sizes = f"{row.l} classes, {row.q} features, {row.k} directions kept, {tail} refitted, {row.n} {what}"
+        lines.append((row.key, sizes))
+    print(aligned(lines))
 
 
 def _check_folder(path: Path) -> None:
@@ -194,8 +194,7 @@ def _write(path: Path, device: torch.device, native: bool, records: Sequence[Map
         "machine": describe(),
         "rows": records,
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
+    write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
 def _commit() -> dict[str, Any] | None:

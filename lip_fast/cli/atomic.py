@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["remove_leftovers", "replacing", "sync", "temporary_name"]
+__all__ = ["remove_leftovers", "replace", "replacing", "sync", "temporary_name", "write_whole"]
 
 # In front, for writers that go by the suffix.
 _PREFIX = ".partial."
@@ -17,27 +17,42 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{os.getpid()}.{path.name}")
 
 
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file as :func:`replacing` does; text is written in UTF-8, its line ends as they are."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file under a hidden name; when the block ends, it takes the place of ``path``.
 
-    Who opens ``path`` at any time, also after a crash, finds the whole old file or the whole new one: the
+    Whoever opens ``path`` at any time, also after a crash, finds the whole old file or the whole new one: the
     content has reached the disk before the rename, and the rename before this returns. The old file goes by
-    that same rename, so there is no time without one.
+    that same rename, so there is no time without one. Its permissions stay; a link stays, and the file that
+    it leads to is replaced.
 
     Yields:
         the path to write to. Where the block or the rename fails, what was written disappears.
     """
+    path = Path(os.path.realpath(path))
     temporary = temporary_name(path)
     try:
         yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def replace(written: Path, path: Path) -> None:
+    """Put a file that was written in the place of ``path``, see :func:`replacing`."""
+    with suppress(FileNotFoundError):
+        shutil.copymode(path, written)
+    sync(written)
+    os.replace(written, path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -52,7 +67,7 @@ def sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what writers that were killed left in ``folder``: of ``name``, or of any file."""
+    """Remove what writers that were killed left in ``folder``: of the file ``name``, or of any file."""
     for path in folder.glob(f"{_PREFIX}*"):
         _, _, target = path.name.removeprefix(_PREFIX).partition(".")
         if name and target != name:

@@ -23,6 +23,7 @@ import lip_fast
 from lip_fast import backends
 from lip_fast.backends import triton
 from lip_fast.backends.native import library
+from lip_fast.cli.table import aligned
 
 __all__ = ["main"]
 
@@ -62,15 +63,13 @@ def main(arguments: Sequence[str]) -> int:
     served, failed = _served()
     problems += failed
 
-    _print_section("versions", _versions(), indent=2)
-    _print_section("machine", [("platform", _platform()), *_devices(driver, has_device)], indent=2)
+    _print_section("versions", _versions())
+    _print_section("machine", [("platform", _platform()), *_devices(driver, has_device)])
     rows = [row for extension in extensions for row in _describe(extension)]
-    _print_section("extensions", [*rows, *_triton(served)], indent=2)
+    _print_section("extensions", [*rows, *_triton(served)])
     variables = backends.environment()
-    _print_section(
-        "environment", variables.items() or [("none of the variables that are heeded is set",)], indent=2
-    )
-    _print_section("ops", [("op", "device", "backend", "why"), *served], indent=2)
+    _print_section("environment", variables.items() or [("none of the variables that are heeded is set",)])
+    _print_section("ops", [("op", "device", "backend", "why"), *served])
     if problems:
         _print_section(
             f"{len(problems)} problem{'s' * (len(problems) > 1)}", [(problem,) for problem in problems]
@@ -235,12 +234,5 @@ def _served() -> tuple[list[backends.Served], list[str]]:
     return served, [f"{' '.join(problem.split())}: {advice}" for problem in dict.fromkeys(problems)]
 
 
-def _print_section(title: str, rows: Iterable[Sequence[str]], indent: int = 2) -> None:
-    rows = list(rows)
-    columns = max(map(len, rows))
-    widths = [max(len(row[c]) for row in rows if len(row) > c) for c in range(columns)]
-    print(title)
-    for row in rows:
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
-        print(f"{' ' * indent}{line}".rstrip())
-    print()
+def _print_section(title: str, rows: Iterable[Sequence[str]]) -> None:
+    print(f"{title}\n{aligned(list(rows), indent='  ')}\n")

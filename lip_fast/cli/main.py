@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lip_fast.cli.errors import UserError, unknown_name
+from lip_fast.cli.table import aligned
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -140,14 +141,13 @@ def _version() -> str:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
     lines = [
         "usage: lip-fast [--help] [--version] SUBCOMMAND ...",
         "",
         "LIP inside the optimizer step: classifiers that survive wrong labels.",
         "",
         "subcommands:",
-        *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+        aligned([(name, command.summary) for name, command in COMMANDS.items()], indent="  "),
         "",
         "lip-fast SUBCOMMAND --help lists what it takes.",
     ]

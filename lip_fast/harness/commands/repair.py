@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from lip_fast.cli.errors import UserError
 from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.outputs import check_outputs, new_files
 from lip_fast.harness.repairs.checkpoints import (
     SAFETENSORS,
     TORCH,
     Layer,
-    check_outputs,
-    new_files,
     read_checkpoint,
 )
 from lip_fast.harness.repairs.features import Rows, read_features, split_off

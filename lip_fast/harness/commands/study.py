@@ -26,7 +26,7 @@ from lip_fast.harness.runs.folder import (
 )
 from lip_fast.harness.runs.origin import Origin
 from lip_fast.harness.runs.plan import plan_of
-from lip_fast.harness.settings.arguments import parse_resumed, parse_stored_study, parse_study
+from lip_fast.harness.settings.arguments import check_resumed, parse, parse_stored
 from lip_fast.harness.settings.study import StudyConfig
 from lip_fast.harness.studies.figures import save_angles, save_similarity, save_spectra
 from lip_fast.harness.studies.results import (
@@ -34,10 +34,8 @@ from lip_fast.harness.studies.results import (
     Measured,
     Study,
     check_directions,
-    rank_table,
-    similarity_table,
-    turn_table,
 )
+from lip_fast.harness.studies.tables import rank_table, similarity_table, turn_table
 from lip_fast.harness.training.evaluation import Seen
 from lip_fast.harness.training.problem import split
 from lip_fast.harness.training.processes import refuse_several
@@ -70,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         KeyboardInterrupt: with a text that says how to continue, once a network is trained.
     """
     refuse_several()
-    config, resume = parse_study(arguments)
+    config, resume = parse(arguments, StudyConfig)
     if resume is not None:
         return _resume(arguments, resume)
     dataset = _prepare(config)
@@ -81,8 +79,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _resume(arguments: Sequence[str], path: Path) -> int:
     with opened_run(path, "study") as folder:
-        config = parse_stored_study(path / CONFIG, whole=not folder.complete)
-        parse_resumed(arguments, config, path)
+        config = parse_stored(path / CONFIG, StudyConfig, whole=not folder.complete)
+        check_resumed(arguments, config, path)
         if folder.complete:
             print(f"nothing to resume: the study in {path} is complete")
             return 0

@@ -19,6 +19,7 @@ from lip_fast.harness.runs.folder import METRICS, check_name, lock_folder, write
 from lip_fast.harness.runs.summary import summarise
 from lip_fast.harness.runs.table import summary_table
 from lip_fast.harness.settings.arguments import parse_values
+from lip_fast.harness.settings.train import TrainConfig
 from lip_fast.harness.sweeps.pool import Failure, check_units, continuation, run_units
 from lip_fast.harness.sweeps.rows import Row, read_rows, units_of
 from lip_fast.harness.training.processes import refuse_several
@@ -156,7 +157,7 @@ def _stored_rows(folder: Path) -> list[Row]:
     for name in map(str, stored):  # the names of folders inside
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"expected names of rows in {path}, found {name!r}")
-    return [Row(str(name), parse_values(settings)) for name, settings in stored.items()]
+    return [Row(str(name), parse_values(settings, TrainConfig)) for name, settings in stored.items()]
 
 
 @contextmanager

@@ -6,10 +6,8 @@ run: the latter is read with ``weights_only=True``.
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -27,9 +25,7 @@ __all__ = [
     "TORCH",
     "Checkpoint",
     "Layer",
-    "check_outputs",
     "describe_tensor",
-    "new_files",
     "read_checkpoint",
 ]
 
@@ -309,94 +305,3 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     """First byte of a tensor and the one after its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-# Files -----------------------------------------------------------------------------------------------
-
-
-def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path], replaced: Sequence[Path]) -> None:
-    """Look before hours are spent whether files can be written where they should be.
-
-    Args:
-        outputs: files to write, by what they are for.
-        inputs: files that are read, likewise.
-        replaced: those of the outputs that may be there already.
-
-    Raises:
-        UserError: one is there already, is another output or an input, or has no folder to be written to.
-    """
-    taken = {_real(path): name for name, path in inputs.items()}
-    for name, path in outputs.items():
-        real = _real(path)
-        if real in taken:
-            raise UserError(f"expected {name} to be a file of its own, found {path}, which is {taken[real]}")
-        taken[real] = name
-        if os.path.isdir(path):
-            raise UserError(f"expected {name} to be a file, found the folder {path}")
-        if os.path.exists(path) and path not in replaced:
-            raise UserError(f"expected {name} to be new, found {path}: --overwrite replaces it")
-        if not os.path.isdir(real.parent):
-            raise UserError(f"expected {name} in a folder that is there, found none at {real.parent}")
-        if not os.access(real.parent, os.W_OK):
-            raise UserError(f"expected {name} in a folder that can be written, found {real.parent}")
-
-
-def _real(path: Path) -> Path:
-    """The file a path leads to: a link is not replaced, but what it points to."""
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
-        raise UserError(f"expected a path that leads somewhere, got {path}: {error}") from error
-
-
-@contextmanager
-def new_files(targets: Sequence[Path], replaced: Sequence[Path]) -> Iterator[list[Path]]:
-    """Write files under hidden names beside their own; they get those when the block ends, or disappear.
-
-    Args:
-        targets: files to write.
-        replaced: those of them that may be there already.
-
-    Yields:
-        the hidden paths to write to, in the order of ``targets``.
-
-    Raises:
-        UserError: a file cannot be written, or has appeared meanwhile. None has been written then.
-    """
-    finals = [_real(path) for path in targets]
-    # In the same folder, for a rename within a file system is all or nothing.
-    hidden = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in finals]
-    made: list[Path] = []
-    try:
-        yield hidden
-        for target, path, final in zip(targets, hidden, finals, strict=True):
-            if target in replaced:
-                with suppress(FileNotFoundError):
-                    shutil.copymode(final, path)
-                os.replace(path, final)
-            else:
-                _rename_new(path, final)
-                made.append(final)
-    except BaseException as error:
-        for path in made:
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            names = ", ".join(map(str, targets))
-            raise UserError(f"expected to write {names}, which failed: {error}") from error
-        raise
-    finally:
-        for path in hidden:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
-
-def _rename_new(path: Path, final: Path) -> None:
-    """Rename a file, never over another."""
-    try:
-        os.link(path, final)  # unlike a rename, it fails where something is
-    except FileExistsError:
-        raise UserError(f"expected {final} to be new, found a file that has appeared meanwhile") from None
-    except OSError:  # a file system without links
-        if final.exists():
-            raise UserError(f"expected {final} to be new, found a file that has appeared meanwhile") from None
-        os.replace(path, final)

@@ -83,7 +83,7 @@ def _add(rows: dict[str, Result], folder: Path, run: Path) -> None:
         metrics = json.loads((run / METRICS).read_text(encoding="utf-8"))
         if "seeds" not in metrics:
             return  # of a study
-        config = parse_stored(run / CONFIG, whole=True)
+        config = parse_stored(run / CONFIG, TrainConfig, whole=True)
         seeds = {
             int(entry["seed"]): {m: Record(**values) for m, values in entry["methods"].items()}
             for entry in metrics["seeds"]

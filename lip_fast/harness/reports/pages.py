@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from lip_fast.cli.table import markdown
 from lip_fast.harness.reports.tables import Table
 
 __all__ = ["as_html", "as_markdown", "table_as_markdown"]
@@ -57,9 +58,7 @@ footer { margin-top: 3rem; color: #666; font-size: .85rem; }
 
 def table_as_markdown(table: Table) -> str:
     """The table alone, in GitHub's Markdown."""
-    rules = ["---" if i < table.names else "---:" for i in range(len(table.header))]
-    lines = [table.header, tuple(rules), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown([table.header, *table.rows], names=table.names)
 
 
 def as_markdown(

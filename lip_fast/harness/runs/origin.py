@@ -11,7 +11,7 @@ from lip_fast.backends import served
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.runs.folder import environment
-from lip_fast.harness.settings.train import option
+from lip_fast.harness.settings.config import option
 
 __all__ = ["Origin"]
 

@@ -1,12 +1,13 @@
 """The table a run ends with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from lip_fast.cli.table import aligned
 from lip_fast.harness.runs.paired import Difference
 from lip_fast.harness.runs.summary import Spread, Summary
 from lip_fast.harness.settings.train import METHODS
 
-__all__ = ["aligned", "percent", "points", "summary_table"]
+__all__ = ["percent", "points", "summary_table"]
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> str:
@@ -69,11 +70,3 @@ def _step_time(summary: Summary) -> str:
         base = summary.step_seconds - summary.lip_seconds
         return f"{text}: LIP adds {1e6 * summary.lip_seconds:.0f} to {1e6 * base:.0f} us"
     return text
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as plain text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

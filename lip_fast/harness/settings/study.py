@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.noise import NOISES
 from lip_fast.harness.noise.labels import SOURCES
-from lip_fast.harness.settings.train import TrainConfig, option
+from lip_fast.harness.settings.config import Config, option, setting
+from lip_fast.harness.settings.train import TrainConfig
 
 __all__ = ["StudyConfig"]
 
@@ -18,37 +19,40 @@ KINDS = tuple(name for name in NOISES if name != "none")
 
 def _same(name: str) -> Any:
     """A field as ``lip-fast train`` has it: default and help text."""
-    setting = next(setting for setting in dataclasses.fields(TrainConfig) if setting.name == name)
-    return field(default=setting.default, metadata=setting.metadata)
-
-
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+    one = next(one for one in dataclasses.fields(TrainConfig) if one.name == name)
+    return setting(one.default, one.metadata["help"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(Config):
     """Settings of ``lip-fast study``; each field's meaning is its help text.
 
     Raises:
         UserError: a value that cannot be; the message names what was expected and what came.
     """
 
+    COMMAND = "study"
+    DESCRIPTION = (
+        "Train a network on labels of rising inaccuracy, and compare the singular subspaces of its weight "
+        "with those that clean labels give: why accurate models can be learned from wrong labels."
+    )
+    RESUME = "continue the interrupted study in this folder after the last network that it trained"
+
     data: str = _same("data")
     samples: int | None = _same("samples")
     seeds: int = _same("seeds")
     first_seed: int = _same("first_seed")
-    noise: str = _setting("symmetric", f"kind of wrong labels: {', '.join(KINDS)}")
-    rates: tuple[float, ...] = _setting(
+    noise: str = setting("symmetric", f"kind of wrong labels: {', '.join(KINDS)}")
+    rates: tuple[float, ...] = setting(
         (0.0, 0.2, 0.4, 0.6, 0.8), "rates of the noise, each in [0, 1); 0 is always among them"
     )
-    rank: int | None = _setting(
+    rank: int | None = setting(
         None,
         "directions of the principal subspace; null: where the singular values of the ridge head on clean "
         "labels fall most steeply",
     )
     # Small enough to leave the large directions as they are; it keeps those without features from deciding.
-    ridge: float = _setting(
+    ridge: float = setting(
         1e-2, "penalty of the ridge heads, in units of the mean eigenvalue of X^T X, above 0"
     )
     model: str = _same("model")
@@ -67,8 +71,7 @@ class StudyConfig:
     name: str | None = _same("name")
 
     def __post_init__(self) -> None:
-        if self.rates is None or self.ridge is None:
-            raise UserError("expected --rates and --ridge to have a value, got null")
+        super().__post_init__()
         # YAML and the command line give lists; a setting cannot be changed.
         for rate in self.rates:
             if not 0 <= rate < 1:
@@ -95,8 +98,3 @@ class StudyConfig:
         own = {"rates", "rank", "ridge"}
         shared = {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.name not in own}
         return TrainConfig(**shared, noise_rate=rate, methods=("plain",), holdout_fraction=0.0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values (lists, not tuples), for YAML."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

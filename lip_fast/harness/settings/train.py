@@ -1,10 +1,7 @@
 """The settings of a training run: one place for names, defaults, help and checks."""
 
-import dataclasses
 import math
-import typing
 from dataclasses import dataclass, field
-from typing import Any
 
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.algorithms import ALGORITHMS, AUTO
@@ -12,8 +9,9 @@ from lip_fast.harness.data.augmentation import AUGMENTATIONS
 from lip_fast.harness.models import MODELS
 from lip_fast.harness.noise import NOISES
 from lip_fast.harness.noise.labels import check_source
+from lip_fast.harness.settings.config import Config, option, setting
 
-__all__ = ["CHOOSING", "DEVICES", "METHODS", "OPTIMIZERS", "REPAIRS", "SCHEDULES", "TrainConfig", "option"]
+__all__ = ["CHOOSING", "DEVICES", "METHODS", "OPTIMIZERS", "REPAIRS", "SCHEDULES", "TrainConfig"]
 
 METHODS = {
     "plain": "plain",
@@ -37,13 +35,8 @@ _MOST_THREADS = 1024
 _MOST_SEED = 2**63 - 1
 
 
-def _setting(default: Any, text: str) -> Any:
-    """A field with its help text."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """Settings of ``lip-fast train``; each field's meaning is its help text.
 
     Raises:
@@ -51,26 +44,33 @@ class TrainConfig:
             LIP are checked by :class:`lip_fast.LIP` itself, which knows the size of the head.
     """
 
-    data: str = _setting(
+    COMMAND = "train"
+    DESCRIPTION = (
+        "Train a network on wrong labels: plain, with LIP in the step and after each epoch, and with LIP and "
+        "other repairs applied to the trained plain network."
+    )
+    RESUME = "continue the interrupted run in this folder from its last checkpoint, to the same bits"
+
+    data: str = setting(
         "digits",
         "data set: digits, fashion-mnist[:FOLDER], cifar10:FOLDER, partial labels in FILE.mat or embeddings "
         "in FILE.npz",
     )
-    samples: int | None = _setting(
+    samples: int | None = setting(
         None, "number of training samples, drawn by the seed; null: all that the data have"
     )
-    seeds: int = _setting(3, "number of repetitions: seeds first-seed to first-seed + N - 1")
-    first_seed: int = _setting(0, "the first of the seeds")
-    noise: str = _setting(
+    seeds: int = setting(3, "number of repetitions: seeds first-seed to first-seed + N - 1")
+    first_seed: int = setting(0, "the first of the seeds")
+    noise: str = setting(
         "auto",
         f"wrong labels: made ({', '.join(NOISES)}), the data's own (own), human:FILE#SET of CIFAR-10N, or "
         "file:LABELS.npz of another run; auto: own where the data have some, else symmetric",
     )
-    noise_rate: float = _setting(
+    noise_rate: float = setting(
         0.4,
         "share of wrong training labels, in [0, 1); of partial labels the probability of a wrong candidate",
     )
-    algorithm: str = _setting(
+    algorithm: str = setting(
         AUTO,
         f"what the network minimises: {', '.join(ALGORITHMS)}; auto: cross-entropy, or cc for candidate sets",
     )
@@ -78,73 +78,70 @@ class TrainConfig:
         default_factory=dict,
         metadata={"help": "the algorithm's hyper-parameters, if not its source's: --options.q 0.5"},
     )
-    clean_per_class: int = _setting(
+    clean_per_class: int = setting(
         10, "samples of each class whose clean label an algorithm that asks for some is told"
     )
-    methods: tuple[str, ...] = _setting(
+    methods: tuple[str, ...] = setting(
         DEFAULT_METHODS, f"what to compare, one or more of: {', '.join(METHODS)}"
     )
     # A tenth: enough to tell candidates apart, and hardly missed by the training.
-    holdout_fraction: float = _setting(
+    holdout_fraction: float = setting(
         0.1,
         "share of the training samples that no method trains on and whose labels, wrong as they are, "
         "choose epochs and repairs; 0: nothing is chosen",
     )
     # Network, epochs and learning rate: chosen on the plain network alone (seed 0, its test accuracy), so
     # that it trains in seconds and long enough to learn wrong labels by heart.
-    model: str = _setting("mlp", f"the network: {', '.join(MODELS)}")
-    hidden: tuple[int, ...] = _setting((256, 128), "widths of the hidden layers of mlp")
-    augment: str = _setting("none", f"change of images before each step: {', '.join(AUGMENTATIONS)}")
-    epochs: int = _setting(60, "passes over the training data")
-    batch_size: int = _setting(64, "samples in a step")
-    optimizer: str = _setting("adamw", f"base optimizer; known: {', '.join(OPTIMIZERS)}")
-    lr: float = _setting(2e-3, "learning rate, in the first epoch")
-    schedule: str = _setting(
+    model: str = setting("mlp", f"the network: {', '.join(MODELS)}")
+    hidden: tuple[int, ...] = setting((256, 128), "widths of the hidden layers of mlp")
+    augment: str = setting("none", f"change of images before each step: {', '.join(AUGMENTATIONS)}")
+    epochs: int = setting(60, "passes over the training data")
+    batch_size: int = setting(64, "samples in a step")
+    optimizer: str = setting("adamw", f"base optimizer; known: {', '.join(OPTIMIZERS)}")
+    lr: float = setting(2e-3, "learning rate, in the first epoch")
+    schedule: str = setting(
         "constant", "learning rate of later epochs: constant, or cosine, down to 0 after the last"
     )
-    weight_decay: float = _setting(1e-2, "weight decay")
-    momentum: float = _setting(0.9, "momentum of sgd, in [0, 1)")
+    weight_decay: float = setting(1e-2, "weight decay")
+    momentum: float = setting(0.9, "momentum of sgd, in [0, 1)")
     # What README's tables support. In the step no fraction from 0.8 on did better or worse than another by
     # more than chance, and 0.5 cost accuracy; "auto" (95% of the energy) often keeps every direction of ten.
-    rank: int | float | str = _setting(
+    rank: int | float | str = setting(
         0.9, "directions of the head that LIP keeps in the step: a number, a fraction such as 0.9, or auto"
     )
     # Afterwards 0.8 cost 7 points where wrong labels were learned by heart; the choice by held-out labels did
     # best of all rules, for it keeps every direction where nothing else helps.
-    rank_afterwards: int | float | str = _setting(
+    rank_afterwards: int | float | str = setting(
         "auto",
         "directions that LIP keeps when it is applied to all samples at once, after an epoch or after the "
         "training: a number, a fraction, or auto: chosen by held-out labels, without them by energy",
     )
-    tail_rank: int | None = _setting(
+    tail_rank: int | None = setting(
         None, "directions below them that LIP refits in the step; null: all that remain"
     )
-    tail: str = _setting("refit", "what LIP does with those in the step: refit or zero")
-    rest: str = _setting("keep", "what LIP does with deeper directions in the step: keep or drop")
-    every: int = _setting(1, "LIP acts on each N-th step")
+    tail: str = setting("refit", "what LIP does with those in the step: refit or zero")
+    rest: str = setting("keep", "what LIP does with deeper directions in the step: keep or drop")
+    every: int = setting(1, "LIP acts on each N-th step")
     # A fresh head is flat: no rule could tell its directions apart.
-    start: int | None = _setting(None, "LIP acts from this step on; null: from the second epoch on")
-    decay: float | None = _setting(
+    start: int | None = setting(None, "LIP acts from this step on; null: from the second epoch on")
+    decay: float | None = setting(
         0.995, "fading of the average over past batches that LIP refits to; null: this batch alone"
     )
-    clip: bool = _setting(True, "limit the values refitted in the step")
+    clip: bool = setting(True, "limit the values refitted in the step")
     # One: more do not help networks of this size, and where another process holds a core, two threads that
     # wait for each other took 20 times as long (450 s against 19 s).
-    threads: int | None = _setting(1, "threads of torch; null: its own default")
-    device: str = _setting("auto", "where to train: cpu, cuda, or auto: cuda where there is one")
-    checkpoint_every: int | None = _setting(
+    threads: int | None = setting(1, "threads of torch; null: its own default")
+    device: str = setting("auto", "where to train: cpu, cuda, or auto: cuda where there is one")
+    checkpoint_every: int | None = setting(
         None,
         "steps from one checkpoint to the next; null: at the end of epochs, as often as takes 2% of the time",
     )
-    tensorboard: bool = _setting(False, "write curves for TensorBoard into the run folder")
-    out: str = _setting("runs", "folder that run folders are made in")
-    name: str | None = _setting(None, "name of the run folder; null: the time of the start")
+    tensorboard: bool = setting(False, "write curves for TensorBoard into the run folder")
+    out: str = setting("runs", "folder that run folders are made in")
+    name: str | None = setting(None, "name of the run folder; null: the time of the start")
 
     def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):
-            # The parser lets a null of YAML through whatever the type is.
-            if getattr(self, setting.name) is None and type(None) not in typing.get_args(setting.type):
-                raise UserError(f"expected {option(setting.name)} to have a value, got null")
+        super().__post_init__()
         # YAML and the command line give lists; a setting cannot be changed.
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
@@ -193,16 +190,6 @@ class TrainConfig:
         _check("lr", self.lr, "above 0 and finite", 0 < self.lr < math.inf)
         _check("weight_decay", self.weight_decay, "finite, 0 or more", 0 <= self.weight_decay < math.inf)
         _check("momentum", self.momentum, "in [0, 1)", 0 <= self.momentum < 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values (lists, not tuples), for YAML."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def option(name: str) -> str:
-    """How a setting is spelled on the command line: ``noise_rate`` is ``--noise-rate``."""
-    return "--" + name.replace("_", "-")
 
 
 def _check(name: str, value: object, expected: str, holds: bool) -> None:

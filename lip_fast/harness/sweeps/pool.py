@@ -184,7 +184,7 @@ def _run(folder: Path, path: Path, config: TrainConfig) -> str | None:
                 _complete(new, path, config)
         elif not (folder / path / METRICS).exists():
             with opened_run(folder / path) as old:
-                _complete(old, path, parse_stored(folder / path / CONFIG, whole=True))
+                _complete(old, path, parse_stored(folder / path / CONFIG, TrainConfig, whole=True))
     except UserError as error:
         return str(error)
     except KeyboardInterrupt:  # raised by _complete: the parent knows

@@ -15,7 +15,8 @@ import yaml
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.files.reading import reading
 from lip_fast.harness.settings.arguments import parse_values
-from lip_fast.harness.settings.train import TrainConfig, option
+from lip_fast.harness.settings.config import option
+from lip_fast.harness.settings.train import TrainConfig
 
 __all__ = ["Row", "Unit", "read_rows", "units_of"]
 
@@ -98,7 +99,7 @@ def read_rows(paths: Sequence[Path], overrides: Sequence[str]) -> list[Row]:
             if row in rows:
                 raise UserError(f"expected rows of different names, got two named {row}")
             try:
-                rows[row] = Row(row, parse_values({**settings, **changes}, overrides))
+                rows[row] = Row(row, parse_values({**settings, **changes}, TrainConfig, overrides))
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
     if not rows:

@@ -15,7 +15,7 @@ from lip_fast.cli import main
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.commands import study
 from lip_fast.harness.runs.folder import RunFolder
-from lip_fast.harness.settings.arguments import parse_study
+from lip_fast.harness.settings.arguments import parse
 from lip_fast.harness.settings.study import StudyConfig
 from lip_fast.harness.settings.train import TrainConfig
 
@@ -122,9 +122,9 @@ def test_labels_that_no_rate_makes_wrong_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_settings() -> None:
-    assert parse_study([]) == (StudyConfig(), None)
-    assert parse_study(["--rates", "0.5", "0.1", "0.5"]).config.rates == (0.0, 0.1, 0.5)
-    assert parse_study(["--resume", "a"]) == (StudyConfig(), Path("a"))
+    assert parse([], StudyConfig) == (StudyConfig(), None)
+    assert parse(["--rates", "0.5", "0.1", "0.5"], StudyConfig).config.rates == (0.0, 0.1, 0.5)
+    assert parse(["--resume", "a"], StudyConfig) == (StudyConfig(), Path("a"))
     training = StudyConfig(epochs=3, hidden=(5,), noise="pair").training(0.25)
     assert training == TrainConfig(
         epochs=3, hidden=(5,), noise="pair", noise_rate=0.25, methods=("plain",), holdout_fraction=0.0

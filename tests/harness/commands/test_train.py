@@ -12,7 +12,7 @@ import yaml
 
 from lip_fast.cli import main
 from lip_fast.harness.files.labels import labels_sha256, load_labels
-from lip_fast.harness.settings.arguments import parse_train
+from lip_fast.harness.settings.arguments import parse
 from lip_fast.harness.settings.train import TrainConfig
 
 REPOSITORY = Path(__file__).parents[3]
@@ -104,16 +104,18 @@ def test_the_folders_config_repeats_the_run(finished, tmp_path: Path, capsys) ->
 
 
 def test_settings_are_read_as_what_they_are(tmp_path: Path) -> None:
-    assert parse_train([]).config == TrainConfig()
+    assert parse([], TrainConfig).config == TrainConfig()
     for text, rank in (("5", 5), ("0.5", 0.5), ("auto", "auto")):
-        parsed = parse_train(["--rank", text]).config.rank
+        parsed = parse(["--rank", text], TrainConfig).config.rank
         assert (parsed, type(parsed)) == (rank, type(rank))
     (tmp_path / "c.yaml").write_text("epochs: 7\nhidden: [5, 6]\nlr: 1e-2\ndecay: null\n")
-    config = parse_train(["--config", str(tmp_path / "c.yaml"), "--epochs", "8", "--methods", "plain"]).config
+    config = parse(
+        ["--config", str(tmp_path / "c.yaml"), "--epochs", "8", "--methods", "plain"], TrainConfig
+    ).config
     assert config == TrainConfig(epochs=8, hidden=(5, 6), lr=0.01, decay=None, methods=("plain",))
-    assert parse_train(["--noise-rate", "0", "--clip", "false", "--tail-rank", "3"]).config == TrainConfig(
-        noise_rate=0, clip=False, tail_rank=3
-    )
+    assert parse(
+        ["--noise-rate", "0", "--clip", "false", "--tail-rank", "3"], TrainConfig
+    ).config == TrainConfig(noise_rate=0, clip=False, tail_rank=3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from harness.sample_files import REPOSITORY, write_human, write_mat, write_npz
 
 from lip_fast.cli import main
 from lip_fast.harness.files.labels import load_labels
-from lip_fast.harness.settings.arguments import parse_train
+from lip_fast.harness.settings.arguments import parse
+from lip_fast.harness.settings.train import TrainConfig
 
 SHORT = ["--epochs", "1", "--seeds", "2", "--hidden", "16", "--rank", "2"]
 
@@ -74,7 +75,7 @@ def test_partial_labels_and_back_through_their_file(tmp_path: Path) -> None:
 
 
 def test_noise_none_is_a_name_and_no_null() -> None:
-    assert parse_train(["--noise", "none"]).config.noise == "none"
+    assert parse(["--noise", "none"], TrainConfig).config.noise == "none"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ from lip_fast.harness.repairs.features import read_features
 from lip_fast.harness.runs.folder import CHECKPOINT, CONFIG, RunFolder, new_run
 from lip_fast.harness.runs.plan import plan_of
 from lip_fast.harness.runs.progress import Progress
-from lip_fast.harness.settings.arguments import parse_stored, parse_train
+from lip_fast.harness.settings.arguments import parse, parse_stored
 from lip_fast.harness.settings.train import TrainConfig
 
 pytestmark = [
@@ -147,7 +147,7 @@ def _config(folder: Path) -> Reader:
     def check(command: Any) -> None:
         assert isinstance(command.config, TrainConfig)
 
-    return Reader(path, lambda: parse_train(["--config", str(path)]), check)
+    return Reader(path, lambda: parse(["--config", str(path)], TrainConfig), check)
 
 
 def _run_folder(folder: Path, file: str) -> Reader:
@@ -161,7 +161,7 @@ def _run_folder(folder: Path, file: str) -> Reader:
 
     def read() -> Progress:
         run = RunFolder(folder / "run")
-        progress = Progress(run, parse_stored(run.path / CONFIG, whole=True), dataset, plan)
+        progress = Progress(run, parse_stored(run.path / CONFIG, TrainConfig, whole=True), dataset, plan)
         progress.load(dataset)
         return progress
 
@@ -322,4 +322,4 @@ def test_settings_without_a_value_or_in_another_encoding(tmp_path: Path) -> None
     for content, message in ((b"seeds: 1\nlr:\n", "--lr to have a value"), (b"out: \xe9\n", "text in UTF-8")):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            parse_train(["--config", str(path)])
+            parse(["--config", str(path)], TrainConfig)

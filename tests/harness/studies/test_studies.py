@@ -16,9 +16,6 @@ from lip_fast.harness.studies.results import (
     CleanNetwork,
     Measured,
     Study,
-    rank_table,
-    similarity_table,
-    turn_table,
 )
 from lip_fast.harness.studies.subspaces import (
     Ridge,
@@ -31,6 +28,7 @@ from lip_fast.harness.studies.subspaces import (
     similarity,
     turns,
 )
+from lip_fast.harness.studies.tables import rank_table, similarity_table, turn_table
 
 
 def orthonormal(d: int, r: int, generator: np.random.Generator) -> np.ndarray:
