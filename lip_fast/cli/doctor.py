@@ -223,7 +223,7 @@ def _triton(served: Sequence[backends.Served]) -> list[tuple[str, str]]:
 def _served() -> tuple[list[backends.Served], list[str]]:
     """The table of ops, and why there is none or none that can be used."""
     # Set by the package where its import failed; but for this command, that ends the process.
-    error = lip_fast._import_error
+    error = lip_fast.import_error
     problems = [] if error is None else [str(error)]
     served: list[backends.Served] = []
     try:

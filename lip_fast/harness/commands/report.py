@@ -10,12 +10,12 @@ from typing import Any
 from lip_fast.cli.atomic import replacing, write_whole
 from lip_fast.cli.errors import UserError
 from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.plain import write_json
 from lip_fast.harness.files.slots import Slot
 from lip_fast.harness.reports.collect import Result, collect
 from lip_fast.harness.reports.figures import FIGURES
 from lip_fast.harness.reports.pages import as_html, as_markdown, table_as_markdown
 from lip_fast.harness.reports.tables import plain_numbers, tables_of
-from lip_fast.harness.runs.folder import write_json
 from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from lip_fast.cli.atomic import replacing
 from lip_fast.cli.errors import UserError
 from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.plain import write_yaml
 from lip_fast.harness.files.reading import reading
 from lip_fast.harness.reports.collect import collect
-from lip_fast.harness.runs.folder import METRICS, check_name, lock_folder, write_yaml
+from lip_fast.harness.runs.folder import METRICS, check_name, lock_folder
 from lip_fast.harness.runs.summary import summarise
 from lip_fast.harness.runs.table import summary_table
 from lip_fast.harness.settings.arguments import parse_values

@@ -9,7 +9,8 @@ from typing import Any
 
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.files.reading import reading
-from lip_fast.harness.runs.folder import CONFIG, METRICS, environment
+from lip_fast.harness.runs.environment import environment
+from lip_fast.harness.runs.folder import CONFIG, METRICS
 from lip_fast.harness.runs.records import Record
 from lip_fast.harness.settings.arguments import parse_stored
 from lip_fast.harness.settings.train import METHODS, TrainConfig

@@ -7,9 +7,7 @@ Each file is there whole or not at all, and no folder of another run is ever wri
 
 import io
 import itertools
-import json
 import os
-import platform
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 
-from lip_fast.cli.atomic import remove_leftovers, replacing, sync, temporary_name
+from lip_fast.cli.atomic import remove_leftovers, sync, temporary_name, write_whole
 from lip_fast.cli.errors import UserError
+from lip_fast.harness.files.plain import write_yaml
 from lip_fast.harness.files.torch_files import load_torch
 from lip_fast.harness.training.processes import LostError
 
@@ -38,12 +35,9 @@ __all__ = [
     "METRICS",
     "RunFolder",
     "check_name",
-    "environment",
     "lock_folder",
     "new_run",
     "opened_run",
-    "write_json",
-    "write_yaml",
 ]
 
 CONFIG = "config.yaml"
@@ -93,8 +87,7 @@ class RunFolder:
         # In memory first: torch reports a full disk as a RuntimeError, a file as what it is.
         content = io.BytesIO()
         torch.save({"format": _FORMATS[self._command], **state}, content)
-        with replacing(self.path / CHECKPOINT) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        write_whole(self.path / CHECKPOINT, content.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
         """What :meth:`save` was last given; None where it never was.
@@ -310,26 +303,3 @@ def lock_folder(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def environment() -> dict[str, Any]:
-    """What results and times depend on beside the settings."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-    }
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as JSON; ValueError for NaN and infinities, which JSON does not have."""
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as YAML, in its own order."""
-    path.write_text(yaml.safe_dump(dict(value), sort_keys=False), encoding="utf-8")

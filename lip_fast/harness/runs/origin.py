@@ -10,7 +10,7 @@ import numpy as np
 from lip_fast.backends import served
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.runs.folder import environment
+from lip_fast.harness.runs.environment import environment
 from lip_fast.harness.settings.config import option
 
 __all__ = ["Origin"]

@@ -12,10 +12,12 @@ import torch
 
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.files.labels import labels_sha256, save_labels
+from lip_fast.harness.files.plain import write_json
 from lip_fast.harness.noise.labels import describe_labels
+from lip_fast.harness.runs.environment import environment
 from lip_fast.harness.runs.experiment import FOLD, run_seed
 from lip_fast.harness.runs.figures import save_curves, save_spectrum
-from lip_fast.harness.runs.folder import METRICS, RunFolder, environment, write_json
+from lip_fast.harness.runs.folder import METRICS, RunFolder
 from lip_fast.harness.runs.plan import Plan, plan_of
 from lip_fast.harness.runs.progress import Progress
 from lip_fast.harness.runs.records import as_plain

@@ -16,7 +16,7 @@ from lip_fast.harness.repairs.posthoc import RULES
 from lip_fast.harness.reports.collect import Result, collect
 from lip_fast.harness.reports.pages import table_as_markdown
 from lip_fast.harness.reports.tables import comparisons, tables_of, titles_of
-from lip_fast.harness.runs.folder import environment
+from lip_fast.harness.runs.environment import environment
 from lip_fast.harness.runs.records import Record
 from lip_fast.harness.settings.train import TrainConfig
 

@@ -18,6 +18,7 @@ from lip_fast.harness.runs.folder import RunFolder
 from lip_fast.harness.settings.arguments import parse
 from lip_fast.harness.settings.study import StudyConfig
 from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.harness.studies import page
 
 TINY = ["study", "--epochs", "2", "--seeds", "1", "--hidden", "16"]
 
@@ -219,14 +220,15 @@ LONGER += ["--out", "runs", "--name", "a"]
 
 def stop_in(patch: pytest.MonkeyPatch, place: str, calls: int) -> None:
     """Ctrl-C in the call after so many."""
-    original, count = getattr(study, place), itertools.count()
+    module = page if place == "save_angles" else study
+    original, count = getattr(module, place), itertools.count()
 
     def stopping(*arguments: Any) -> Any:
         if next(count) == calls:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    patch.setattr(study, place, stopping)
+    patch.setattr(module, place, stopping)
 
 
 @pytest.fixture(scope="module")

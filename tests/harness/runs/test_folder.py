@@ -1,10 +1,9 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from lip_fast.cli.errors import UserError
-from lip_fast.harness.runs.folder import RunFolder, new_run, opened_run, write_json
+from lip_fast.harness.runs.folder import RunFolder, new_run, opened_run
 
 
 def names(folder: Path) -> list[str]:
@@ -141,10 +140,3 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="can be written"), new_run(tmp_path / "file" / "runs", None, {}):
         pytest.fail("the block must not run")
-
-
-def test_json_refuses_what_json_does_not_have(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"x": [1.5, None]})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1.5, None]}
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "b.json", {"x": float("nan")})

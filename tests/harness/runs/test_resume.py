@@ -21,7 +21,6 @@ from harness.damage import damaged
 from harness.fork_server import REPOSITORY, ForkServer
 
 from lip_fast.cli import main
-from lip_fast.cli.atomic import replacing
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS, Task
 from lip_fast.harness.data import Dataset
@@ -57,50 +56,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
-
-
-# Atomic files ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path, monkeypatch, broken: str) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(*arguments: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, broken, fail)
-
-    def replace() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text("new, and longer")
-            assert path.read_text() == "old"
-
-    with pytest.raises(OSError, match="no space left"):
-        replace()
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    monkeypatch.undo()
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "new"
-
-
-def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_return(
-    tmp_path: Path, monkeypatch
-) -> None:
-    calls: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def kind(descriptor: int) -> str:
-        return "folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"
-
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(f"fsync {kind(fd)}"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
-    with replacing(tmp_path / "file") as temporary:
-        temporary.write_text("x")
-    assert calls == ["fsync file", "replace", "fsync folder"]
 
 
 # When a checkpoint is due ----------------------------------------------------------------------------

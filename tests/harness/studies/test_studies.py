@@ -11,12 +11,7 @@ from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.models import Linear
 from lip_fast.harness.seeding import initialisation
-from lip_fast.harness.studies.results import (
-    COMPARISONS,
-    CleanNetwork,
-    Measured,
-    Study,
-)
+from lip_fast.harness.studies.results import COMPARISONS, CleanNetwork, Measured, Study
 from lip_fast.harness.studies.subspaces import (
     Ridge,
     RidgePair,
