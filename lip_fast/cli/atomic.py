@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["remove_leftovers", "replace", "replacing", "sync", "temporary_name", "write_whole"]
 
-# In front, for writers that go by the suffix.
+# Before the name and not behind it: some writers choose the format by the suffix.
 _PREFIX = ".partial."
 
 

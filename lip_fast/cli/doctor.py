@@ -6,7 +6,6 @@ It looks and changes nothing. What it finds wrong is said in one line each, with
 import argparse
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import platform
 import re
@@ -24,6 +23,7 @@ from lip_fast import backends
 from lip_fast.backends import triton
 from lip_fast.backends.native import library
 from lip_fast.cli.table import aligned
+from lip_fast.cli.version import installed
 
 __all__ = ["main"]
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     driver = _driver()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # What torch has against the driver is a warning.
+        # torch tells by a warning that a driver does not suit it.
         has_device = torch.cuda.is_available()
     extensions = [_examine(name, has_device) for name in EXTENSIONS]
     problems = _torch_problems(driver, has_device, [str(item.message) for item in caught])
@@ -82,19 +82,12 @@ def main(arguments: Sequence[str]) -> int:
 def _versions() -> list[tuple[str, str]]:
     cuda = torch.version.cuda
     return [
-        ("lip_fast", _version("lip-fast") or "not installed: run from a source folder"),
+        ("lip_fast", installed() or "not installed: run from a source folder"),
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__}, " + (f"for CUDA {cuda}" if cuda else "without CUDA")),
-        ("numpy", _version("numpy") or "not installed"),
+        ("numpy", installed("numpy") or "not installed"),
         ("triton", triton.version() or "not installed"),
     ]
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _platform() -> str:
@@ -132,7 +125,7 @@ def _cuda(version: int) -> str:
 
 
 def _torch_problems(driver: int | None, has_device: bool, said: list[str]) -> list[str]:
-    """Where a driver is there that this torch cannot use."""
+    """The problem of a driver that is too old for the CUDA that this torch is built for."""
     if has_device or torch.version.cuda is None or driver is None:
         return []
     major = int(torch.version.cuda.partition(".")[0])
@@ -158,7 +151,7 @@ def _examine(name: str, has_device: bool) -> Extension:
         return Extension(name, None, None, "not built", [])
     try:
         module = importlib.import_module(f"lip_fast.{name}")
-    except Exception as error:  # whatever it is, it is what there is to report
+    except Exception as error:  # of any kind: the report says what it was
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         problem = f"lip_fast.{name} is there and does not load ({reason}): {_AGAIN}"
         return Extension(name, spec.origin, None, "broken", [problem])
@@ -172,10 +165,10 @@ def _examine(name: str, has_device: bool) -> Extension:
 
 
 def _version_problems(name: str, module: ModuleType) -> list[str]:
-    built, installed = getattr(module, "__version__", "unknown"), _version("lip-fast")
-    if installed is None or built == installed:
+    built, present = getattr(module, "__version__", "unknown"), installed()
+    if present is None or built == present:
         return []
-    return [f"lip_fast.{name} was built for lip_fast {built}, installed is {installed}: {_AGAIN}"]
+    return [f"lip_fast.{name} was built for lip_fast {built}, installed is {present}: {_AGAIN}"]
 
 
 def _device_problems(module: ModuleType) -> list[str]:
@@ -221,8 +214,8 @@ def _triton(served: Sequence[backends.Served]) -> list[tuple[str, str]]:
 
 
 def _served() -> tuple[list[backends.Served], list[str]]:
-    """The table of ops, and why there is none or none that can be used."""
-    # Set by the package where its import failed; but for this command, that ends the process.
+    """Which backend serves which op on which device, and the problems that keep a backend from it."""
+    # A backend that is forced and not there: the import of lip_fast kept the error for this command alone.
     error = lip_fast.import_error
     problems = [] if error is None else [str(error)]
     served: list[backends.Served] = []

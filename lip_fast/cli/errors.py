@@ -11,7 +11,7 @@ class UserError(ValueError):
     """A mistake of the user: the command line prints its message and exits with code 2.
 
     Args:
-        message: made into one line, for those of libraries may span several. What else cannot be printed is
+        message: made into one line, for messages of libraries may have several. What cannot be printed is
             escaped: names in a damaged or hostile file may hold sequences that a terminal obeys.
     """
 
@@ -29,6 +29,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         known: the names there are, at least one.
     """
     known = list(known)
-    # cutoff 0: the nearest is named however far it is, the list of all stands beside it.
+    # cutoff 0: the nearest name is told however far it is, for the message lists all names too.
     nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
     return UserError(f"unknown {kind} {name!r}: known are {', '.join(known)}; the nearest is {nearest!r}")

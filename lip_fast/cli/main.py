@@ -5,7 +5,6 @@ missing extra is one line for the user and ``lip-fast --help`` works without it.
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.cli.table import aligned
+from lip_fast.cli.version import installed
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     if arguments[0] in ("-V", "--version"):
-        print(f"lip-fast {_version()}")
+        print(f"lip-fast {installed() or '(not installed: run from a source folder)'}")
         return 0
     if arguments[0] not in COMMANDS:
         print(f"lip-fast: {unknown_name('subcommand', arguments[0], COMMANDS)}", file=sys.stderr)
@@ -113,15 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = importlib.import_module(command.module).main(arguments[1:])
         return code
     except UserError as error:
-        # Messages of libraries may span lines; a user's mistake is worth one.
+        # The message of a library may have several lines; the mistake of a user is told in one.
         print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        # Where a command does not say it better: a path that is too long, a device that is gone.
+        # What no command explains better: a path that is too long, a device that is gone.
         print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as stop:
-        # A command that can be continued says how.
+        # A command that can be continued raises the interruption with a text that says how.
         print(f"\n{speaker}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return INTERRUPTED
 
@@ -131,13 +131,6 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ImportError:
         return False
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("lip-fast")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed: run from a source folder)"
 
 
 def _help() -> str:

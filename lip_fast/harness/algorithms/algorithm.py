@@ -1,4 +1,4 @@
-"""What a learning algorithm is to the training loop."""
+"""A learning algorithm as the training loop calls it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

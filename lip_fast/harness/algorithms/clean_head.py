@@ -48,7 +48,7 @@ class CleanHead(LabelLoss):
         X = features_of(model, task.features[task.clean_rows]).double().cpu().numpy()
         Y = one_hot(task.clean_labels, task.classes, torch.float64).cpu().numpy()
         eigenvalue = np.square(X - X.mean(0)).sum() / X.shape[1]
-        # Features that are all alike have none; any penalty then gives W = 0.
+        # If all features are alike, that mean is 0; every penalty then gives W = 0.
         ridge = RidgeCV(_PENALTIES * (eigenvalue or 1.0)).fit(X, Y)
         head = copy.deepcopy(model.head)
         with torch.no_grad():

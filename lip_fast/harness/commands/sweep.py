@@ -27,7 +27,7 @@ from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]
 
-# What a sweep runs: written before anything else, so that it can be continued whatever happens.
+# The file with the rows of a sweep. It is written first, so that the sweep can be continued whatever happens.
 SWEEP = "sweep.yaml"
 
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     refuse_several()
     arguments = list(arguments)
-    # Options of the rows may have values that look like anything: they stand apart.
+    # Options for the rows come after "--", for their values may look like options of the sweep.
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options, overrides = _parse(arguments[:cut]), arguments[cut + 1 :]
     if options.resume is not None:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, KeyboardInterrupt) as error:
         stays = os.path.exists(folder / SWEEP)
         if not stays:
-            with suppress(OSError):  # a folder that others have put something into stays
+            with suppress(OSError):  # a folder with files of others stays
                 for path in made:
                     path.rmdir()
         then = f"; to continue: {continuation(folder)}" if stays else ""
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(folder: Path, rows: Sequence[Row], epochs: dict[Path, int], jobs: int) -> list[Failure]:
     units = units_of(rows, folder)
-    for row in rows:  # before two seeds of one make it at once
+    for row in rows:  # made here, before two seeds of a row try to make it at the same time
         (folder / row.name).mkdir(parents=True, exist_ok=True)
     left = [unit for unit in units if not _is_complete(folder / unit.path)]
     print(f"{len(rows)} rows, {len(units)} runs, {len(left)} to do, {jobs} at once", flush=True)

@@ -41,7 +41,7 @@ def read_embeddings(path: Path) -> Dataset:
             f"found {test.shape[1]}"
         )
     rows = {name: len(train) for name in ("train_labels", CLEAN)} | {"test_labels": len(test)}
-    # A class without a sample is possible, more classes than samples are damage.
+    # A class may be without a sample; more classes than samples can only be damage.
     labels = {
         name: checked_labels(path, name, arrays[name], rows[name], len(train) + len(test))
         for name in rows

@@ -1,4 +1,4 @@
-"""The file that keeps the labels a run used, and the hash that tells them."""
+"""The file ``labels.npz`` with the labels that a run used, and the hash that identifies labels."""
 
 import hashlib
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ __all__ = ["check_outputs", "new_files"]
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path], replaced: Sequence[Path]) -> None:
-    """Look before hours are spent whether files can be written where they should be.
+    """Check that files can be written where they should be, before hours are spent on their content.
 
     Args:
         outputs: files to write, by what they are for.
@@ -39,7 +39,7 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path], repla
 
 
 def _real(path: Path) -> Path:
-    """The file a path leads to: a link is not replaced, but what it points to."""
+    """The file that a path leads to: of a link the target is replaced, not the link."""
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
@@ -87,10 +87,10 @@ def new_files(targets: Sequence[Path], replaced: Sequence[Path]) -> Iterator[lis
 def _rename_new(path: Path, final: Path) -> None:
     """Rename a file, never over another."""
     try:
-        os.link(path, final)  # unlike a rename, it fails where something is
+        os.link(path, final)  # unlike a rename, it fails where a file has that name
     except FileExistsError:
         raise UserError(f"expected {final} to be new, found a file that has appeared meanwhile") from None
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no links
         if final.exists():
             raise UserError(f"expected {final} to be new, found a file that has appeared meanwhile") from None
         os.replace(path, final)

@@ -1,4 +1,4 @@
-"""What the readers share: one-line errors for whatever a file can hold, and checks of arrays."""
+"""Shared by all readers of files: errors in one line whatever a file holds, and checks of its arrays."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -94,7 +94,7 @@ def checked_labels(path: Path, name: str, value: object, rows: int, classes: int
         raise UserError(f"expected {name} of {path} to be a vector of integers, found {_kind(value)}")
     if len(value) != rows:
         raise UserError(f"expected {name} of {path} to hold {rows} labels, found {len(value)}")
-    # Before the cast, which would turn the largest unsigned numbers into negative ones.
+    # Checked before the cast to int64, which makes the largest unsigned numbers negative.
     outside = (value < 0) | (value >= classes)
     if outside.any():
         row = outside.argmax()

@@ -25,7 +25,7 @@ def explain_error(error: Exception) -> str:
     return explain_any_error(error)
 
 
-# Old formats warn, and are read all the same.
+# torch warns of old formats; they are read all the same.
 reading = partial(shared_reading, on_warning="ignore", explain=explain_error)
 
 
@@ -45,7 +45,7 @@ def load_torch(path: Path, expected: str) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """UserError where the checksum of an archive member is wrong, of which torch does not speak."""
+    """UserError where the checksum of an archive member is wrong; torch does not compare it."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return  # the format of torch before 1.6 has no checksums

@@ -1,4 +1,4 @@
-"""The labels a seed is trained on, wherever they come from."""
+"""The labels that a seed is trained on: made, the data's own, given by people, or those of another run."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ from lip_fast.harness.seeding import stream
 
 __all__ = ["SOURCES", "as_targets", "check_source", "describe_labels", "training_labels"]
 
-# Beside the kinds of noise that are made, these are had; those with a value take an argument, its form.
+# Sources of labels beside the kinds of noise that are made; the value is the form of their argument, if any.
 SOURCES: dict[str, str] = {
     "auto": "",
     "own": "",
@@ -103,7 +103,7 @@ def _resolved(noise: str, dataset: Dataset) -> str:
 
 
 def _saved_labels(path: Path, dataset: Dataset, seed: int) -> np.ndarray:
-    """The labels of a seed in a run's ``labels.npz``, where it is of these data."""
+    """The labels of a seed in the ``labels.npz`` of a run; UserError where that run used other data."""
     saved = load_labels(path)
     places = np.flatnonzero(saved["seeds"] == seed)
     if len(places) != 1:

@@ -124,7 +124,7 @@ def _no_layer(path: Path, name: str, candidates: Sequence[str]) -> UserError:
 
 
 def _checked_layer(path: Path, name: str, weight: object, bias: object, shared: Sequence[str] = ()) -> Layer:
-    """The layer, its tensors looked at."""
+    """The layer; UserError where its tensors are not those of a linear layer."""
     for tensor, value, dims in (("weight", weight, 2), ("bias", bias, 1)):
         if tensor == "bias" and value is None:
             continue
@@ -185,7 +185,7 @@ class _Safetensors:
                 for key, tensor in tensors.items():
                     begin, end = self._place(key)
                     raw.seek(begin)
-                    # Two readers of one header must mean the same bytes, or others would be written.
+                    # The header must mean the same here and to safetensors, or other bytes are replaced.
                     if raw.read(end - begin) != _bytes(tensor):
                         raise UserError(f"expected one meaning of {key} in {self.path}, found two")
         return _checked_layer(self.path, name, tensors[weight], tensors.get(bias))
@@ -250,7 +250,7 @@ class _TorchFile:
             changed = outer
         try:
             torch.save(changed, file)
-        except RuntimeError as error:  # so torch says that a disk is full
+        except RuntimeError as error:  # what torch raises for a full disk
             raise UserError(f"expected to write {file.name}, which failed: {explain_error(error)}") from error
 
     def _find(self, name: str) -> tuple[MutableMapping[Any, Any], tuple[str, ...]]:
@@ -275,7 +275,7 @@ class _TorchFile:
 def _nests(content: MutableMapping[Any, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield prefix
     for name in NESTS:
-        # One under the other once: a mapping that holds itself would not end.
+        # Each name once on the way down: a mapping that holds itself would have no end.
         if name not in prefix and isinstance(content.get(name), MutableMapping):
             yield from _nests(content[name], (*prefix, name))
 

@@ -153,7 +153,7 @@ def _checked(path: Path, names: tuple[str, str], arrays: dict[str, Tensor], q: i
     if Y.dim() == 1:
         return Rows(X, _indices(path, labels, Y, len(X), l))
     if Y.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        Y = Y.double()  # which torch can hardly compute with
+        Y = Y.double()  # torch has hardly any functions for these dtypes
     if Y.shape != (len(X), l) or Y.is_complex() or (Y.is_floating_point() and Y.dtype not in FLOATS):
         raise UserError(
             f"expected {labels} of {path} of shape ({len(X)},) or ({len(X)}, {l}), found {describe_tensor(Y)}"
@@ -170,7 +170,7 @@ def _indices(path: Path, name: str, Y: Tensor, rows: int, l: int) -> Tensor:
         raise UserError(f"expected {rows} class indices in {name} of {path}, one a row, found {len(Y)}")
     indices = Y.to(torch.int64)
     wrong = (indices < 0) | (indices >= l)
-    # Unsigned numbers that int64 does not have turn negative, one of them into "no label".
+    # Unsigned numbers above the largest int64 become negative, and one of them becomes -100, "no label".
     if Y.dtype.is_signed:
         wrong &= indices != IGNORE_INDEX
     if bool(wrong.any()):

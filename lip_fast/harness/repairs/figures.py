@@ -73,9 +73,9 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
         axes.set_xlabel(parameter)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("agreement with held-out labels (%)")
-    # Names of files are no formulas.
+    # The name of a file may hold dollar signs, which are no formula.
     figure.suptitle(title, fontsize="medium", parse_math=False)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize="small")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters of a name that the font does not have
+        warnings.simplefilter("ignore")  # the font may lack letters of a file name
         figure.savefig(path, format="png")

@@ -18,7 +18,7 @@ __all__ = ["RULES", "rank_path", "repaired_head"]
 # Ranks that are tried along a path: all of a small head, evenly spaced ones of a large head.
 _MOST_RANKS = 64
 _FRACTIONS = (0.5, 0.8, 0.9)
-# How a rank can be had without clean labels, by the name that tables give it.
+# The rules that find a rank without clean labels, by the names that tables give them.
 RULES = (*map(str, _FRACTIONS), "95% of the energy", "Gavish-Donoho", "held-out labels")
 
 
@@ -90,6 +90,6 @@ def rank_path(
         result["test_accuracy"].append(test_accuracy)
         result["validation"].append(validation)
     if held_out.size:
-        # Of equals the largest, which changes least.
+        # Of ranks that agree equally well the largest is taken, which changes the head least.
         rules["held-out labels"] = max(zip(result["validation"], result["ranks"], strict=True))[1]
     return {**result, "rules": rules}

@@ -17,7 +17,7 @@ from lip_fast.harness.settings.train import METHODS, TrainConfig
 
 __all__ = ["Result", "collect"]
 
-# Settings that tell runs of one row apart, or how they were run, and not what was run.
+# Settings in which runs of one row may differ: they say which seeds were run, where and how, and not what.
 _APART = ("seeds", "first_seed", "out", "name", "threads", "checkpoint_every", "tensorboard", "device")
 
 
@@ -66,7 +66,7 @@ def collect(folders: Iterable[Path]) -> tuple[list[Result], list[Path]]:
         for settings in sorted(folder.rglob(CONFIG)):
             run = settings.parent
             if any(part.startswith(".") for part in run.relative_to(folder).parts):
-                continue  # being made
+                continue  # a run folder that is being made
             if not (run / METRICS).exists():
                 unfinished.append(run)
                 continue
@@ -83,7 +83,7 @@ def _add(rows: dict[str, Result], folder: Path, run: Path) -> None:
     with reading(run / METRICS, "the results of a run"):
         metrics = json.loads((run / METRICS).read_text(encoding="utf-8"))
         if "seeds" not in metrics:
-            return  # of a study
+            return  # the results of a study
         config = parse_stored(run / CONFIG, TrainConfig, whole=True)
         seeds = {
             int(entry["seed"]): {m: Record(**values) for m, values in entry["methods"].items()}

@@ -1,4 +1,4 @@
-"""What a report says: tables of the results of many runs."""
+"""The tables of a report, made from the results of many runs."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """Whether chance is no good explanation."""
+        """Whether the adjusted p-value is below :data:`LEVEL`."""
         return self.adjusted is not None and self.adjusted < LEVEL
 
 

@@ -29,21 +29,22 @@ from lip_fast.harness.training.processes import ALONE, Processes
 
 __all__ = ["FOLD", "Keep", "check_labels", "epochs_done", "restoring", "run_seed", "train_network"]
 
-# Is told after each step, and after all that belongs to an epoch (True), that the state of a seed can be had.
+# Called with a function that gives the state of the seed: after each step, and with True after all that
+# belongs to an epoch.
 Keep = Callable[[Callable[[], dict[str, Any]], bool], None]
-# What trainings for the choice of rows are called where epochs are told.
+# The name under which epochs of the trainings for the choice of rows are reported.
 FOLD = "a fold"
 
 
 def epochs_done(state: Mapping[str, Any], plan: Plan) -> int:
-    """The epochs of all trainings that are behind a state of :func:`run_seed`."""
+    """How many epochs of all trainings were done when a state of :func:`run_seed` was saved."""
     trained = sum(len(state["records"][method]["train_loss"]) for method in plan.trained)
-    # There is no state before rows are chosen.
+    # The first state is saved after the rows are chosen, so that the trainings for that choice are done.
     return trained + plan.epochs_of_seed - len(plan.trained) * plan.epochs
 
 
 def check_labels(seed: int, labels: np.ndarray, sha256: str) -> None:
-    """UserError where the labels of a seed are not those with this hash, with which the run began."""
+    """UserError where the labels of a seed do not have the hash of the labels with which the run began."""
     if (found := labels_sha256(labels)) != sha256:
         raise UserError(
             f"expected labels of seed {seed} with hash {sha256[:12]}, with which the run began, "
@@ -115,7 +116,7 @@ def run_seed(
     evaluate, learned = problem.evaluator(), problem.learned(chosen)
     repairs = [method for method in REPAIRS if method in config.methods]
     for method in repairs:
-        # It shares the plain training, and so what is known of it.
+        # A repair is of the plain network, and shares the losses and times of its training.
         for shared in ("train_loss", "step_seconds", "lip_seconds"):
             setattr(records[method], shared, getattr(records["plain"], shared))
     for method in plan.trained:
@@ -203,7 +204,7 @@ def _state(
 def _run_epoch(
     training: Training, record: Record, evaluate: Evaluator, on_step: Callable[[], None], *, whole: bool
 ) -> Seen:
-    """Train for an epoch and score it; what the head sees then."""
+    """Train for an epoch and score the network; returns what its head sees then."""
     epoch = training.run_epoch(on_step)
     model = training.model
     finite = epoch.loss is None or math.isfinite(epoch.loss)
@@ -236,7 +237,7 @@ def _repair(
     """Score every repair of the plain network; in the ``last`` epoch every rank of LIP too."""
     with torch.no_grad():
         head = training.algorithm.classifier(training.model)
-    assert isinstance(head, nn.Linear)  # no other has repairs
+    assert isinstance(head, nn.Linear)  # the plan refuses repairs for any other classifier
     for method in methods:
         record = records[method]
         start = time.perf_counter()

@@ -43,7 +43,7 @@ __all__ = [
 CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.json"
-# The first entry of a checkpoint, by subcommand: what it is of. The number changes with what is in it.
+# The first entry of a checkpoint, by subcommand. The number changes with the content of checkpoints.
 _FORMATS = {"train": "lip-fast train, 2", "study": "lip-fast study, 1"}
 # File systems take 255 bytes; a hidden name beside it is longer.
 _LONGEST_NAME = 200
@@ -84,13 +84,13 @@ class RunFolder:
         Args:
             state: tensors, numbers, strings and containers of them.
         """
-        # In memory first: torch reports a full disk as a RuntimeError, a file as what it is.
+        # Through memory: of a full disk torch.save raises a RuntimeError, but writing bytes an OSError.
         content = io.BytesIO()
         torch.save({"format": _FORMATS[self._command], **state}, content)
         write_whole(self.path / CHECKPOINT, content.getbuffer())
 
     def load(self) -> dict[str, Any] | None:
-        """What :meth:`save` was last given; None where it never was.
+        """Read what :meth:`save` was given last; None where nothing was saved.
 
         No partial file can be met here, for a checkpoint gets its name when it is whole. Damage that came
         later is found by the checksums that ``torch.save`` writes with every tensor.
@@ -122,7 +122,7 @@ class RunFolder:
         for file in files:
             sync(file)
         for file in files:
-            if file.name == METRICS:  # it says that the others are there
+            if file.name == METRICS:  # the other names must be on the disk before this one
                 sync(self.path)
             os.replace(file, self.path / file.name)
         sync(self.path)
@@ -161,7 +161,7 @@ def new_run(
         KeyboardInterrupt, LostError: with a text that says how to continue, where that is possible.
     """
     check_name(name)
-    # Unlike its method, this takes any path: of one that is too long mkdir tells.
+    # Unlike Path.exists, os.path.exists takes a path that is too long: mkdir then says so.
     made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     folder = None
     try:
@@ -177,7 +177,7 @@ def new_run(
             folder.close()
             shutil.rmtree(folder.path, ignore_errors=True)
         if not kept:
-            with suppress(OSError):  # a folder that others have put something into stays
+            with suppress(OSError):  # a folder with files of others stays
                 for parent in made:
                     parent.rmdir()
         if isinstance(error, OSError):
@@ -228,7 +228,7 @@ def opened_run(path: Path, command: str = "train") -> Iterator[RunFolder]:
 
 @contextmanager
 def _explaining(folder: RunFolder, *, stays: bool) -> Iterator[None]:
-    """Give an interruption a text that says how to continue, where the folder ``stays`` or has what to."""
+    """Give an interruption a text that says how to continue, if the folder ``stays`` or has a checkpoint."""
     try:
         yield
     except (KeyboardInterrupt, LostError) as error:
@@ -267,7 +267,7 @@ def _make(out: Path, name: str | None, settings: Mapping[str, Any], command: str
         if lock is not None:
             os.close(lock)
         raise
-    # The name is ours: what else bears it was left by a process that was killed.
+    # This run has the name: hidden files with that name were left by a process that was killed.
     remove_leftovers(out, target.name)
     return RunFolder(target, lock, command)
 

@@ -9,7 +9,7 @@ import scipy.stats
 
 __all__ = ["Difference", "holm", "paired_difference"]
 
-# Of the intervals that are given.
+# Of confidence intervals.
 CONFIDENCE = 0.95
 
 

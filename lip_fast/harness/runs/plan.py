@@ -1,4 +1,4 @@
-"""What settings come to with the data, checked before anything is trained."""
+"""The plan that settings and data give, and the check of both before anything is trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> Plan:
 
 
 def _unfit(algorithm: type[Algorithm], config: TrainConfig) -> list[str]:
-    """The methods that the algorithm has no place for."""
+    """The methods of the settings that do not fit the algorithm."""
     steps = [] if not algorithm.WHOLE else ["in-step", "per-epoch"]
     repairs = [] if algorithm.LINEAR else [*REPAIRS]
     return [method for method in config.methods if method in (*steps, *repairs)]

@@ -19,7 +19,7 @@ from lip_fast.harness.training.processes import ALONE, Processes
 
 __all__ = ["Pace", "Progress"]
 
-# Saving may take this share of the time: a file that is flushed costs as much as an epoch of a tiny network.
+# Saving may take this share of the time: to flush a file takes as long as an epoch of a tiny network.
 _SHARE = 0.02
 # Seconds after which the middle of an epoch is saved, for epochs that take hours.
 _LONG = 60.0
@@ -40,7 +40,7 @@ class Pace:
         self._last = time.perf_counter()
 
     def due(self, *, epoch: bool) -> bool:
-        """Whether one is due now, after a step or after all that belongs to an ``epoch``."""
+        """Whether a checkpoint is due now, after a step, or after all that belongs to an ``epoch``."""
         if self._every is not None:
             self._steps += not epoch
             return self._steps >= self._every
@@ -48,7 +48,7 @@ class Pace:
         return time.perf_counter() - self._last >= (wait if epoch else max(wait, _LONG))
 
     def saved(self, seconds: float) -> None:
-        """Note that one was saved, and how long that took."""
+        """Note that a checkpoint was saved, and how long that took."""
         self._steps, self._cost, self._last = 0, seconds, time.perf_counter()
 
 
@@ -96,11 +96,11 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Wall time so far, without what was lost."""
+        """Wall time of the run so far, without work that was lost when it was killed."""
         return self._earlier + time.perf_counter() - self._start
 
     def load(self, dataset: Dataset) -> None:
-        """Take the run up where its last checkpoint was; from its beginning where there is none.
+        """Go on from the last checkpoint of the run, or from its beginning where there is none.
 
         Raises:
             UserError: the checkpoint is damaged, or of other settings, data or labels.

@@ -1,4 +1,4 @@
-"""What a run finds out: one record for each seed and method."""
+"""The measurements of a run: one record for each seed and method."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ from lip_fast.harness.training.processes import ALONE, Processes
 
 __all__ = ["OnEpoch", "complete", "prepare", "subject_of"]
 
-# Is told what was trained for one more epoch, and its test accuracy in percent as text.
+# Called after each epoch with the seed, and a text that names what was trained and its test accuracy.
 OnEpoch = Callable[[int, str], None]
 
 
@@ -47,7 +47,7 @@ def prepare(config: TrainConfig, dataset: Dataset) -> Plan:
 
 
 def subject_of(config: TrainConfig, dataset: Dataset, plan: Plan) -> str:
-    """What titles say is run."""
+    """The title of a run: data, labels, algorithm and model."""
     labels = describe_labels(config.noise, config.noise_rate, dataset)
     return f"{dataset.name}, {labels}: {plan.algorithm.TITLE}, {config.model}"
 

@@ -22,7 +22,7 @@ from lip_fast.harness.settings.train import TrainConfig
 __all__ = ["Parsed", "check_resumed", "parse", "parse_stored", "parse_values"]
 
 C = TypeVar("C", bound=Config)
-# Those whose files may be mistaken for each other.
+# A file with settings of the one may be given where those of the other are expected.
 _KINDS: tuple[type[Config], ...] = (TrainConfig, StudyConfig)
 
 
@@ -175,7 +175,7 @@ def _user_error(error: argparse.ArgumentError, names: Sequence[str]) -> UserErro
         return unknown_name("setting", match[1], names)
     if match := re.match(r"Unexpected config:\s*(.*)", text, re.DOTALL):
         return UserError(f"expected --config to hold settings, name: value, got {match[1] or 'nothing'}")
-    # So jsonargparse says that a list is none, without the name.
+    # This is what jsonargparse says of a list setting that is given no list; it does not name the setting.
     if "does not support item assignment" in text or "object is not iterable" in text:
         return UserError("expected a list, such as [256, 128], for each setting that takes several values")
     return UserError(re.sub(r"<class '(\w+)'>", r"\1", text))

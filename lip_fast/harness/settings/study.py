@@ -13,12 +13,12 @@ from lip_fast.harness.settings.train import TrainConfig
 
 __all__ = ["StudyConfig"]
 
-# Noise that has a rate: all that is made, but for the clean labels.
+# The kinds of noise that have a rate.
 KINDS = tuple(name for name in NOISES if name != "none")
 
 
 def _same(name: str) -> Any:
-    """A field as ``lip-fast train`` has it: default and help text."""
+    """A field with the default and the help text that it has in :class:`TrainConfig`."""
     one = next(one for one in dataclasses.fields(TrainConfig) if one.name == name)
     return setting(one.default, one.metadata["help"])
 
@@ -90,7 +90,7 @@ class StudyConfig(Config):
             raise UserError(f"expected {option('ridge')} above 0 and finite, got {self.ridge}")
         if self.rank is not None and self.rank < 1:
             raise UserError(f"expected {option('rank')} at least 1, got {self.rank}")
-        # It checks what it shares with this.
+        # The settings of a training check the values that both have in common.
         object.__setattr__(self, "hidden", self.training(0.0).hidden)
 
     def training(self, rate: float) -> TrainConfig:

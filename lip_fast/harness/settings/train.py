@@ -21,15 +21,15 @@ METHODS = {
     "ridge": "ridge afterwards",
     "auto": "best repair",
 }
-# Those that repair the plain network's head instead of training one of their own, and those of them that
-# choose by held-out labels.
+# Methods that repair the head of the plain network instead of training a network of their own; of these,
+# the ones that choose by held-out labels.
 REPAIRS = ("post-hoc", "ridge", "auto")
 CHOOSING = ("ridge", "auto")
 DEFAULT_METHODS = ("plain", "in-step", "per-epoch", "post-hoc")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
-# More than processors have; far more would end the process without a word.
+# No processor has more; torch ends the process without a message when it is asked for far more.
 _MOST_THREADS = 1024
 # A seed of torch and of LIP is a non-negative int64.
 _MOST_SEED = 2**63 - 1
@@ -84,7 +84,7 @@ class TrainConfig(Config):
     methods: tuple[str, ...] = setting(
         DEFAULT_METHODS, f"what to compare, one or more of: {', '.join(METHODS)}"
     )
-    # A tenth: enough to tell candidates apart, and hardly missed by the training.
+    # A tenth is enough to tell candidates apart, and the training hardly loses by it.
     holdout_fraction: float = setting(
         0.1,
         "share of the training samples that no method trains on and whose labels, wrong as they are, "
@@ -122,7 +122,7 @@ class TrainConfig(Config):
     tail: str = setting("refit", "what LIP does with those in the step: refit or zero")
     rest: str = setting("keep", "what LIP does with deeper directions in the step: keep or drop")
     every: int = setting(1, "LIP acts on each N-th step")
-    # A fresh head is flat: no rule could tell its directions apart.
+    # The singular values of a fresh head are alike: no rule could tell its directions apart.
     start: int | None = setting(None, "LIP acts from this step on; null: from the second epoch on")
     decay: float | None = setting(
         0.995, "fading of the average over past batches that LIP refits to; null: this batch alone"

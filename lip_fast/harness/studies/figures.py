@@ -165,5 +165,5 @@ def _numbers(axes: Axes, phi: np.ndarray) -> None:
 
 
 def _titled(figure: Figure, title: str) -> None:
-    # Names of files are no formulas.
+    # The name of a file may hold dollar signs, which are no formula.
     figure.suptitle(title, fontsize="medium", parse_math=False)

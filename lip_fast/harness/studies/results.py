@@ -175,7 +175,7 @@ class CleanNetwork:
         Y = label_matrix(train.Y.cpu().numpy(), W.shape[1])
         try:
             heads = Ridge(train.X.cpu().double().numpy(), ridge)
-        except ValueError as error:  # every unit of the last layer is dead
+        except ValueError as error:  # all features are constant: every unit of the last layer is dead
             raise UserError(f"{error}, of the network trained on clean labels with seed {seed}") from error
         count = directions(heads.weight(Y))
         check_directions(count, W.shape, None)
@@ -326,7 +326,7 @@ class Study:
 
 def _weight(network: Network, seed: int) -> np.ndarray:
     """(q, l) float64 weight of the network's head, as the paper lays it out."""
-    # The loss of an epoch is taken before the last step.
+    # The loss of an epoch, which was finite, is taken before its last step.
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         raise UserError(f"training diverged in its last step, seed {seed}: expected finite weights")
     W: np.ndarray = network.head.weight.detach().cpu().double().T.numpy()

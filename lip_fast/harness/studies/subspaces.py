@@ -114,7 +114,7 @@ def residual(phi: np.ndarray) -> np.ndarray:
     sizes = np.arange(1, len(phi) + 1)
     overlap = phi * np.minimum.outer(sizes, sizes)
     left = overlap[-1, -1] - overlap[-1, :-1] - overlap[:-1, -1] + np.diagonal(overlap)[:-1]
-    # Rounding may leave a little below what no sum of squares can be.
+    # Sums of squares, but rounding may leave them a little below 0.
     result: np.ndarray = left.clip(0) / (len(phi) - sizes[:-1])
     return result
 
@@ -157,7 +157,7 @@ class Ridge:
     def __init__(self, X: np.ndarray, penalty: float) -> None:
         self._X = X = X - X.mean(0)
         eigenvalues, self._Q = scipy.linalg.eigh(X.T @ X)
-        # Rounding may leave the least a little below what none can be.
+        # No eigenvalue is negative, but rounding may leave the least a little below 0.
         self._eigenvalues = eigenvalues.clip(0)
         self.penalty = float(penalty * self._eigenvalues.mean())
         if self.penalty == 0:

@@ -1,4 +1,4 @@
-"""What a network knows: test accuracy, agreement with held-out labels, wrong labels learned by heart."""
+"""Scores of a network: test accuracy, agreement with held-out labels, wrong labels learned by heart."""
 
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ class Evaluator:
         self._wrong_labels = wrong_labels[self._wrong]
 
     def look(self, model: Network, *, whole: bool) -> Seen:
-        """The features that the head of ``model`` sees of the samples.
+        """Compute the features that the head of ``model`` sees of the samples.
 
         Args:
             model: the network.

@@ -51,7 +51,7 @@ def fixed_rank(config: TrainConfig, head: nn.Linear) -> int | None:
         TypeError, ValueError: there are not so many.
     """
     with _detached():
-        # LIP itself says what a number, a fraction or a name mean.
+        # A number, a fraction or a name: LIP itself turns it into a rank, or refuses it.
         return lip_fast.LIP(head, config.rank_afterwards).stats()["rank"]
 
 
@@ -68,7 +68,7 @@ def check_lip(config: TrainConfig, head: nn.Linear) -> None:
 
 @contextmanager
 def _detached() -> Iterator[None]:
-    """For a LIP that is never attached: it may be made in one of several processes, of which LIP warns."""
+    """Silence LIP's warning of several processes: a LIP that is made inside is never attached."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LIP acts on a weight that this process has to itself", UserWarning)
         yield
@@ -78,7 +78,7 @@ def _detached() -> Iterator[None]:
 def repaired_weight(
     config: TrainConfig, head: nn.Linear, trained: Rows, held_out: Rows
 ) -> tuple[Tensor, int]:
-    """The weight (l, q) that LIP makes of a head's, applied once to all samples, and the directions kept.
+    """Apply LIP once to a head, with all samples: the new weight (l, q) and the number of directions kept.
 
     Where ``rank_afterwards`` is "auto", it is the rank that agrees best with the held-out labels, of equals
     the largest, which changes least; without a hold-out it is that of :func:`lip_fast.select_rank` by energy.

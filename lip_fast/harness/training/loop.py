@@ -23,13 +23,13 @@ from lip_fast.harness.training.processes import ALONE, Processes
 
 __all__ = ["DivergedError", "Epoch", "Training"]
 
-# On CUDA a time costs a wait for the device: one step in so many is timed. A prime, for LIP on each N-th step
-# (``every``) would otherwise act in all of the steps that are timed, or in none.
+# To time a step on CUDA the process waits for the device: one step in this many is timed. It is a prime,
+# for LIP that acts on each N-th step (``every``) would otherwise act in all timed steps, or in none.
 _TIMED = 17
 
 
 class DivergedError(Exception):
-    """A network is no longer finite, or its numbers are larger than their dtype has."""
+    """A loss or a weight is no longer finite, or too large for its dtype."""
 
 
 class Epoch(NamedTuple):
@@ -97,7 +97,7 @@ class Training:
                 classes=task.classes,
             )
         self.model.to(task.features.device)
-        # Of the same seed, but it may be another machine.
+        # All processes drew from the same seed, but on another machine the bits may differ.
         processes.copy_from_first_([*self.model.parameters(), *self.model.buffers()])
         self._optimizer = _make_optimizer(config, self.model)
         self.algorithm = algorithm(task)
@@ -117,7 +117,7 @@ class Training:
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        """Of the epoch under way: the steps taken, those timed, their losses and times."""
+        """Set the counts of the epoch under way to 0: steps, timed steps, the sum of losses, seconds."""
         self._batch, self._timed = 0, 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._task.features.device)
         self._seconds = self._lip_seconds = 0.0
@@ -155,7 +155,7 @@ class Training:
             self._loss_sum += self._step(rows).double() * len(rows)
             self._batch += 1
             on_step()
-        # Running statistics are of each process's own parts: those of the first go for all.
+        # Running statistics are of each process's own parts of the batches: all take those of the first.
         self._processes.copy_from_first_(self.model.buffers())
         lip_seconds = self._lip_seconds / max(self._timed, 1)
         if self._method == "per-epoch":
@@ -174,7 +174,7 @@ class Training:
         return self._config.lr
 
     def _step(self, rows: Tensor) -> Tensor:
-        """Take one step; the loss before it, on the device."""
+        """Take one step; returns the loss before it, on the device."""
         self._optimizer.zero_grad()
         self.algorithm.before_forward(self.model)
         alone = self._processes.size == 1
@@ -194,17 +194,24 @@ class Training:
         return loss
 
     def _backward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the mean loss over this process's part of ``rows``; what the head saw, the mean."""
+        """Compute the gradient of the mean loss over this process's part of ``rows``.
+
+        Returns:
+            the features that the head saw, and the mean loss.
+        """
         features = self.model.features(self._inputs(rows))
         loss = self.algorithm.loss(self.model.head(features), self._processes.part(rows))
         loss.backward()
         return features, loss.detach()
 
     def _backward_together(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of the mean loss over ``rows``; what the head saw of this process's part, the mean.
+        """Compute the gradient of the mean loss over ``rows`` together with the other processes.
 
         Losses are means over rows, so that gradients weighted by the sizes of the parts sum up to that of the
         whole.
+
+        Returns:
+            the features that the head saw of this process's part, and the mean loss over ``rows``.
         """
         own = self._processes.part(rows)
         weights = list(self.model.parameters())
@@ -214,14 +221,14 @@ class Training:
             share = len(own) / len(rows)
             gradients = [torch.zeros_like(w) if w.grad is None else w.grad.mul_(share) for w in weights]
             mean = mean * share
-        else:  # no mean to take
+        else:  # this process has no row of the batch
             features, mean = head.new_empty(0, head.shape[1]), head.new_zeros(())
             gradients = [torch.zeros_like(w) for w in weights]
         table = self.algorithm.table()
         if table is None:
             self._processes.sum_([*gradients, mean])
         else:
-            # Of each of these rows one process alone has what its loss has set.
+            # The loss sets rows of this table; each row of the batch was set by one process alone.
             moved = table.new_zeros(len(rows), *table.shape[1:])
             self._processes.part(moved).copy_(table[own])
             self._processes.sum_([*gradients, mean, moved])
@@ -236,7 +243,7 @@ class Training:
         if change is None:
             return self._task.features[self._processes.part(rows)]
         assert self._image_shape is not None  # checked with the settings
-        # A function of the place alone: a resumed run draws the same, and so does each of several processes.
+        # Drawn from seed, epoch and batch alone: a resumed run draws the same, and so does each process.
         generator = torch_stream(self._task.seed, "augmentation", self.epoch, self._batch)
         images = self._task.features[rows].view(-1, *self._image_shape)
         return self._processes.part(change(images, generator).flatten(1))
@@ -300,26 +307,26 @@ class Training:
 
 @contextmanager
 def _explaining() -> Iterator[None]:
-    """Tell apart what torch raises for a reason of the user's, see :meth:`Training.run_epoch`."""
+    """Turn errors of torch and LIP that the user can put right into those of :meth:`Training.run_epoch`."""
     try:
         yield
     except RuntimeError as error:
         if "without overflow" not in str(error):
             raise
         raise DivergedError(str(error)) from error
-    except UserError:  # a ValueError that says what it is already
+    except UserError:  # is a ValueError too, and says already what is wrong
         raise
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             raise UserError(
                 f"expected batches of at least 2 samples for a network that normalises them: {error}"
             ) from error
-        # LIP refuses what is not finite.
+        # LIP raises ValueError for weights and features that are not finite.
         raise DivergedError(str(error)) from error
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """The rows of each step; one left over joins the step before, for batch normalisation needs two."""
+    """The rows of each step; a single last row joins the step before, for batch normalisation needs two."""
     batches = list(order.split(size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]

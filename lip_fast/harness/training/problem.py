@@ -62,12 +62,12 @@ class Problem:
 
     def _rows(self, rows: np.ndarray) -> Rows:
         features = self._dataset.train_features
-        # All of them: no copy of what may be most of the memory.
+        # Where all rows are taken, the features are not copied: they may be most of the memory.
         chosen = features if len(rows) == len(features) else features[rows]
         return Rows(torch.from_numpy(chosen).to(self._device), as_targets(self.labels[rows]).to(self._device))
 
     def evaluator(self) -> Evaluator:
-        """What scores networks on these samples."""
+        """An evaluator that scores networks on these samples."""
         test = Rows(
             torch.from_numpy(self._dataset.test_features).to(self._device),
             torch.from_numpy(self._dataset.test_labels).to(self._device),
@@ -102,7 +102,7 @@ class Problem:
         return torch.from_numpy(np.sort(np.concatenate(taken))).to(self._device)
 
     def trained(self, seen: Seen, chosen: Tensor | None) -> Rows:
-        """Of what a head sees, the samples it was trained on."""
+        """The samples that a head was trained on, among those that it sees."""
         assert seen.train is not None  # repairs asked for it
         if chosen is None:
             return seen.train

@@ -24,10 +24,10 @@ from lip_fast.sharded import PeerError
 
 __all__ = ["ALONE", "LostError", "Processes", "refuse_several", "started"]
 
-# A process that says nothing for so long is lost. All do the same at the same time, so that the longest wait
-# is for a checkpoint of the first, and for data that are not on every machine's disk.
+# A process that is not heard for so long counts as lost. All do the same at the same time; the longest waits
+# are for the first process to save a checkpoint, and for data that are not on the disk of every machine.
 _PATIENCE = timedelta(minutes=10)
-# The message of a failure that all processes meet takes far less to be said by one of them.
+# Where all processes fail, one prints the message. The others wait so long for it, far longer than it takes.
 _HEARING = timedelta(seconds=5)
 _FAILED = 1
 
@@ -95,7 +95,7 @@ class Processes:
         """
         if self.size == 1:
             return
-        # One exchange, for each takes as long as many numbers do.
+        # One exchange for all tensors: each exchange has a cost of its own.
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _losing():
             dist.all_reduce(flat)
@@ -155,13 +155,13 @@ class Processes:
             )
 
 
-# A process for itself.
+# One process that trains by itself.
 ALONE = Processes()
 
 
 @contextmanager
 def started() -> Iterator[Processes]:
-    """The processes that torchrun has started with this one; :data:`ALONE` where it has not.
+    """The processes that torchrun has started, this one among them; :data:`ALONE` without torchrun.
 
     Inside, all but the first are silent on stdout and deaf to Ctrl-C: they end with the first. Where several
     fail, one of them lets its exception through, to be told, and the others exit.
@@ -174,9 +174,10 @@ def started() -> Iterator[Processes]:
     if size == 1:
         yield ALONE
         return
-    # Its functions have the group for a default: imported later, as optimizers do, it would keep the group.
+    # Its functions take the group of the moment of import for a default. It is imported while there is none:
+    # otherwise torch's optimizers import it later, and it keeps the group alive.
     importlib.import_module("torch.distributed.nn")
-    # NCCL connects when it is first used.
+    # Also for a training on the CPU: NCCL connects only when it is first used.
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
@@ -185,7 +186,7 @@ def started() -> Iterator[Processes]:
         with _silence() if rank > 0 else nullcontext():
             yield Processes(rank, size)
     except BaseException as error:
-        if not nccl:  # which may wait for those that are gone
+        if not nccl:  # to end a group of NCCL may wait for processes that are gone
             _destroy(error)
         if isinstance(error, SystemExit) and not error.code:  # after --help
             raise
@@ -204,12 +205,14 @@ def refuse_several() -> None:
     if size == 1:
         return
     if rank > 0:
-        raise SystemExit(0)  # not a failure that torchrun would end the first for, before it has spoken
+        raise SystemExit(
+            0
+        )  # after a failure torchrun would end the first process before it has told the reason
     raise UserError(f"expected one process, got {size} of torchrun, which only lip-fast train can use")
 
 
 def _launched() -> tuple[int, int, Any]:
-    """Rank, size and the store that torchrun keeps for its processes; the store is None of one for itself."""
+    """Rank, size and the store that torchrun keeps for its processes; one process by itself has no store."""
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return 0, 1, None
     store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
@@ -218,7 +221,7 @@ def _launched() -> tuple[int, int, Any]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing on stdout, and no Ctrl-C."""
+    """Inside, nothing is printed on stdout, and Ctrl-C is ignored."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
@@ -229,21 +232,21 @@ def _silence() -> Iterator[None]:
 
 def _destroy(error: BaseException | None) -> None:
     """End the group, and its threads: at the end of the interpreter they may abort the process."""
-    while error is not None:  # what failed may hold the group
+    while error is not None:  # frames of the traceback may hold the group
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
     dist.destroy_process_group()
-    # LIP and an optimizer hold each other, and the group.
+    # LIP and an optimizer refer to each other and to the group: only the collector frees them.
     gc.collect()
 
 
 def _leave(store: "dist.Store", error: BaseException, size: int) -> None:
     """Raise the error, where this is the first process to fail, otherwise exit."""
     first = True
-    with suppress(RuntimeError):  # the store is gone, with torchrun
+    with suppress(RuntimeError):  # torchrun has ended, and the store with it
         first = store.add("failures", 1) == 1
     if not first:
-        # torchrun ends the others when it sees one that failed: not before the reason has been told.
+        # When torchrun sees that a process has failed it ends the others: wait until the reason is told.
         with suppress(RuntimeError):
             store.wait(["told"], _HEARING)
         raise SystemExit(_FAILED) from error
@@ -260,7 +263,7 @@ def _tell(store: "dist.Store") -> None:
 
 @contextmanager
 def _losing() -> Iterator[None]:
-    """Tell that another process is gone from what else may go wrong."""
+    """Raise :class:`LostError` where the block failed because another process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -270,7 +273,7 @@ def _losing() -> Iterator[None]:
 
 
 def _is_loss(error: BaseException) -> bool:
-    """Whether it is one that torch raises where a process cannot be reached."""
+    """Whether this error says that another process cannot be reached."""
     return isinstance(error, LostError | PeerError | dist.DistError) or "gloo" in str(error)
 
 
