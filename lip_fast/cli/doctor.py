@@ -49,9 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0, or 1 where something does not fit together.
     """
-    argparse.ArgumentParser(prog="lip-fast doctor", description=__doc__.partition("\n")[0]).parse_args(
-        arguments
-    )
+    description = __doc__.partition("\n")[0]
+    argparse.ArgumentParser(prog="lip-fast doctor", description=description).parse_args(arguments)
     driver = _driver()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -64,19 +63,19 @@ def main(arguments: Sequence[str]) -> int:
     problems += failed
 
     _print_section("versions", _versions())
-    _print_section("machine", [("platform", _platform()), *_devices(driver, has_device)])
+    system = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+    _print_section("machine", [("platform", system), *_devices(driver, has_device)])
     rows = [row for extension in extensions for row in _describe(extension)]
     _print_section("extensions", [*rows, *_triton(served)])
     variables = backends.environment()
     _print_section("environment", variables.items() or [("none of the variables that are heeded is set",)])
     _print_section("ops", [("op", "device", "backend", "why"), *served])
-    if problems:
-        _print_section(
-            f"{len(problems)} problem{'s' * (len(problems) > 1)}", [(problem,) for problem in problems]
-        )
-    else:
+    if not problems:
         print("no problem found")
-    return 1 if problems else 0
+        return 0
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    _print_section(count, [(problem,) for problem in problems])
+    return 1
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -90,17 +89,9 @@ def _versions() -> list[tuple[str, str]]:
     ]
 
 
-def _platform() -> str:
-    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def _devices(driver: int | None, has_device: bool) -> list[tuple[str, str]]:
-    kernel_module = Path("/proc/driver/nvidia/version")
-    version = (
-        re.search(r"Kernel Module\D*(\d[\d.]*)", kernel_module.read_text())
-        if kernel_module.exists()
-        else None
-    )
+    path = Path("/proc/driver/nvidia/version")
+    version = re.search(r"Kernel Module\D*(\d[\d.]*)", path.read_text() if path.exists() else "")
     knows = f"knows CUDA {_cuda(driver)}" if driver is not None else "none"
     rows = [("NVIDIA driver", f"{version[1]}, {knows}" if version is not None else knows)]
     for index in range(torch.cuda.device_count() if has_device else 0):
@@ -155,20 +146,16 @@ def _examine(name: str, has_device: bool) -> Extension:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         problem = f"lip_fast.{name} is there and does not load ({reason}): {_AGAIN}"
         return Extension(name, spec.origin, None, "broken", [problem])
-    problems = _version_problems(name, module)
+    problems = []
+    built, present = getattr(module, "__version__", "unknown"), installed()
+    if present is not None and built != present:
+        problems = [f"lip_fast.{name} was built for lip_fast {built}, installed is {present}: {_AGAIN}"]
     if name == "_native_cuda" and has_device:
         problems += _device_problems(module)
         if not loaded and not problems:
             problems.append(f"lip_fast.{name} is not used ({said or 'no reason given'}): {_AGAIN}")
     idle = said or ("torch sees no CUDA device" if name == "_native_cuda" else "no reason given")
     return Extension(name, spec.origin, module, "loaded" if loaded else f"not loaded: {idle}", problems)
-
-
-def _version_problems(name: str, module: ModuleType) -> list[str]:
-    built, present = getattr(module, "__version__", "unknown"), installed()
-    if present is None or built == present:
-        return []
-    return [f"lip_fast.{name} was built for lip_fast {built}, installed is {present}: {_AGAIN}"]
 
 
 def _device_problems(module: ModuleType) -> list[str]:

@@ -112,12 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = importlib.import_module(command.module).main(arguments[1:])
         return code
-    except UserError as error:
-        # The message of a library may have several lines; the mistake of a user is told in one.
-        print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        # What no command explains better: a path that is too long, a device that is gone.
+    except (UserError, OSError) as error:
+        # OSError: what no command explains better, as a path that is too long or a device that is gone.
         print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as stop:

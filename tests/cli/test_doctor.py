@@ -16,7 +16,7 @@ from lip_fast import backends
 from lip_fast.backends import triton
 from lip_fast.backends.native import library
 from lip_fast.backends.triton.kernels import KERNELS as TRITON
-from lip_fast.cli import doctor, main
+from lip_fast.cli import doctor, main, version
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -150,7 +150,7 @@ def test_the_cuda_extension_is_left_alone_without_a_device(installed: Path) -> N
 
 def cuda_module(**changes: object) -> SimpleNamespace:
     held = {
-        "__version__": doctor._version("lip-fast"),
+        "__version__": version.installed(),
         "CUDART_VERSION": 13000,
         "CUDA_ARCHS": "80;90;120+PTX",
         "driver_version": lambda: 13000,
@@ -187,7 +187,7 @@ def test_a_device_that_is_served(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert main(["doctor"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "_native_cuda loaded" in lines
-    assert f"version {doctor._version('lip-fast')}, CUDA 13.0, code for 80;90;120+PTX" in lines
+    assert f"version {version.installed()}, CUDA 13.0, code for 80;90;120+PTX" in lines
     assert "GPU 0 NVIDIA Test, sm_90, 128 GiB" in lines
 
 
