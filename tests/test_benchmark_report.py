@@ -458,7 +458,10 @@ def test_refuses_a_readme_without_its_markers(
     files: Files, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     files.readme.write_text(text)
-    assert "expected the markers" in refused(files, capsys, "--details", str(files.folder / "page.md"))
+    said = refused(files, capsys, "--details", str(files.folder / "page.md"))
+    assert (
+        f"expected {report.SLOT.begin} and, after it, {report.SLOT.end} once each in {files.readme}" in said
+    )
 
 
 def test_refuses_a_readme_that_is_not_there_or_no_text(

@@ -115,7 +115,7 @@ def test_writes_between_its_markers_only(tmp_path: Path, monkeypatch, capsys) ->
     readme.write_bytes(f"a\r\n{reliability.SLOT.begin}\nold\n{reliability.SLOT.end}\nb\n".encode())
     assert reliability.main(["--write", str(readme)]) == 0
     content = readme.read_bytes().decode()
-    assert content.startswith(f"a\r\n{reliability.SLOT.begin}\n| | |\n")
+    assert content.startswith(f"a\r\n{reliability.SLOT.begin}\n|  |  |\n")
     assert content.endswith(f"all.\n{reliability.SLOT.end}\nb\n")
     assert reliability.main(["--write", str(readme)]) == 0
     assert readme.read_bytes().decode() == content
