@@ -16,7 +16,7 @@ from lip_fast.harness.settings.train import METHODS
 
 __all__ = ["FIGURES"]
 
-# Panels side by side.
+# The number of panels in a row.
 _COLUMNS = 3
 
 
@@ -69,7 +69,7 @@ def save_ranks(path: Path, results: Sequence[Result]) -> bool:
 
     def draw(axes: Axes, result: Result) -> None:
         last = [records["plain"].test_accuracy[-1] for records in result.seeds.values()]
-        # Ranks that rules ask for may be of one seed only: those of all seeds make the line.
+        # A rank that a rule took may have been tried with one seed only: the line has the ranks of all seeds.
         paths = [records["post-hoc"].path for records in result.seeds.values()]
         ranks = sorted(set.intersection(*(set(p["ranks"]) for p in paths)))
 
@@ -82,7 +82,7 @@ def save_ranks(path: Path, results: Sequence[Result]) -> bool:
         if None not in paths[0]["validation"]:
             axes.plot(ranks, mean("validation"), color="#999999", marker=".", markersize=3,
                       label="agreement with held-out labels")  # fmt: skip
-        # Where each seed went: the mean of two ranks is the rank of neither.
+        # One mark for each seed, for the mean of two ranks may be the rank of neither.
         for rule, colour, mark in (
             ("held-out labels", "#0072B2", "o"),
             ("95% of the energy", "#009E73", "x"),
@@ -118,7 +118,8 @@ def save_curves(path: Path, results: Sequence[Result]) -> bool:
     return _panels(path, [r for r in results if _epochs(r) > 1], draw, "test accuracy (%)")
 
 
-# By file name; each says whether there was something to draw. In the order of the report.
+# By file name, in the order of the report: the caption, and the function, which returns False if it had
+# nothing to draw.
 FIGURES: dict[str, tuple[str, Callable[[Path, Sequence[Result]], bool]]] = {
     "gains.png": ("What each method adds to plain training", save_gains),
     "ranks.png": ("The rank of LIP afterwards: by rule, and swept", save_ranks),

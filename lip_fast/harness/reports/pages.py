@@ -105,7 +105,7 @@ def as_html(
 
 
 def _name(column: int, table: Table) -> Markup:
-    """The class of a column with names."""
+    """The attribute of a cell in a column with names; empty for a column of numbers."""
     return Markup(' class="name"') if column <= table.names else Markup()
 
 

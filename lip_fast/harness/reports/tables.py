@@ -15,11 +15,11 @@ from lip_fast.harness.settings.train import METHODS, REPAIRS
 
 __all__ = ["LEVEL", "Comparison", "Table", "comparisons", "plain_numbers", "tables_of", "titles_of"]
 
-# A difference is marked where its p-value, adjusted for the number of differences in the report, is below.
+# A difference is marked if its p-value, adjusted for the number of differences in the report, is below this.
 LEVEL = 0.05
 
 
-# Settings that tables show elsewhere: rows that differ in them alone may have one title.
+# Settings that have a place of their own in the tables, so that titles need not name them.
 _SHOWN = ("data", "methods")
 
 
@@ -74,7 +74,7 @@ def comparisons(results: Sequence[Result]) -> dict[tuple[int, str], Comparison]:
 
 
 def titles_of(results: Sequence[Result]) -> list[str]:
-    """What each result's algorithm is called, with the settings that tell it from others of that name."""
+    """The name of each result's algorithm, with the settings in which it differs from others of that name."""
     alike: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         alike.setdefault((result.data, result.labels, result.algorithm), []).append(result)

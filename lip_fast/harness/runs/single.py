@@ -89,7 +89,7 @@ def complete(
     with curves_in(folder.path if folder is not None and config.tensorboard else None) as curves:
 
         def advance(seed: int, method: str, accuracy: float) -> None:
-            if method == FOLD and stopped():  # there is no state to save yet
+            if method == FOLD and stopped():  # before the rows are chosen there is no state to save
                 raise KeyboardInterrupt
             name = METHODS.get(method, method)
             on_epoch(seed, name if math.isnan(accuracy) else f"{name}: {100 * accuracy:.1f}%")

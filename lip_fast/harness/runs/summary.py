@@ -1,4 +1,4 @@
-"""What a run comes to: one summary for each method, over its seeds."""
+"""The summary of a run: for each method, means over its seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from lip_fast.harness.runs.records import Record
 
 __all__ = ["SELECTIONS", "Selected", "Spread", "Summary", "selected", "summarise"]
 
-# Epochs that the mean of the last ones is over.
+# Number of epochs in the mean of the last ones.
 _LAST = 5
-# Which epoch's test accuracy counts, by the name that tables give it.
+# The ways to take an epoch, whose test accuracy then counts, with the names that tables give them.
 SELECTIONS = {
     "last": "last epoch",
     "last_five": "mean of last five",
@@ -23,7 +23,7 @@ SELECTIONS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; no deviation of a single seed."""
+    """Mean and sample standard deviation over seeds; of a single seed the deviation is None."""
 
     mean: float
     sd: float | None
@@ -70,7 +70,7 @@ class Selected(NamedTuple):
 
 
 def selected(record: Record) -> Selected:
-    """The test accuracies that count of a record."""
+    """The test accuracies of a record by how the epoch is taken."""
     accuracy = record.test_accuracy
     validation = [v for v in record.validation if v is not None]
     chosen = None

@@ -1,4 +1,4 @@
-"""The table a run ends with."""
+"""The table that ``lip-fast train`` and ``lip-fast sweep`` print at the end of a run."""
 
 from collections.abc import Mapping
 

@@ -10,7 +10,7 @@ from lip_fast.harness.runs.records import SeedResult
 
 __all__ = ["check_installed", "curves_in"]
 
-# Values of a record that have one number for each epoch.
+# The lists of a record with one number for each epoch.
 _CURVES = ("test_accuracy", "validation", "memorised", "train_loss", "step_seconds", "lip_seconds")
 
 

@@ -17,7 +17,7 @@ __all__ = ["save_angles", "save_similarity", "save_spectra"]
 _ROWS = ("ridge_features", "head_features", "head_classes")
 # Cells with a number each, up to this many directions; more would not be legible.
 _LEGIBLE = 6
-# The bounds of some k are off by many powers of ten; above this they leave the figure, and are numbers.
+# The bounds of some k are too large by many powers of ten; above this they are in the tables alone.
 _HIGHEST = 1e4
 
 
@@ -63,7 +63,7 @@ def save_similarity(path: Path, study: Study, title: str) -> None:
         study: maps are means over its seeds.
         title: what was studied.
     """
-    # Of clean labels with themselves phi is 1 throughout: nested subspaces.
+    # Not rate 0: phi of clean labels with themselves is 1 everywhere.
     rates = study.rates[1:]
     figure = Figure(figsize=(2.4 + 2.3 * len(rates), 8), dpi=150, layout="constrained")
     grid = figure.subplots(len(_ROWS), len(rates), squeeze=False)

@@ -44,7 +44,7 @@ class Progress:
         self._origin = Origin(config.as_dict(), dataset)
 
     def load(self) -> None:
-        """Take the study up after the last network that was saved; from its beginning where there is none.
+        """Go on after the last network that was saved, or from the beginning where none was.
 
         Raises:
             UserError: the checkpoint is damaged, or of other settings, data or labels.
@@ -73,11 +73,11 @@ class Progress:
         if rate == 0:
             kept = split(self._config.training(rate), len(self._labels(seed, rate)), seed)[0]
             labels = {rate: self._labels(seed, rate)[kept] for rate in self._config.rates}
-            assert seen.train is not None  # train_network looks at everything
+            assert seen.train is not None  # train_network looks at the training part too
             self.clean = CleanNetwork.of(network, seen.train, seed, self._config.ridge, labels)
             check_directions(self.clean.directions, self.clean.W.shape, self._config.rank)
             self.penalties.append(self.clean.penalty)
-        assert self.clean is not None  # 0 comes first
+        assert self.clean is not None  # rate 0 comes first
         self.measured.append(self.clean.measure(network, seen.test, rate))
         self.folder.save(
             {

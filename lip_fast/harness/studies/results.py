@@ -1,4 +1,4 @@
-"""What a study measures of each training, and what it comes to."""
+"""The measurements of a study: of each training, and means over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -53,7 +53,7 @@ TURN_COLUMNS = {
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, in whatever containers they are."""
+    """The value with all arrays in it, in dicts and lists too, as lists."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What can be written as plain values, for JSON and checkpoints, and read again."""
+    """Base of measurements that are written as plain values, for JSON and checkpoints, and read again."""
 
     def as_plain(self) -> dict[str, Any]:
         """As plain values; floats keep every bit."""
@@ -72,7 +72,7 @@ class _Saved:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """What :meth:`as_plain` was called on."""
+        """The measurement whose :meth:`as_plain` gave ``values``."""
         return cls(
             **{
                 **values,
@@ -158,7 +158,7 @@ class CleanNetwork:
     def of(
         cls, network: Network, train: Rows, seed: int, ridge: float, labels: Mapping[float, np.ndarray]
     ) -> "CleanNetwork":
-        """Keep what is needed of a trained network.
+        """Take from a trained network what its comparisons need.
 
         Args:
             network: the network.
@@ -186,7 +186,7 @@ class CleanNetwork:
         return cls(W, seed, heads.penalty, changes)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as a tensor and plain values."""
+        """The weight as a tensor, and everything else as plain values."""
         return {
             "W": torch.from_numpy(self.W),
             "seed": self._seed,
@@ -196,13 +196,13 @@ class CleanNetwork:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "CleanNetwork":
-        """What :meth:`state_dict` was called on."""
+        """The clean network whose :meth:`state_dict` gave ``state``."""
         changes = {rate: RidgeChange.from_plain(values) for rate, values in state["changes"].items()}
         return cls(state["W"].numpy(), state["seed"], state["penalty"], changes)
 
     @property
     def directions(self) -> int:
-        """Of the ridge head, at least 2."""
+        """The number of directions of the ridge head, at least 2."""
         return min(len(change.ridge_spectrum) for change in self._changes.values())
 
     def measure(self, network: Network, test: Rows, rate: float) -> Measured:

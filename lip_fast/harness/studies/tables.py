@@ -1,4 +1,4 @@
-"""The tables of a study: they read well as they are, and are Markdown too."""
+"""The tables of a study, as Markdown that also reads well in a terminal."""
 
 from collections.abc import Sequence
 

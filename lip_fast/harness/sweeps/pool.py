@@ -28,7 +28,7 @@ from lip_fast.harness.sweeps.rows import Unit
 
 __all__ = ["Failure", "check_units", "continuation", "load_once", "run_units"]
 
-# Seconds between looks at what the processes do.
+# Seconds after which the parent looks again at what the processes report.
 _TICK = 0.2
 
 
@@ -155,7 +155,7 @@ _parent = 0
 def _begin(told: Any, stop: multiprocessing.synchronize.Event, parent: int) -> None:
     global _told, _stop, _parent
     _told, _stop, _parent = told, stop, parent
-    # Where it could not be blocked from the start.
+    # On systems where SIGINT could not be blocked from the start.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -165,7 +165,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)  # files are whole at any time
+    os._exit(1)  # nothing to clean up: every file is whole at any time
 
 
 def _stopped() -> bool:
@@ -175,7 +175,7 @@ def _stopped() -> bool:
 
 
 def _run(folder: Path, path: Path, config: TrainConfig) -> str | None:
-    """Complete one run; what went wrong where it is the user's to put right."""
+    """Complete one run; returns the message of a mistake that the user can put right, or None."""
     if _stopped():
         return None
     try:
@@ -187,7 +187,7 @@ def _run(folder: Path, path: Path, config: TrainConfig) -> str | None:
                 _complete(old, path, parse_stored(folder / path / CONFIG, TrainConfig, whole=True))
     except UserError as error:
         return str(error)
-    except KeyboardInterrupt:  # raised by _complete: the parent knows
+    except KeyboardInterrupt:  # the run stopped because the parent asked for it
         return None
     return None
 

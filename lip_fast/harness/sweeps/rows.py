@@ -21,11 +21,11 @@ from lip_fast.harness.settings.train import TrainConfig
 __all__ = ["Row", "Unit", "read_rows", "units_of"]
 
 SUFFIXES = (".yaml", ".yml")
-# Settings of which a sweep has its own.
+# Settings of lip-fast train that the sweep itself chooses for each run.
 _OWN = ("out", "name")
-# Options of lip-fast train that are no settings.
+# Options of lip-fast train that are not settings.
 _OTHERS = ("config", "resume")
-# Settings that are lists themselves.
+# Settings whose value is a list.
 _LISTS = {s.name for s in dataclasses.fields(TrainConfig) if typing.get_origin(s.type) is tuple}
 
 
@@ -124,7 +124,7 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 def _settings(path: Path) -> dict[str, Any]:
     with reading(path, "a file of settings"):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(settings, default=str, skipkeys=True)  # refuses what holds itself
+        json.dumps(settings, default=str, skipkeys=True)  # refuses a list or mapping that holds itself
     if not isinstance(settings, dict):
         raise UserError(f"expected settings in {path}, found none")
     for name in _OWN:
@@ -158,5 +158,5 @@ def _label(value: Any) -> str:
     if isinstance(value, dict):
         return "-".join(f"{key}={_label(entry)}" for key, entry in value.items())
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    # Part of a folder's name.
+    # The text becomes a part of the name of a folder.
     return re.sub(r"[^\w.:#+-]+", "_", text)
