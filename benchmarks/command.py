@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from lip_fast.cli.errors import UserError
+
 __all__ = ["Parser", "Refused", "answer"]
 
 
-class Refused(Exception):  # noqa: N818 (it is an answer, not an accident)
+class Refused(UserError):  # noqa: N818 (it is an answer, not an accident)
     """What was asked for cannot be done; the message says why, in one line."""
 
 
@@ -25,7 +27,7 @@ def answer(parser: Parser, work: Callable[[], None]) -> int:
     """Do the work of a command; returns its exit code, 2 where something was refused or cannot be written."""
     try:
         work()
-    except Refused as refusal:
+    except UserError as refusal:
         print(f"{_name(parser)}: {refusal}", file=sys.stderr)
         return 2
     except OSError as error:

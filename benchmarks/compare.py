@@ -44,7 +44,7 @@ from scipy import stats
 
 from benchmarks import checkout, worktrees
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.markdown import write_whole
+from lip_fast.cli.atomic import write_whole
 
 __all__ = ["ROUNDS", "Change", "compare", "main", "render"]
 
@@ -320,7 +320,7 @@ def _compare(options: Namespace) -> list[str]:
     }
     print(render(data), flush=True)
     if options.json is not None:
-        write_whole(options.json, (json.dumps(data, indent=1) + "\n").encode())
+        write_whole(options.json, json.dumps(data, indent=1) + "\n")
     return worse
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from benchmarks.command import Refused
 from benchmarks.markdown import count, table, time
 from benchmarks.results import commit_of, positive
+from lip_fast.harness.files.slots import Slot
 
-__all__ = ["BEGIN", "END", "KIND", "render_device"]
+__all__ = ["KIND", "SLOT", "render_device"]
 
-BEGIN = "<!-- gpu:begin -->"
-END = "<!-- gpu:end -->"
+SLOT = Slot("gpu")
 KIND = "lip_fast device run"
 
 
@@ -124,4 +124,4 @@ def _timed(result: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split())

@@ -1,13 +1,10 @@
-"""Cells and tables of the reports, and the files they are written to."""
+"""Cells and tables of the reports."""
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from benchmarks.command import Refused
 from benchmarks.results import Entry
 from lip_fast.bench.rows import Target
+from lip_fast.cli.table import markdown
 
 __all__ = [
     "beside",
@@ -15,20 +12,16 @@ __all__ = [
     "error",
     "faster",
     "floor",
-    "read_text",
-    "replace_between_markers",
     "size",
     "table",
     "time",
     "verdict",
-    "write_whole",
 ]
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+    return markdown([header, *lines])
 
 
 def beside(entry: Entry, peer: str) -> str:
@@ -87,45 +80,3 @@ def size(number: float) -> str:
 def count(number: int, noun: str) -> str:
     """A number of things."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def replace_between_markers(text: str, report: str, begin: str, end: str) -> str:
-    """``text`` with the report between its markers, everything else as it was.
-
-    Raises:
-        Refused: the markers are not there, once each and in order.
-    """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise Refused(f"expected the markers {begin} and {end} once each, in this order")
-    before, rest = text.split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}\n{report}\n{end}{after}"
-
-
-def read_text(path: Path) -> str:
-    """A text file with its line endings as they are.
-
-    Raises:
-        Refused: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Refused(f"{path} is not UTF-8 text") from None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace the file as a whole, or leave it as it was."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes files that only their owner can read.
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-        os.chmod(temporary, mode)
-        os.replace(temporary, path.resolve())
-    except BaseException:
-        os.unlink(temporary)
-        raise

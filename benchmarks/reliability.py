@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.markdown import read_text, replace_between_markers, write_whole
+from lip_fast.cli.atomic import write_whole
+from lip_fast.cli.table import markdown
+from lip_fast.harness.files.slots import Slot
 
-__all__ = ["BEGIN", "END", "MARKERS", "count", "main", "render"]
+__all__ = ["MARKERS", "SLOT", "count", "main", "render"]
 
-BEGIN = "<!-- reliability:begin -->"
-END = "<!-- reliability:end -->"
+SLOT = Slot("reliability")
 RERUN = "make reliability"
 MARKERS = ("contract", "hostile", "reliability", "upstream")
 PROPERTIES = ("hostile_inputs", "kills_survived", "bytes_changed_wrongly")
@@ -123,8 +124,8 @@ def render(counts: Counts) -> str:
     if wrong:
         raise Refused(f"{wrong} bytes of weight were changed that should not have been")
     lines = [*((label, f"{counts[name]}") for label, name in rows), ("bytes of weight changed wrongly", "0")]
-    table = "\n".join(f"| {label} | {number} |" for label, number in lines)
-    return f"| | |\n| --- | ---: |\n{table}\n\nCounted by `{RERUN}`, which runs them all."
+    table = markdown([("", ""), *lines])
+    return f"{table}\n\nCounted by `{RERUN}`, which runs them all."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,12 +141,12 @@ def _put(tests: Sequence[str], page: Path | None) -> None:
     """Count, and print the table or write it into a page."""
     # What can be refused is refused before the tests take their minutes.
     if page is not None:
-        replace_between_markers(read_text(page), "", BEGIN, END)
+        SLOT.filled(page, "")
     report = render(count(tests))
     if page is None:
         print(report)
     else:
-        write_whole(page, replace_between_markers(read_text(page), report, BEGIN, END).encode())
+        write_whole(page, SLOT.filled(page, report))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ from pathlib import Path
 
 from benchmarks import device_report
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.markdown import count, read_text, replace_between_markers, write_whole
+from benchmarks.markdown import count
 from benchmarks.results import NOISY, Result, load, read_json
 from benchmarks.rows import ROWS, row
 from benchmarks.sections import SECTIONS, Section
+from lip_fast.cli.atomic import write_whole
+from lip_fast.harness.files.slots import Slot
 
-__all__ = ["BEGIN", "END", "main", "page", "render"]
+__all__ = ["SLOT", "main", "page", "render"]
 
-BEGIN = "<!-- benchmarks:begin -->"
-END = "<!-- benchmarks:end -->"
+SLOT = Slot("benchmarks")
 RERUN = "make bench"
 
 
@@ -159,37 +160,32 @@ def _run(options: argparse.Namespace) -> None:
         if details is not None:
             raise Refused("the report of a GPU has no page of its own: leave out --details")
         text = device_report.render_device(data, checkout=checkout, allow_dirty=options.allow_dirty)
-        _put(options.write, text, _whole(options.write, text, device_report.BEGIN, device_report.END))
+        _put(options.write, text, _whole(options.write, text, device_report.SLOT))
         return
     result = load(options.result, checkout=checkout, allow_dirty=options.allow_dirty)
     # Everything that can be refused is refused before the first file is written.
     drawn = {} if details is None else _pictures(result)
     folder = None if details is None else details.parent / details.stem
     report = render(result, _links(folder, checkout, drawn))
-    whole = _whole(options.write, report, BEGIN, END)
+    whole = _whole(options.write, report, SLOT)
     if details is not None and folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in drawn.items():
             write_whole(folder / f"{name}.png", picture)
-        write_whole(details, page(result, _links(folder, details.resolve().parent, drawn)).encode())
+        write_whole(details, page(result, _links(folder, details.resolve().parent, drawn)))
     _put(options.write, report, whole)
 
 
-def _whole(page: Path | None, report: str, begin: str, end: str) -> str | None:
+def _whole(page: Path | None, report: str, slot: Slot) -> str | None:
     """The page with the report in its place; None without a page."""
-    if page is None:
-        return None
-    try:
-        return replace_between_markers(read_text(page), report, begin, end)
-    except Refused as refusal:
-        raise Refused(f"{page}: {refusal}") from None
+    return None if page is None else slot.filled(page, report)
 
 
 def _put(page: Path | None, report: str, whole: str | None) -> None:
     if page is None or whole is None:
         print(report)
     else:
-        write_whole(page, whole.encode())
+        write_whole(page, whole)
 
 
 def _links(folder: Path | None, home: Path, drawn: Mapping[str, bytes]) -> dict[str, str]:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.command import Parser, answer
-from benchmarks.markdown import read_text, replace_between_markers, write_whole
+from benchmarks.markdown import table
 from benchmarks.traffic import Case, Collective
+from lip_fast.cli.atomic import write_whole
+from lip_fast.harness.files.slots import Slot
 
 __all__ = [
-    "BEGIN",
-    "END",
+    "SLOT",
     "Floors",
     "Memory",
     "collectives",
@@ -31,8 +32,7 @@ __all__ = [
     "whole_weight",
 ]
 
-BEGIN = "<!-- scale:begin -->"
-END = "<!-- scale:end -->"
+SLOT = Slot("scale")
 
 # Of the step ----------------------------------------------------------------------------------------------
 
@@ -324,7 +324,7 @@ def _bytes() -> str:
         directions kept, 8 refitted, 8 fresh, so that m = 80; *exact*: 460 kept, 52 refitted. The first
         three columns do not depend on the number of classes.
         """
-    return "\n\n".join([_prose(title), _table(header, lines), _prose(text)])
+    return "\n\n".join([_prose(title), table(header, lines), _prose(text)])
 
 
 def _memory_and_time() -> str:
@@ -361,7 +361,7 @@ def _memory_and_time() -> str:
         GPUs both fit. Gathering does not, on any number of GPUs: the whole weight is
         {_size(4 * largest.l * largest.q)}.
         """
-    return "\n\n".join([_prose(title), _table(header, lines), _prose(text)])
+    return "\n\n".join([_prose(title), table(header, lines), _prose(text)])
 
 
 def _flops(count: int) -> str:
@@ -423,11 +423,6 @@ def _prose(text: str) -> str:
     return " ".join(text.split())
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-
-
 def _count(number: int) -> str:
     return f"{number // 1_000_000}M" if number >= 1_000_000 else str(number)
 
@@ -463,7 +458,7 @@ def _put(page: Path | None) -> None:
     if page is None:
         print(render())
     else:
-        write_whole(page, replace_between_markers(read_text(page), render(), BEGIN, END).encode())
+        write_whole(page, SLOT.filled(page, render()))
 
 
 if __name__ == "__main__":

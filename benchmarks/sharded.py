@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,16 +32,17 @@ from torch import Tensor, nn
 import lip_fast
 from benchmarks.checkout import ROOT, tree
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.markdown import read_text, replace_between_markers, write_whole
+from benchmarks.markdown import table
 from benchmarks.results import NOISY, commit_of, machine_of, positive
 from benchmarks.traffic import Traffic
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import summary
+from lip_fast.cli.atomic import write_whole
+from lip_fast.harness.files.slots import Slot, read_page
 
-__all__ = ["BEGIN", "END", "ERRORS", "RESULT", "ROWS", "load", "main", "render"]
+__all__ = ["ERRORS", "RESULT", "ROWS", "SLOT", "load", "main", "render"]
 
-BEGIN = "<!-- sharded:begin -->"
-END = "<!-- sharded:end -->"
+SLOT = Slot("sharded")
 RERUN = "make bench-sharded"
 RESULT = ROOT / "benchmarks" / "results" / "sharded.json"
 
@@ -468,8 +469,8 @@ def render(result: Result) -> str:
         for entry in sorted(result.entries, key=lambda entry: (entry.row.l, entry.row.world))
     ]
     header = ["head", "processes", "ours sends", "gathering sends", "ours", "gathering", "ours is"]
-    times = _table([*header, "one process alone", "ours / alone"], lines)
-    errors = _table(
+    times = table([*header, "one process alone", "ours / alone"], lines)
+    errors = table(
         ["head", "processes", "dtype", "distance from one process", "distance of no LIP from it"],
         [
             [f"{e.l} x {e.q}", str(e.world), e.dtype, f"{value:.0e} (≤ {e.bound:.0e})", f"{control:.0e}"]
@@ -515,11 +516,6 @@ def _prose(text: str) -> str:
     return " ".join(text.split())
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-
-
 def _ratio(peer: float, ours: float) -> str:
     return f"{peer / ours:.1f}x faster" if peer >= ours else f"{ours / peer:.1f}x slower"
 
@@ -557,13 +553,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> None:
     # What can be refused is refused before the run takes its minutes.
-    before = None if options.write is None else read_text(options.write)
-    if before is not None:
-        replace_between_markers(before, "", BEGIN, END)
+    if options.write is not None:
+        SLOT.filled(options.write, "")
     checkout = ROOT if options.write is None else options.write.resolve().parent
     if options.report:
         try:
-            data = json.loads(read_text(options.result))
+            data = json.loads(read_page(options.result))
         except ValueError:
             raise Refused(f"{options.result} is not JSON") from None
     else:
@@ -573,11 +568,11 @@ def _report(options: argparse.Namespace) -> None:
         data = run()
     report = render(load(data, checkout=checkout, allow_dirty=options.allow_dirty))
     if not options.report:
-        write_whole(options.result, (json.dumps(data, indent=4) + "\n").encode())
-    if before is None:
+        write_whole(options.result, json.dumps(data, indent=4) + "\n")
+    if options.write is None:
         print(report)
     else:
-        write_whole(options.write, replace_between_markers(before, report, BEGIN, END).encode())
+        write_whole(options.write, SLOT.filled(options.write, report))
 
 
 if __name__ == "__main__":

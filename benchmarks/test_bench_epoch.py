@@ -14,11 +14,11 @@ from lip_fast.bench.cases import Case
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.rows import Row
 from lip_fast.bench.timing import Variant
-from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.plan import plan_of
-from lip_fast.harness.problem import Problem
+from lip_fast.harness.runs.plan import plan_of
 from lip_fast.harness.seeding import BatchOrder
+from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.harness.training.problem import Problem
 
 SECONDS = 30
 TEST = 10_000

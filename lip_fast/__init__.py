@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from lip_fast import reference
 
-_import_error: RuntimeError | None = None
+import_error: RuntimeError | None = None
 try:
     from lip_fast import optim
     from lip_fast.decompose import randomized_svd
@@ -18,7 +18,7 @@ except RuntimeError as error:
     # A backend that is forced and not there stops everything but ``lip-fast doctor``, which is to say so.
     if [PurePath(word).stem.replace("-", "_") for word in sys.orig_argv[-2:]] != ["lip_fast", "doctor"]:
         raise
-    _import_error = error
+    import_error = error
 
 __all__ = [
     "LIP",

@@ -18,7 +18,7 @@ from benchmarks.sections import SECTIONS
 from lip_fast.bench.rows import Target
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-README = f"# Title\n\nbefore\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+README = f"# Title\n\nbefore\n{report.SLOT.begin}\nold\n{report.SLOT.end}\nafter\n"
 
 
 def entry(key: str) -> dict[str, Any]:
@@ -299,8 +299,8 @@ def test_target(target: Target, met: bool) -> None:
 def test_writes_between_the_markers_only(files: Files) -> None:
     assert files.run() == 0
     text = files.readme.read_text()
-    assert text.startswith(f"# Title\n\nbefore\n{report.BEGIN}\nSome CPU")
-    assert text.endswith(f"`.\n{report.END}\nafter\n")
+    assert text.startswith(f"# Title\n\nbefore\n{report.SLOT.begin}\nSome CPU")
+    assert text.endswith(f"`.\n{report.SLOT.end}\nafter\n")
     assert "\nold\n" not in text
 
 
@@ -449,8 +449,8 @@ def test_refuses_a_missing_result(files: Files, capsys: pytest.CaptureFixture[st
     "text",
     [
         "no markers\n",
-        f"{report.BEGIN}\n",
-        f"{report.END}\n{report.BEGIN}\n",
+        f"{report.SLOT.begin}\n",
+        f"{report.SLOT.end}\n{report.SLOT.begin}\n",
         README + README,
     ],
 )
@@ -458,7 +458,10 @@ def test_refuses_a_readme_without_its_markers(
     files: Files, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     files.readme.write_text(text)
-    assert "expected the markers" in refused(files, capsys, "--details", str(files.folder / "page.md"))
+    said = refused(files, capsys, "--details", str(files.folder / "page.md"))
+    assert (
+        f"expected {report.SLOT.begin} and, after it, {report.SLOT.end} once each in {files.readme}" in said
+    )
 
 
 def test_refuses_a_readme_that_is_not_there_or_no_text(

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import device_report, report
 
-README = f"# Title\n\n{device_report.BEGIN}\nold\n{device_report.END}\nafter\n"
+README = f"# Title\n\n{device_report.SLOT.begin}\nold\n{device_report.SLOT.end}\nafter\n"
 GREEN = {"name": "distance", "value": 1e-6, "bound": 1e-5, "control": 1e-2, "passed": True}
 
 
@@ -78,9 +78,9 @@ def test_shows_every_part_and_row_with_what_is_missing(files: Files) -> None:
     assert files.run(complete()) == 0
     text = files.readme.read_text()
     assert text.startswith(
-        f"# Title\n\n{device_report.BEGIN}\nSome GPU, torch 2, CUDA 13, Triton 3, nvcc 13; "
+        f"# Title\n\n{device_report.SLOT.begin}\nSome GPU, torch 2, CUDA 13, Triton 3, nvcc 13; "
     )
-    assert text.endswith(f"|\n{device_report.END}\nafter\n")
+    assert text.endswith(f"|\n{device_report.SLOT.end}\nafter\n")
     assert "| tests: step | ok | 9 s | 7 tests passed |" in text
     assert "| sanitizer | skipped | 0 s | it is not there |" in text
     assert "1 passed, 1 failed; streams: 3 values differ." in text

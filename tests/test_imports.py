@@ -80,12 +80,12 @@ LAYERS = [
     {"counters", "fused", "observations"},
     {"plugin"},
     {"integrations", "optim"},
-    {"bench", "harness", "cli", "__main__", "doctor"},
+    {"bench", "harness", "cli", "__main__"},
 ]
 WITHIN_LAYER = {
-    ("cli", "harness"),
     ("__main__", "cli"),
-    ("bench", "harness"),
+    ("bench", "cli"),
+    ("harness", "cli"),
     ("targets", "validation"),
 }
 

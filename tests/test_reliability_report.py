@@ -112,11 +112,11 @@ def test_what_cannot_be_said_is_refused(changes: dict[str, int | None], message:
 def test_writes_between_its_markers_only(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(reliability, "count", lambda tests: COUNTS)
     readme = tmp_path / "README.md"
-    readme.write_bytes(f"a\r\n{reliability.BEGIN}\nold\n{reliability.END}\nb\n".encode())
+    readme.write_bytes(f"a\r\n{reliability.SLOT.begin}\nold\n{reliability.SLOT.end}\nb\n".encode())
     assert reliability.main(["--write", str(readme)]) == 0
     content = readme.read_bytes().decode()
-    assert content.startswith(f"a\r\n{reliability.BEGIN}\n| | |\n")
-    assert content.endswith(f"all.\n{reliability.END}\nb\n")
+    assert content.startswith(f"a\r\n{reliability.SLOT.begin}\n|  |  |\n")
+    assert content.endswith(f"all.\n{reliability.SLOT.end}\nb\n")
     assert reliability.main(["--write", str(readme)]) == 0
     assert readme.read_bytes().decode() == content
     assert reliability.main([]) == 0
@@ -136,8 +136,8 @@ def test_nothing_runs_for_a_file_without_markers(tmp_path: Path, monkeypatch, ca
 
 def test_the_readme_has_the_table() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert readme.count(reliability.BEGIN) == readme.count(reliability.END) == 1
-    table = readme.partition(reliability.BEGIN)[2].partition(reliability.END)[0]
+    assert readme.count(reliability.SLOT.begin) == readme.count(reliability.SLOT.end) == 1
+    table = readme.partition(reliability.SLOT.begin)[2].partition(reliability.SLOT.end)[0]
     rows = re.findall(r"^\| ([^|]+) \| (\d+) \|$", table, re.MULTILINE)
     assert len(rows) == 5
     assert rows[-1] == ("bytes of weight changed wrongly", "0")

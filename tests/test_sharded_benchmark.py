@@ -15,7 +15,7 @@ from benchmarks.traffic import Case, Collective, simulated
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-README = f"# Title\n\nbefore\n{sharded.BEGIN}\nold\n{sharded.END}\nafter\n"
+README = f"# Title\n\nbefore\n{sharded.SLOT.begin}\nold\n{sharded.SLOT.end}\nafter\n"
 
 
 # benchmarks.sharded ---------------------------------------------------------------------------------------
@@ -222,7 +222,9 @@ def test_processes_measure_a_row_and_a_comparison(tmp_path: Path) -> None:
 
 def test_readme_says_what_was_measured(tmp_path: Path) -> None:
     report = sharded.render(sharded.load(json.loads(sharded.RESULT.read_text()), checkout=tmp_path))
-    assert f"{sharded.BEGIN}\n{report}\n{sharded.END}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{sharded.SLOT.begin}\n{report}\n{sharded.SLOT.end}" in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 # benchmarks.scale -----------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ def test_readme_says_what_was_measured(tmp_path: Path) -> None:
 
 def test_the_page_is_what_the_formulas_say() -> None:
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    assert f"{scale.BEGIN}\n{scale.render()}\n{scale.END}" in page
+    assert f"{scale.SLOT.begin}\n{scale.render()}\n{scale.SLOT.end}" in page
 
 
 def test_the_page_counts_the_bytes_that_simulated_worlds_send() -> None:
@@ -278,9 +280,9 @@ def test_floors_and_memory_are_counted_by_hand() -> None:
 
 def test_the_page_is_written_between_its_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "scaling.md"
-    page.write_text(f"before\n{scale.BEGIN}\n{scale.END}\nafter\n")
+    page.write_text(f"before\n{scale.SLOT.begin}\n{scale.SLOT.end}\nafter\n")
     assert scale.main(["--write", str(page)]) == 0
-    assert page.read_text() == f"before\n{scale.BEGIN}\n{scale.render()}\n{scale.END}\nafter\n"
+    assert page.read_text() == f"before\n{scale.SLOT.begin}\n{scale.render()}\n{scale.SLOT.end}\nafter\n"
     page.write_text("nothing")
     assert scale.main(["--write", str(page)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

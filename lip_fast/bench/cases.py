@@ -32,16 +32,17 @@ __all__ = [
     "shared_floors",
 ]
 
-# Exponents of two of the values that copies are measured with: of the smallest the call is a part, of larger
-# ones than the largest the rate does not change.
+# Copies of 2^n values are measured for n between these. A smaller copy takes about the time of a call; the
+# rate of a larger one is the same.
 _LEAST_COPY, _MOST_COPY = 16, 26
 
-# Bytes a second that the targets of a device are stated for; another device is held against its own copy.
+# Bytes a second for which the targets of a device are stated; every other device is compared with the rate of
+# its own copies.
 STATED_BANDWIDTH = {"H200": 4.3e12}
 
 
 class Skip(Exception):  # noqa: N818 (it is an answer, not an accident)
-    """A row, or one of its variants, that cannot be measured here; the message says why."""
+    """A row, or one of its variants, cannot be measured on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def run_cases(
     start, sound = time.perf_counter(), True
     for i, (key, make) in enumerate(cases):
         if timer.device.type == "cuda":
-            # What the last row held: graphs, and cycles of optimizers and hooks.
+            # Free the graphs, optimizers and hooks of the row before: they hold each other.
             gc.collect()
             torch.cuda.empty_cache()
         left = seconds - (time.perf_counter() - start)
@@ -147,7 +148,7 @@ def _measure(record: dict[str, Any], make: Maker, timer: Timer, share: float) ->
 
 
 def at_most(variant: str, microseconds: float, more: str = "") -> Bound:
-    """The target that a variant takes no longer."""
+    """The target that one variant takes no longer than another."""
     return Bound(f"<= {microseconds:g} us{more}", lambda times: times[variant] <= microseconds)
 
 
@@ -167,7 +168,7 @@ def require_memory(device: torch.device, size: float) -> None:
 
 
 def _free_memory() -> int | None:
-    """Bytes that the system could hand out; None where it does not say."""
+    """Bytes of memory that are free; None on a system that does not tell."""
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
@@ -211,7 +212,7 @@ class Floors:
         return floors
 
     def _bandwidth(self, size: float) -> float:
-        # A copy of n values moves 8 n bytes. In powers of two, from what a call costs less than.
+        # A copy of n values moves 8 n bytes; n is a power of two, so that few copies are measured.
         values = self._values or 1 << max(_LEAST_COPY, min(_MOST_COPY, round(math.log2(max(size, 8) / 8))))
         if values not in self._bandwidths:
             self._bandwidths[values] = bandwidth(self._device, values)
@@ -225,10 +226,10 @@ class Floors:
 
 @functools.cache
 def shared_floors(device: torch.device, values: int | None = None) -> Floors:
-    """One for all rows of a process: to measure the rates takes longer than a row."""
+    """The floors of a device, measured once in a process: measuring the rates takes longer than a row."""
     return Floors(device, values)
 
 
 def best_floor(floors: Mapping[str, float]) -> float:
-    """The larger one: of memory, at the stated rate where there is one, or of arithmetic."""
+    """The larger floor: of memory, at the stated rate where the device has one, or of arithmetic."""
     return max(floors.get("stated", floors["copy"]), floors.get("arithmetic", 0.0))

@@ -1,11 +1,10 @@
 """``lip-fast bench``: the core rows timed on this machine, every result checked before it is timed.
 
-It needs torch and numpy alone. What it compares with and is not installed is named in its place.
+It needs torch and numpy alone. A package that LIP would be compared with and that is not installed is named.
 """
 
 import argparse
 import fnmatch
-import importlib.metadata
 import json
 import logging
 import math
@@ -31,9 +30,11 @@ from lip_fast.bench.rows import Row
 from lip_fast.bench.table import render
 from lip_fast.bench.timing import Timer, spin_up
 from lip_fast.bench.truncated_step import truncated_step
-from lip_fast.harness.atomic import replacing
-from lip_fast.harness.errors import UserError, unknown_name
-from lip_fast.harness.parser import Parser
+from lip_fast.cli.atomic import write_whole
+from lip_fast.cli.errors import UserError, unknown_name
+from lip_fast.cli.parser import Parser
+from lip_fast.cli.table import aligned
+from lip_fast.cli.version import installed
 
 __all__ = ["MAKERS", "main"]
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         _check_folder(options.json)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    # torch has remarks on how torchao registers itself.
+    # torch would print a warning about the way in which torchao registers itself.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
     native = (library.cuda() if device.type == "cuda" else library.cpu()) is not None
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return 0 if _measure(chosen, device, options, records) else 1
     finally:
-        # Also of what was stopped.
+        # Written and printed also where Ctrl-C stopped the measuring.
         if options.json is not None:
             _write(options.json, device, native, records)
         if records:
@@ -135,18 +136,17 @@ def _chosen(patterns: Sequence[str] | None) -> list[Row]:
 
 
 def _print_rows(chosen: Sequence[Row]) -> None:
-    width = max(len(row.key) for row in chosen)
+    lines = []
     for row in chosen:
         tail = "all" if row.tail_rank is None else row.tail_rank
         what = "samples" if row.kind == "one-shot" else "samples a step"
-        print(
-            f"{row.key:<{width}}  {row.l} classes, {row.q} features, {row.k} directions kept, "
-            f"{tail} refitted, {row.n} {what}"
-        )
+        sizes = f"{row.l} classes, {row.q} features, {row.k} directions kept, {tail} refitted, {row.n} {what}"
+        lines.append((row.key, sizes))
+    print(aligned(lines))
 
 
 def _check_folder(path: Path) -> None:
-    """Look before a minute is spent."""
+    """Refuse a file that cannot be written before a minute of measuring is spent."""
     if path.is_dir():
         raise UserError(f"expected --json to be a file, found the folder {path}")
     try:
@@ -161,14 +161,14 @@ def _check_folder(path: Path) -> None:
 def _measure(
     chosen: Sequence[Row], device: torch.device, options: argparse.Namespace, records: list[dict[str, Any]]
 ) -> bool:
-    """Whether no row is void."""
-    # A sample is one call: what a backward pass would leave behind is put there before each.
+    """Measure the chosen rows into ``records``; returns whether no row is void."""
+    # A sample is one call, so that each call finds a gradient, features and targets as after a backward pass.
     timer = Timer(device, sample_seconds=0, most_rounds=_ROUNDS, warm=True)
     spin_up(device)
-    # Small ones first: what they leave of their share goes to the large ones.
+    # Small rows first: the time that they do not need goes to the large rows.
     ordered = sorted(chosen, key=lambda row: row.l * row.q)
     cases = [(row.key, partial(_case, row, device, options.ours)) for row in ordered]
-    # What is composed of torch's decompositions draws from the global generator.
+    # Variants composed of torch's decompositions draw from torch's global random state.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         return run_cases(cases, timer, options.seconds, records.append)
@@ -180,28 +180,23 @@ def _case(row: Row, device: torch.device, ours_alone: bool) -> Case:
 
 
 def _write(path: Path, device: torch.device, native: bool, records: Sequence[Mapping[str, Any]]) -> None:
-    try:
-        version = importlib.metadata.version("lip-fast")
-    except importlib.metadata.PackageNotFoundError:
-        version = None
     data = {
         "kind": "lip_fast bench",
         "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": version,
+        "version": installed(),
         "commit": _commit(),
         "device": device.type,
         "native": native,
         "machine": describe(),
         "rows": records,
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
+    write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
 def _commit() -> dict[str, Any] | None:
-    """What the package was checked out from, and whether it differs; None where it is in no checkout."""
+    """The commit of this package's checkout, and whether files differ from it; None outside a checkout."""
     try:
-        # An environment may lie in somebody else's checkout.
+        # The environment with this package may lie in the checkout of another project.
         _git("ls-files", "--error-unmatch", "__init__.py")
         changes = _git("status", "--porcelain", "--", ".", ":/csrc", ":/setup.py")
         return {"id": _git("rev-parse", "HEAD"), "dirty": bool(changes)}

@@ -61,7 +61,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that a measurement depends on; None where one is not there."""
+    """Versions of the packages that a measurement depends on; None for one that is not installed."""
     return {name: _version(name) for name in _PACKAGES}
 
 
@@ -73,7 +73,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _release(*command: str) -> str | None:
-    """The version that a tool prints; None where it is not there."""
+    """The version that a tool prints; None where the tool is not installed."""
     if shutil.which(command[0]) is None:
         return None
     said = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -105,7 +105,7 @@ def _gpu() -> dict[str, Any] | None:
 
 
 def _smi() -> dict[str, str] | None:
-    """Driver, clocks, temperature and power as they are found."""
+    """Driver, clocks, temperature and power of the GPU, as nvidia-smi tells them now."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader", "--id=0"]

@@ -30,7 +30,7 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Whether the result is right, and the check could have told (NaN is neither)."""
+        """Whether the value is within its bound and that of the wrong answer is not; NaN counts as failed."""
         return self.value <= self.bound < self.control
 
 

@@ -20,13 +20,13 @@ BLOCK = 100_000
 
 
 def one_shot_calls(problem: OneShot, k: int) -> list[Variant]:
-    """Ours, the reference, and the product that no way leads around."""
+    """``lip()``, the reference, and as a floor the projections of X, which every form has to compute."""
     W, X, y = problem.W, problem.X, problem.y
     basis = torch.linalg.svd(W, full_matrices=False)[0][:, k:].contiguous()
     projections = X.new_empty(len(X), basis.shape[1])
 
     def published() -> Tensor:
-        # The form it is published in wants the label matrix: forming it is part of the price.
+        # The published form takes the label matrix, so that its time includes forming that matrix.
         return reference.lip(W, X, reference.one_hot(y, W.shape[1], X.dtype), k)
 
     return [

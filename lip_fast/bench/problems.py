@@ -62,7 +62,7 @@ def step(row: Row, batches: int = BATCHES, device: torch.device | None = None) -
     s = _spectrum(row.k, rank - row.k)
     gradients: list[Tensor] = []
     for _ in range(batches // 2):
-        # Any scale: Adam divides it out.
+        # The scale of a gradient does not matter: Adam divides by it.
         gradient = torch.randn(row.l, row.q, generator=generator)
         gradients += [gradient, -gradient]
     targets = [torch.randint(row.l, (row.n,), generator=generator) for _ in range(batches)]

@@ -105,11 +105,11 @@ class BaseStep:
         return self.head.weight.detach()
 
     def state(self) -> State:
-        """A copy of where this variant is now."""
+        """A copy of the weight and the optimizer state of this variant as they are now."""
         return State(self.weight.clone(), copy.deepcopy(self.optimizer.state_dict()), self.steps)
 
     def prepare(self) -> None:
-        """What a backward pass would have left behind: the next gradient, features and targets."""
+        """Put the next gradient, features and targets in place, as a backward pass would."""
         i = self.steps % len(self.problem.gradients)
         self.head.weight.grad = self.problem.gradients[i]
         self.X, self.y = self.problem.features[i], self.problem.targets[i]
@@ -120,7 +120,7 @@ class BaseStep:
         self.optimizer.step()
 
     def variant(self, name: str) -> Variant:
-        """It, as it is timed."""
+        """This step as a :class:`Variant` to time."""
         return Variant(name, self, between=self.prepare)
 
 
@@ -138,7 +138,7 @@ class LIPStep(BaseStep):
         self.optimizer.step()
 
     def skipped(self) -> str | None:
-        """Why the times are void: a step that is not repaired costs little and proves nothing."""
+        """The reason why the times of this variant are void: LIP skipped steps, which costs little."""
         return _unrepaired(self.lip.stats(), self.steps)
 
 
@@ -164,7 +164,7 @@ class OptimizerStep(BaseStep):
         self.optimizer.step()
 
     def skipped(self) -> str | None:
-        """As that of :class:`LIPStep`."""
+        """See :meth:`LIPStep.skipped`."""
         (stats,) = self.optimizer.lip.stats().values()
         return _unrepaired(stats, self.steps)
 
@@ -244,12 +244,12 @@ class TruncatingStep(BaseStep):
 
     def __init__(self, problem: Step, row: Row) -> None:
         prune = _prune_optimizer()
-        # It wants an optimizer without a state.
+        # torchao's optimizer takes only a base optimizer that has no state yet.
         super().__init__(problem, row)
         assert row.tail_rank is not None
         (group,) = self.optimizer.param_groups
         small = min(row.l, row.q)
-        # What it drops is the fraction rounded up.
+        # torchao multiplies the fraction by the number of directions and rounds up.
         dropped = small - min(row.k + row.tail_rank, small)
         group |= {
             "group_type": "SVDGrouper",
@@ -260,7 +260,7 @@ class TruncatingStep(BaseStep):
 
 
 def _prune_optimizer() -> Callable[[torch.optim.Optimizer], torch.optim.Optimizer]:
-    # Says on import which of its CUDA kernels it could not load, on stderr.
+    # On import torchao prints on stderr which of its CUDA kernels it could not load.
     logging.getLogger("torchao").setLevel(logging.CRITICAL)
     try:
         from torchao.prototype.pat.optim import PruneOptimizer
@@ -282,7 +282,7 @@ class Products:
         device = self.M.device
         generator = torch.Generator(device).manual_seed(0)
         self.V = torch.randn(row.q, m, generator=generator, device=device)
-        # The second by its transpose, as ours has it: faster where M is stored by rows.
+        # M^T Y as (Y^T M)^T, as our step computes it: faster for an M that is stored by rows.
         self.Y, self.Zt = self.M.new_empty(row.l, m), self.M.new_empty(m, row.q)
         # The rebuild writes the same weight again in every round.
         if self.keep:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lip_fast.bench.rows import Row
+from lip_fast.cli.table import aligned
 
 __all__ = ["WIDTH", "render"]
 
@@ -41,7 +42,7 @@ def render(rows: Sequence[Row], records: Sequence[Record]) -> str:
 
 
 def _table(title: str, group: Sequence[tuple[Row, Record]]) -> Iterator[str]:
-    """Lines of the rows of one kind; where they do not fit beside each other, of some and then the others."""
+    """Tables of the rows of one kind: one, or several where the rows do not fit beside each other."""
     columns = [(row.key, _cells(record)) for row, record in group]
     # Ours first, then as the rows list them, then what they do not list.
     measured = {name for _, cells in columns for name in cells if name != _CHECK}
@@ -51,10 +52,9 @@ def _table(title: str, group: Sequence[tuple[Row, Record]]) -> Iterator[str]:
     width = max(len(text) for key, cells in columns for text in (key, *cells.values()))
     fits = max(1, (WIDTH - first) // (width + len(_GAP)))
     for block in (columns[i : i + fits] for i in range(0, len(columns), fits)):
-        yield _GAP.join([f"{title:<{first}}", *(f"{key:>{width}}" for key, _ in block)])
-        for name in names:
-            cells = [f"{column.get(name, '-'):>{width}}" for _, column in block]
-            yield _GAP.join([f"{name:<{first}}", *cells]).rstrip()
+        header = [title, *(key for key, _ in block)]
+        cells = [[name, *(column.get(name, "-") for _, column in block)] for name in names]
+        yield aligned([header, *cells], names=1, least=width)
 
 
 def _cells(record: Record) -> dict[str, str]:

@@ -62,7 +62,7 @@ def summary(seconds: Sequence[float]) -> dict[str, float | int]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that what went wrong on it is raised here."""
+    """Wait for the device, so that an error in its work is raised here."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -179,7 +179,7 @@ class Timer:
         }
 
     def _sample(self, variant: Variant, runs: int) -> float:
-        """Seconds a call, over so many runs."""
+        """Seconds of a call, a mean over so many runs."""
         if variant.between is not None:
             variant.between()
         if self.device.type == "cuda":
@@ -229,7 +229,7 @@ def arithmetic(device: torch.device, dtype: torch.dtype, side: int | None = None
         side: rows and columns of each; large enough by default that nothing but arithmetic takes time.
     """
     side = side or (8192 if device.type == "cuda" else 1024)
-    # Random: a GPU multiplies ones with less power, and faster.
+    # Random values: a GPU takes less power for a product of ones, and is faster at it.
     generator = torch.Generator(device).manual_seed(0)
     A = torch.randn(side, side, device=device, generator=generator).to(dtype)
     out = torch.empty_like(A)

@@ -8,7 +8,7 @@ import torch
 
 __all__ = ["BatchOrder", "initialisation", "stream", "torch_stream"]
 
-# The place of a purpose in this tuple enters its stream: append, never reorder.
+# The stream of a purpose depends on its place in this tuple: append, never reorder.
 PURPOSES = (
     "noise",
     "initialisation",
@@ -35,7 +35,7 @@ def stream(seed: int, purpose: str, *place: int) -> np.random.Generator:
 
 
 def torch_stream(seed: int, purpose: str, *place: int) -> torch.Generator:
-    """The same for torch, on the CPU."""
+    """The generator of :func:`stream` for torch, on the CPU."""
     return torch.Generator().manual_seed(int(stream(seed, purpose, *place).integers(2**63)))
 
 

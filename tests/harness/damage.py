@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.errors import UserError
 
 
 def damaged(content: bytes, seed: int, cuts: int = 25, flips: int = 60) -> Iterator[bytes]:

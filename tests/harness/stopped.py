@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from lip_fast.cli import main
-from lip_fast.harness.progress import Progress
+from lip_fast.harness.runs.progress import Progress
 
 saves = 0
 save = Progress.save

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lip_fast.harness.config import TrainConfig
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.experiment import run_seed
-from lip_fast.harness.processes import ALONE, Processes, started
-from lip_fast.harness.records import as_plain
-from lip_fast.harness.training import Training
+from lip_fast.harness.runs.experiment import run_seed
+from lip_fast.harness.runs.records import as_plain
+from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.harness.training.loop import Training
+from lip_fast.harness.training.processes import ALONE, Processes, started
 
 # 203 rows, of which 20 are held out: five batches of 36, and one of 3, of which the last of four has none.
 ROWS, BATCH = 203, 36

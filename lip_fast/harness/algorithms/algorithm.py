@@ -1,4 +1,4 @@
-"""What a learning algorithm is to the training loop."""
+"""A learning algorithm as the training loop calls it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.models import Network
 
 __all__ = ["Algorithm", "CrossPredict", "Task"]

@@ -7,10 +7,10 @@ import torch
 from sklearn.linear_model import RidgeCV
 from torch import nn
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms.algorithm import Task, one_hot
 from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.algorithms.label_loss import LabelLoss
-from lip_fast.harness.errors import UserError
 from lip_fast.harness.models import Network
 
 __all__ = ["CleanHead"]
@@ -48,7 +48,7 @@ class CleanHead(LabelLoss):
         X = features_of(model, task.features[task.clean_rows]).double().cpu().numpy()
         Y = one_hot(task.clean_labels, task.classes, torch.float64).cpu().numpy()
         eigenvalue = np.square(X - X.mean(0)).sum() / X.shape[1]
-        # Features that are all alike have none; any penalty then gives W = 0.
+        # If all features are alike, that mean is 0; every penalty then gives W = 0.
         ridge = RidgeCV(_PENALTIES * (eigenvalue or 1.0)).fit(X, Y)
         head = copy.deepcopy(model.head)
         with torch.no_grad():

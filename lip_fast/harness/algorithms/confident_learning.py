@@ -44,7 +44,7 @@ class ConfidentLearning(CrossEntropy):
 
         probabilities = cross_predict(int(options["folds"]))
         with warnings.catch_warnings():
-            # Of classes that at most one row has: there is nothing to leave out.
+            # cleanlab warns of classes that at most one row has: no row of them is left out.
             warnings.filterwarnings("ignore", "May not flag all label issues in class", UserWarning)
             wrong = find_label_issues(
                 targets.cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Cross entropy or CC, whichever fits the form of the labels: the loss of what changes something else."""
+"""Cross entropy or CC, whichever fits the form of the labels: for algorithms that change something else."""
 
 from typing import ClassVar
 

@@ -38,7 +38,7 @@ class LinearRidge(Algorithm):
         cls.expect("alpha", options["alpha"], "at least 0 and finite", 0 <= options["alpha"] < float("inf"))
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """There is none: see :meth:`fit`."""
+        """This algorithm takes no steps: see :meth:`fit`."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ class NeuralVariability(LabelLoss):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        # Where the weights are: to draw on the CPU and copy takes longer than a step.
+        # On the device of the weights: drawing on the CPU and copying takes longer than a step.
         self._generator = torch.Generator(task.features.device)
         self._generator.manual_seed(int(stream(task.seed, "weights").integers(2**63)))
         # Weights of a step under way, and their values without noise: to subtract it again would round.
@@ -48,7 +48,7 @@ class NeuralVariability(LabelLoss):
     @torch.no_grad()
     def before_forward(self, model: Network) -> None:
         """Disturb the weights."""
-        self.before_step(model)  # a step that an error cut short has left its noise
+        self.before_step(model)  # removes the noise of a step that an error cut short
         for weight in model.parameters():
             if weight.requires_grad:
                 self._disturbed.append((weight, weight.clone()))

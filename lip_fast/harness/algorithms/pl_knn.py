@@ -41,7 +41,7 @@ class Votes(nn.Module):
 
     def _scores(self, X: Tensor) -> Tensor:
         near = torch.from_numpy(self._index.kneighbors(X.numpy(), return_distance=False))
-        # Anew, from differences: by the products of the search equal rows may be a rounding error apart.
+        # From differences: distances of the search come from products, and may not be 0 for equal rows.
         distances = (X[:, None] - self._features[near]).norm(dim=2)
         total = distances.sum(1, keepdim=True)
         weights = 1 - distances / total
@@ -78,7 +78,7 @@ class NearestCandidates(Algorithm):
         cls.expect("neighbours", k, "a whole number of at least 1", k.is_integer() and k >= 1)
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """There is none: see :meth:`classifier`."""
+        """This algorithm takes no steps: see :meth:`classifier`."""
         raise NotImplementedError
 
     def fit(self, model: Network) -> None:

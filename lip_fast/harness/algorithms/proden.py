@@ -31,7 +31,7 @@ class ProgressiveIdentification(Algorithm):
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """See the class; each call sets w of its rows."""
         w = self._w[rows]
-        # Among the candidates before the softmax: their probabilities together may underflow.
+        # The softmax of the candidates' logits alone: their probabilities among all classes may underflow.
         among = logits.detach().masked_fill(self.targets_of(rows) == 0, -torch.inf)
         self._w[rows] = among.softmax(1).to(self._w.dtype)
         return -(w.to(logits.dtype) * nn.functional.log_softmax(logits, 1)).sum(1).mean()

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms.features import statistics_of
 from lip_fast.harness.algorithms.label_loss import LabelLoss
-from lip_fast.harness.errors import UserError
 from lip_fast.harness.models import Network
 
 __all__ = ["SpectralTruncation"]

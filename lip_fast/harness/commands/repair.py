@@ -1,7 +1,6 @@
 """``lip-fast repair``: the last layer of a saved model repaired from label statistics, without training."""
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -11,19 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.model_files import (
-    SAFETENSORS,
-    TORCH,
-    Layer,
-    check_outputs,
-    new_files,
-    read_checkpoint,
-)
-from lip_fast.harness.parser import Parser
-from lip_fast.harness.processes import refuse_several
-from lip_fast.harness.repair_data import Rows, read_features, split_off
-from lip_fast.harness.repair_figure import save_candidates
+from lip_fast.cli.errors import UserError
+from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.outputs import check_outputs, new_files
+from lip_fast.harness.files.plain import write_json
+from lip_fast.harness.repairs.checkpoints import SAFETENSORS, TORCH, Layer, read_checkpoint
+from lip_fast.harness.repairs.features import Rows, read_features, split_off
+from lip_fast.harness.repairs.figures import save_candidates
+from lip_fast.harness.training.processes import refuse_several
 from lip_fast.repair import METHODS, RepairReport, repair
 from lip_fast.statistics import LabelStatistics
 
@@ -252,4 +246,4 @@ def _write_report(
         "chosen": report.chosen._asdict(),
         "candidates": [candidate._asdict() for candidate in report.candidates],
     }
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, value)

@@ -7,18 +7,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from lip_fast.harness.atomic import replacing
-from lip_fast.harness.collect import Result, collect
-from lip_fast.harness.data.reading import reading
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.parser import Parser
-from lip_fast.harness.processes import refuse_several
-from lip_fast.harness.rendering import as_html, as_markdown, table_as_markdown
-from lip_fast.harness.report import plain_numbers, tables_of
-from lip_fast.harness.report_figures import FIGURES
-from lip_fast.harness.runs import write_json
+from lip_fast.cli.atomic import replacing, write_whole
+from lip_fast.cli.errors import UserError
+from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.plain import write_json
+from lip_fast.harness.files.slots import Slot
+from lip_fast.harness.reports.collect import Result, collect
+from lip_fast.harness.reports.figures import FIGURES
+from lip_fast.harness.reports.pages import as_html, as_markdown, table_as_markdown
+from lip_fast.harness.reports.tables import plain_numbers, tables_of
+from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]
+
+_ACCURACIES = Slot("results")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,13 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     folders = [Path(folder) for folder in options.runs]
     results, unfinished = collect(folders)
     out = folders[0] if options.out is None else Path(options.out)
-    around = None if options.into is None else _around(Path(options.into))
+    if options.into is not None:
+        _ACCURACIES.filled(Path(options.into), "")  # a page without the markers is refused at once
     try:
         out.mkdir(parents=True, exist_ok=True)
         figures = _draw(out, results)
         _write(out, options.title, results, unfinished, figures)
-        if around is not None:
-            _write_into(Path(options.into), around, results)
+        if options.into is not None:
+            write_whole(Path(options.into), _ACCURACIES.filled(Path(options.into), _accuracies(results)))
     except OSError as error:
         raise UserError(f"expected a folder that can be written, got {out}: {error}") from error
     runs = sum(len(result.seeds) for result in results)
@@ -69,11 +72,9 @@ def _write(
 ) -> None:
     tables, lead = tables_of(results), _lead(results, unfinished)
     foot = f"lip-fast report, {date.today().isoformat()}"
-    with replacing(out / "report.md") as temporary:
-        temporary.write_text(as_markdown(title, lead, tables, figures, foot), encoding="utf-8")
+    write_whole(out / "report.md", as_markdown(title, lead, tables, figures, foot))
     inside = {out / name: caption for name, caption in figures.items()}
-    with replacing(out / "report.html") as temporary:
-        temporary.write_text(as_html(title, lead, tables, inside, foot), encoding="utf-8")
+    write_whole(out / "report.html", as_html(title, lead, tables, inside, foot))
     numbers: dict[str, Any] = {"environment": results[0].environment, "rows": plain_numbers(results)}
     with replacing(out / "report.json") as temporary:
         write_json(temporary, numbers)
@@ -101,22 +102,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
-def _around(path: Path) -> tuple[str, str]:
-    """What comes before and after the accuracies in a file, the marks with it."""
-    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
-    with reading(path, "a text file"):
-        text = path.read_text(encoding="utf-8")
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise UserError(f"expected {begin} and, after it, {end} once each in {path}")
-    return text[: text.index(begin) + len(begin)], text[text.index(end) :]
-
-
-def _write_into(path: Path, around: tuple[str, str], results: Sequence[Result]) -> None:
-    """Put the accuracies between the marks in a file."""
-    before, after = around
-    parts = [f"{table.note}\n\n{table_as_markdown(table)}" for table in tables_of(results)[:1]]
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join([before, *parts, after]), encoding="utf-8")
+def _accuracies(results: Sequence[Result]) -> str:
+    """The first table with its note, as Markdown."""
+    first = tables_of(results)[0]
+    return f"{first.note}\n\n{table_as_markdown(first)}"
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -132,8 +121,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--into",
         metavar="FILE.md",
-        help="write the table of accuracies into this file too, between <!-- results:begin --> and "
-        "<!-- results:end -->",
+        help=f"write the table of accuracies into this file too, between {_ACCURACIES.begin} and "
+        f"{_ACCURACIES.end}",
     )
     options = parser.parse_all(arguments)
     if options.into is not None and not os.path.isfile(options.into):

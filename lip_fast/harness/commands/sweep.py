@@ -10,22 +10,24 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from lip_fast.harness.arguments import parse_values
-from lip_fast.harness.atomic import replacing
-from lip_fast.harness.collect import collect
-from lip_fast.harness.data.reading import reading
-from lip_fast.harness.errors import UserError
-from lip_fast.harness.parser import Parser
-from lip_fast.harness.processes import refuse_several
-from lip_fast.harness.runs import METRICS, check_name, lock_folder, write_yaml
-from lip_fast.harness.summary import summarise
-from lip_fast.harness.sweep_rows import Row, read_rows, units_of
-from lip_fast.harness.sweeping import Failure, check_units, continuation, run_units
-from lip_fast.harness.tables import summary_table
+from lip_fast.cli.atomic import replacing
+from lip_fast.cli.errors import UserError
+from lip_fast.cli.parser import Parser
+from lip_fast.harness.files.plain import write_yaml
+from lip_fast.harness.files.reading import reading
+from lip_fast.harness.reports.collect import collect
+from lip_fast.harness.runs.folder import METRICS, check_name, lock_folder
+from lip_fast.harness.runs.summary import summarise
+from lip_fast.harness.runs.table import summary_table
+from lip_fast.harness.settings.arguments import parse_values
+from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.harness.sweeps.pool import Failure, check_units, continuation, run_units
+from lip_fast.harness.sweeps.rows import Row, read_rows, units_of
+from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]
 
-# What a sweep runs: written before anything else, so that it can be continued whatever happens.
+# The file with the rows of a sweep. It is written first, so that the sweep can be continued whatever happens.
 SWEEP = "sweep.yaml"
 
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     refuse_several()
     arguments = list(arguments)
-    # Options of the rows may have values that look like anything: they stand apart.
+    # Options for the rows come after "--", for their values may look like options of the sweep.
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options, overrides = _parse(arguments[:cut]), arguments[cut + 1 :]
     if options.resume is not None:
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, KeyboardInterrupt) as error:
         stays = os.path.exists(folder / SWEEP)
         if not stays:
-            with suppress(OSError):  # a folder that others have put something into stays
+            with suppress(OSError):  # a folder with files of others stays
                 for path in made:
                     path.rmdir()
         then = f"; to continue: {continuation(folder)}" if stays else ""
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(folder: Path, rows: Sequence[Row], epochs: dict[Path, int], jobs: int) -> list[Failure]:
     units = units_of(rows, folder)
-    for row in rows:  # before two seeds of one make it at once
+    for row in rows:  # made here, before two seeds of a row try to make it at the same time
         (folder / row.name).mkdir(parents=True, exist_ok=True)
     left = [unit for unit in units if not _is_complete(folder / unit.path)]
     print(f"{len(rows)} rows, {len(units)} runs, {len(left)} to do, {jobs} at once", flush=True)
@@ -156,7 +158,7 @@ def _stored_rows(folder: Path) -> list[Row]:
     for name in map(str, stored):  # the names of folders inside
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"expected names of rows in {path}, found {name!r}")
-    return [Row(str(name), parse_values(settings)) for name, settings in stored.items()]
+    return [Row(str(name), parse_values(settings, TrainConfig)) for name, settings in stored.items()]
 
 
 @contextmanager

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lip_fast.harness.arguments import parse_resumed, parse_stored, parse_train
-from lip_fast.harness.config import TrainConfig
 from lip_fast.harness.data import Dataset, load
-from lip_fast.harness.plan import Plan
-from lip_fast.harness.problem import device_of
-from lip_fast.harness.processes import Processes, started
-from lip_fast.harness.progress import Progress
-from lip_fast.harness.runs import CONFIG, RunFolder, new_run, opened_run
-from lip_fast.harness.single_run import complete, prepare, subject_of
-from lip_fast.harness.summary import summarise
-from lip_fast.harness.tables import summary_table
+from lip_fast.harness.runs.folder import CONFIG, RunFolder, new_run, opened_run
+from lip_fast.harness.runs.plan import Plan
+from lip_fast.harness.runs.progress import Progress
+from lip_fast.harness.runs.single import complete, prepare, subject_of
+from lip_fast.harness.runs.summary import summarise
+from lip_fast.harness.runs.table import summary_table
+from lip_fast.harness.settings.arguments import check_resumed, parse, parse_stored
+from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.harness.training.problem import device_of
+from lip_fast.harness.training.processes import Processes, started
 
 __all__ = ["main"]
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str], processes: Processes) -> None:
-    config, resume = parse_train(arguments)
+    config, resume = parse(arguments, TrainConfig)
     if resume is not None:
         _resume(arguments, resume, processes)
         return
@@ -67,8 +67,8 @@ def _resume(arguments: Sequence[str], path: Path, processes: Processes) -> None:
 def _settings_to_resume(arguments: Sequence[str], path: Path, folder: RunFolder | None) -> TrainConfig | None:
     """The settings of a run that is not complete; None of another."""
     assert folder is not None  # the first process calls this
-    config = parse_stored(path / CONFIG, whole=not folder.complete)
-    parse_resumed(arguments, config, path)
+    config = parse_stored(path / CONFIG, TrainConfig, whole=not folder.complete)
+    check_resumed(arguments, config, path)
     return None if folder.complete else config
 
 

@@ -6,13 +6,13 @@ All come as float32 features and int64 labels, one reader in each module.
 from collections.abc import Callable
 from pathlib import Path
 
+from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.data.cifar10 import cifar10
 from lip_fast.harness.data.dataset import Dataset
 from lip_fast.harness.data.digits import digits
 from lip_fast.harness.data.embeddings import read_embeddings
 from lip_fast.harness.data.fashion_mnist import fashion_mnist
 from lip_fast.harness.data.partial_labels import read_partial_labels
-from lip_fast.harness.errors import UserError, unknown_name
 
 __all__ = ["LOADERS", "READERS", "Dataset", "load"]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
 from lip_fast.harness.data.images import standardised
 from lip_fast.harness.data.pickled import unpickle_arrays
-from lip_fast.harness.data.reading import checked_labels, class_map, reading
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.files.reading import checked_labels, class_map, reading
 
 __all__ = ["cifar10"]
 
@@ -45,10 +45,10 @@ def cifar10(argument: str) -> Dataset:
 
 
 def _dataset(paths: list[Path], parts: list[tuple[np.ndarray, np.ndarray]]) -> Dataset:
-    """The whole from the images (b, 3072) uint8 and labels (b,) int64 of six files."""
+    """The data set made of the images (b, 3072) uint8 and labels (b,) int64 of six files."""
     size = len(parts[0][0])
     for path, (images, _) in zip(paths, parts, strict=True):
-        # All batches of CIFAR-10 are alike: a shorter one was cut.
+        # All batches of CIFAR-10 have as many images: a file with fewer was cut short.
         if len(images) != size:
             raise UserError(f"expected {size} images in {path} as in {paths[0].name}, found {len(images)}")
     features, test_features = standardised(np.concatenate([images for images, _ in parts[:-1]]), parts[-1][0])

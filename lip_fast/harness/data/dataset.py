@@ -1,4 +1,4 @@
-"""What every reader returns."""
+"""A data set, as every reader returns it."""
 
 import dataclasses
 from collections.abc import Callable

@@ -4,9 +4,9 @@ import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
-from lip_fast.harness.data.reading import class_map
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.files.reading import class_map
 
 __all__ = ["digits"]
 

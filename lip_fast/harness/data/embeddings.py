@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
-from lip_fast.harness.data.reading import checked_features, checked_labels, reading
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.files.reading import checked_features, checked_labels, reading
 
 __all__ = ["read_embeddings"]
 
@@ -41,7 +41,7 @@ def read_embeddings(path: Path) -> Dataset:
             f"found {test.shape[1]}"
         )
     rows = {name: len(train) for name in ("train_labels", CLEAN)} | {"test_labels": len(test)}
-    # A class without a sample is possible, more classes than samples are damage.
+    # A class may be without a sample; more classes than samples can only be damage.
     labels = {
         name: checked_labels(path, name, arrays[name], rows[name], len(train) + len(test))
         for name in rows

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
 from lip_fast.harness.data.idx import read_idx
 from lip_fast.harness.data.images import standardised
-from lip_fast.harness.data.reading import checked_labels, class_map
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.files.reading import checked_labels, class_map
 
 __all__ = ["fashion_mnist"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.data.pickled import unpickle_arrays
-from lip_fast.harness.data.reading import checked_labels, reading
-from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.harness.files.reading import checked_labels, reading
 
 __all__ = ["read_human_labels"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lip_fast.harness.data.reading import reading
-from lip_fast.harness.errors import UserError
+from lip_fast.cli.errors import UserError
+from lip_fast.harness.files.reading import reading
 
 __all__ = ["read_idx"]
 

@@ -1,4 +1,4 @@
-"""Pixels into features."""
+"""Features made from pixels."""
 
 import numpy as np
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
 from lip_fast.harness.data.matlab import matlab_matrices
-from lip_fast.harness.data.reading import checked_features, reading, real_matrix
-from lip_fast.harness.errors import UserError
+from lip_fast.harness.files.reading import checked_features, reading, real_matrix
 from lip_fast.harness.seeding import stream
 
 __all__ = ["read_partial_labels"]

@@ -1,12 +1,13 @@
-"""Pickles of plain values and arrays, read without running anything they name.
+"""Pickles of plain values and arrays, read without running anything that they name.
 
-A pickle is a program for a stack machine, and ``pickle.load`` lets it import and call. Here the program is
-read with :mod:`pickletools` and carried out by a machine that knows containers, numbers, strings and three
-calls (rebuilding an array, its dtype, its bytes). None of them is looked up: a name that is not among the
-three is an error, and arrays are made from checked parts.
+A pickle is a program for a stack machine, and ``pickle.load`` lets it import and call. Here the standard
+library's machine may look up the names in ``_ALLOWED`` and no other, as the library's documentation advises.
+Even those are not imported: a class of this module, which checks what it is given, takes the place of each.
 """
 
+import io
 import math
+import pickle
 import pickletools
 import re
 from typing import Any
@@ -15,31 +16,16 @@ import numpy as np
 
 __all__ = ["unpickle_arrays"]
 
-_MARK = object()
-_PUSH = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": _MARK, "EMPTY_TUPLE": ()}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_RECONSTRUCT = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-_NAMES = _RECONSTRUCT | {"numpy ndarray", "numpy dtype", "_codecs encode"}
-
-
-class _Name(str):
-    """A name that the pickle would import."""
-
 
 class _Dtype:
-    """The dtype of numbers, before and after its state is set."""
+    """The dtype of numbers, which a pickle makes from a code and then gives a byte order."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch("b1|[iu][1248]|f[248]", code):
             raise ValueError(f"expected the dtype of numbers, found {code!r}")
         self.value = np.dtype(code)
 
-    def set_state(self, state: Any) -> None:
+    def __setstate__(self, state: Any) -> None:
         if state[1] == ">":
             self.value = self.value.newbyteorder(">")
         elif state[1] not in ("<", "|", "="):
@@ -47,11 +33,14 @@ class _Dtype:
 
 
 class _Array:
-    """An array, before and after its state is set."""
+    """An array, which a pickle makes empty and then gives a shape, a dtype and bytes."""
 
     value: np.ndarray | None = None
 
-    def set_state(self, state: Any) -> None:
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
         if isinstance(content, str):  # Python 2 wrote bytes as text in latin-1
             content = content.encode("latin-1")
@@ -61,6 +50,41 @@ class _Array:
             raise ValueError(f"expected bytes for shape {shape} of {dtype.value}, found {len(content)}")
         array = np.frombuffer(content, dtype.value).reshape(shape, order="F" if fortran else "C")
         self.value = array.astype(dtype.value.newbyteorder("="))
+
+
+class _Encode:
+    """Bytes that protocols before 3 write as text."""
+
+    __slots__ = ()  # nothing for a pickle to set
+
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise ValueError(f"expected bytes as latin1, found {encoding!r}")
+        return text.encode("latin-1")
+
+
+# What takes the place of the names that a pickle may hold.
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _Encode(),
+}
+# What arrays and plain values have no need of: objects of other kinds, names from a registry of the process,
+# and bytes that are made room for before they are there.
+_REFUSED = {
+    *("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"),
+    *("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"),
+}
+
+
+# The one in Python: that in C makes room for as many places of its memo as a damaged number says.
+class _Unpickler(pickle._Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise ValueError(f"the pickle names {f'{module} {name}'!r}, which only code could need")
+        return _ALLOWED[module, name]
 
 
 def unpickle_arrays(content: bytes) -> dict[str, Any]:
@@ -73,94 +97,11 @@ def unpickle_arrays(content: bytes) -> dict[str, Any]:
         Exception: of many kinds (the caller says which file it was): the pickle is damaged, holds anything
             else than plain values and arrays of numbers, or no dict of them.
     """
-    result = _Machine().run(content)
+    for opcode, _, _ in pickletools.genops(content):
+        if opcode.name in _REFUSED:
+            raise ValueError(f"the pickle uses {opcode.name}, which plain values and arrays do not need")
+    # Python 2 wrote text and bytes alike.
+    result = _Unpickler(io.BytesIO(content), encoding="latin-1").load()
     if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
         raise ValueError(f"expected a dict with names, found {type(result).__name__}")
     return {key: value.value if isinstance(value, _Array) else value for key, value in result.items()}
-
-
-class _Machine:
-    """Carries out one pickle."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, content: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            self.step(opcode.name, argument)
-        raise ValueError("the pickle has no end")
-
-    def step(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name in _PUSH:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
-        elif name in ("DICT", "LIST", "TUPLE"):
-            items = self.to_mark()
-            stack.append(_pairs(items) if name == "DICT" else tuple(items) if name == "TUPLE" else items)
-        elif name in _TUPLES:
-            count = _TUPLES[name]
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else self.to_mark()
-            _as(list, stack[-1]).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.to_mark()
-            _as(dict, stack[-1]).update(_pairs(items))
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            named = argument if name == "GLOBAL" else f"{stack.pop(-2)} {stack.pop()}"
-            if named not in _NAMES:
-                raise ValueError(f"the pickle names {named!r}, which only code could need")
-            stack.append(_Name(named))
-        elif name == "REDUCE":
-            arguments = stack.pop()
-            stack.append(_call(_as(_Name, stack.pop()), arguments))
-        elif name == "BUILD":
-            state = stack.pop()
-            if not isinstance(stack[-1], _Array | _Dtype):
-                raise ValueError("the pickle sets the state of something else than an array")
-            stack[-1].set_state(state)
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"the pickle uses {name}, which plain values and arrays do not need")
-
-    def to_mark(self) -> list[Any]:
-        """Take what was pushed since the last mark."""
-        at = next(i for i in reversed(range(len(self.stack))) if self.stack[i] is _MARK)
-        items = self.stack[at + 1 :]
-        del self.stack[at:]
-        return items
-
-
-def _call(name: str, arguments: Any) -> Any:
-    if name in _RECONSTRUCT:
-        return _Array()
-    if name == "numpy dtype":
-        return _Dtype(*arguments)
-    if name == "_codecs encode":
-        text, encoding = arguments
-        if encoding != "latin1":
-            raise ValueError(f"expected bytes as latin1, found {encoding!r}")
-        return text.encode("latin-1")
-    raise ValueError(f"the pickle calls {name!r}")
-
-
-def _as(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"expected a {kind.__name__} in the pickle, found {type(value).__name__}")
-    return value
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lip_fast.harness.errors import UserError, unknown_name
+from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.models.convolutional import CNN, ResNet, resnet18, resnet34
 from lip_fast.harness.models.network import Network
 from lip_fast.harness.models.perceptrons import MLP, Linear

@@ -1,4 +1,4 @@
-"""What every network that is trained has in common."""
+"""The base of the networks: a body that computes features, and a linear head."""
 
 from torch import Tensor, nn
 

@@ -69,6 +69,6 @@ def _chances(X: np.ndarray, W: np.ndarray, own: int, flip_rates: np.ndarray) -> 
 def _drawn(chances: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """(n,) int64: the class that a draw from [0, 1) falls to in each row of ``chances`` (n, l)."""
     ends = chances.cumsum(1)
-    # Divided by the last, which rounding may leave below a draw.
+    # Divided by the last sum: rounding may leave it below 1, and a draw may lie above it.
     drawn: np.ndarray = (draws[:, None] >= ends / ends[:, -1:]).sum(1)
     return drawn

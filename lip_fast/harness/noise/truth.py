@@ -1,4 +1,4 @@
-"""What noise is made from."""
+"""Clean labels and what else the noise is made from."""
 
 from dataclasses import dataclass
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from harness.algorithms.problems import LABELS, blobs, make_network, make_task
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS
 from lip_fast.harness.algorithms.clean_head import CleanHead
-from lip_fast.harness.errors import UserError
 from lip_fast.harness.models import MLP
 
 PENALTIES = 10.0 ** np.arange(-6, 3.1, 0.5)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from harness.algorithms.problems import make
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS, Algorithm
-from lip_fast.harness.errors import UserError
 
 
 def choose(labels: np.ndarray, P: np.ndarray, **options: float) -> tuple[list[int], list[int]]:

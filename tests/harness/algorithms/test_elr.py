@@ -3,7 +3,7 @@ import pytest
 import torch
 from harness.algorithms.problems import LABELS, ROWS, Z, assert_loss_is, make, softmax
 
-from lip_fast.harness.errors import UserError
+from lip_fast.cli.errors import UserError
 
 
 def formula(Z: np.ndarray, t: np.ndarray, strength: float = 3.0) -> float:

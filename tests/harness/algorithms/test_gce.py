@@ -3,7 +3,7 @@ import pytest
 import torch
 from harness.algorithms.problems import LABELS, ROWS, Z, assert_loss_is, make, softmax
 
-from lip_fast.harness.errors import UserError
+from lip_fast.cli.errors import UserError
 
 
 @pytest.mark.parametrize("q", [0.7, 0.2, 1.0])

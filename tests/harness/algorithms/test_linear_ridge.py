@@ -3,8 +3,8 @@ import pytest
 import torch
 from harness.algorithms.problems import blobs, candidates_of, make, make_network, make_task
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS
-from lip_fast.harness.errors import UserError
 
 
 @pytest.mark.parametrize("alpha", [None, 30.0])

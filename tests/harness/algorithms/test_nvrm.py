@@ -2,8 +2,8 @@ import pytest
 import torch
 from harness.algorithms.problems import LABELS, blobs, make, make_network, make_task, take_step
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS
-from lip_fast.harness.errors import UserError
 
 
 def weights_of(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -3,9 +3,9 @@ import pytest
 import torch
 from harness.algorithms.problems import blobs, candidates_of, make, make_task
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS
 from lip_fast.harness.algorithms.pl_knn import Votes
-from lip_fast.harness.errors import UserError
 from lip_fast.harness.models import Linear
 from lip_fast.harness.seeding import initialisation
 

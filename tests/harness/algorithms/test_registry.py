@@ -8,8 +8,8 @@ import pytest
 import torch
 from harness.algorithms.problems import blobs, candidates_of, make_network, make_task, take_step
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS, AUTO, Algorithm, resolved
-from lip_fast.harness.errors import UserError
 
 STEPPED = [name for name, algorithm in ALGORITHMS.items() if not algorithm.WHOLE]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from harness.algorithms.problems import LABELS, ROWS, Z, assert_loss_is, make, softmax
 
-from lip_fast.harness.errors import UserError
+from lip_fast.cli.errors import UserError
 
 
 def formula(Z: np.ndarray, alpha: float, beta: float, A: float) -> float:

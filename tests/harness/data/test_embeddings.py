@@ -6,8 +6,8 @@ import pytest
 from harness.damage import check_valid, survives
 from harness.sample_files import embeddings, write_npz
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import load
-from lip_fast.harness.errors import UserError
 
 
 @pytest.mark.parametrize("compressed", [False, True])

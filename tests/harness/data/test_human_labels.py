@@ -5,8 +5,8 @@ import pytest
 from harness.damage import survives
 from harness.sample_files import SHARED, write_human
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.human_labels import read_human_labels
-from lip_fast.harness.errors import UserError
 
 CLEAN = np.arange(40) % 10
 SETS = {"clean_label": CLEAN, "worse_label": (CLEAN + 1) % 10, "aggre_label": CLEAN[::-1].copy()}

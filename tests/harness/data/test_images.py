@@ -13,11 +13,11 @@ from harness.sample_files import (
     write_idx,
 )
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import load
 from lip_fast.harness.data.fashion_mnist import FOLDER
 from lip_fast.harness.data.idx import read_idx
 from lip_fast.harness.data.images import standardised
-from lip_fast.harness.errors import UserError
 
 
 def test_pixels_are_standardised_by_the_training_part_alone() -> None:

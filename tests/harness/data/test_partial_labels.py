@@ -7,9 +7,9 @@ import scipy.io
 from harness.damage import check_valid, survives
 from harness.sample_files import SHARED, partial_labels, write_mat
 
+from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.data.matlab import matlab_matrices
-from lip_fast.harness.errors import UserError
 
 
 def whole(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -57,3 +57,29 @@ def test_other_things_are_refused(value: object) -> None:
 def test_a_memo_place_far_out_takes_no_memory() -> None:
     content = b"\x80\x02}r\xff\xff\xff\xff."  # the C unpickler would make room for 2**32 places
     assert unpickle_arrays(content) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"(iposix\nmkdir\n.",  # INST
+        b"\x80\x02(cnumpy\ndtype\no.",  # OBJ
+        b"\x80\x02cnumpy\ndtype\n)\x81.",  # NEWOBJ
+        b"\x80\x02\x82\x01.",  # EXT1
+        b"Pname\n.",  # PERSID
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # BYTEARRAY8 of 2**40 bytes
+        b"\x80\x05\x97.",  # NEXT_BUFFER
+    ],
+)
+def test_what_arrays_do_not_need_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"uses|expected"):
+        unpickle_arrays(content)
+
+
+def test_what_takes_the_place_of_a_name_cannot_be_changed() -> None:
+    array = np.arange(3.0)
+    for name in ("numpy\ndtype", "numpy\nndarray", "_codecs\nencode"):
+        for state in (b"}U\x05valueK\x01s", b"N}U\x05valueK\x01s\x86"):
+            with pytest.raises((AttributeError, TypeError)):
+                unpickle_arrays(b"\x80\x02c" + name.encode() + b"\n" + state + b"b.")
+    np.testing.assert_array_equal(unpickle_arrays(pickle.dumps({"a": array}, 2))["a"], array)

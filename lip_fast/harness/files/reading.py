@@ -1,0 +1,117 @@
+"""Shared by all readers of files: errors in one line whatever a file holds, and checks of its arrays."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lip_fast.cli.errors import UserError
+
+__all__ = ["checked_features", "checked_labels", "class_map", "explain_error", "reading", "real_matrix"]
+
+
+def explain_error(error: Exception) -> str:
+    """Kind and text of an exception, as one line cut to what fits."""
+    text = " ".join(str(error).split())
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:300]
+
+
+@contextmanager
+def reading(
+    path: Path,
+    expected: str,
+    *,
+    on_warning: Literal["error", "ignore"] = "error",
+    explain: Callable[[Exception], str] = explain_error,
+) -> Iterator[None]:
+    """Turn whatever goes wrong inside into one line for the user.
+
+    Args:
+        path: the file that is read.
+        expected: what it should be, e.g. ``"a NumPy .npz archive"``.
+        on_warning: take what a parser warns of for damage, or not.
+        explain: what is said of an exception that is not the operating system's.
+
+    Raises:
+        UserError: the block raised anything but an interruption.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(on_warning)
+            yield
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"expected {expected}, {path} cannot be read: {reason}") from error
+    # Parsers meet damage with exceptions of every kind, from KeyError to zlib.error.
+    except Exception as error:
+        raise UserError(f"expected {expected}, {path} cannot be read: {explain(error)}") from error
+
+
+def real_matrix(path: Path, name: str, value: object) -> np.ndarray:
+    """``value`` as (n, d) array of real numbers with n, d >= 1.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "buif":
+        raise UserError(f"expected {name} of {path} to be an array of real numbers, found {_kind(value)}")
+    if value.ndim != 2 or 0 in value.shape:
+        raise UserError(
+            f"expected {name} of {path} to be a matrix with rows and columns, found {value.shape}"
+        )
+    return value
+
+
+def checked_features(path: Path, name: str, value: object) -> np.ndarray:
+    """``value`` as (n, d) float32 features with n, d >= 1, in the order of rows.
+
+    Raises:
+        UserError: it is no matrix of real numbers, or one of them is not finite in float32.
+    """
+    matrix = real_matrix(path, name, value)
+    with np.errstate(over="ignore", invalid="ignore"):
+        features = np.ascontiguousarray(matrix, dtype=np.float32)
+    finite = np.isfinite(features).all(1)
+    if not finite.all():
+        raise UserError(
+            f"expected {name} of {path} to be finite in float32, found another value in row {finite.argmin()}"
+        )
+    return features
+
+
+def checked_labels(path: Path, name: str, value: object, rows: int, classes: int) -> np.ndarray:
+    """``value`` as (rows,) int64 class indices below ``classes``.
+
+    Raises:
+        UserError: it is no vector of integers, of another length, or holds an index out of range.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "ui" or value.ndim != 1:
+        raise UserError(f"expected {name} of {path} to be a vector of integers, found {_kind(value)}")
+    if len(value) != rows:
+        raise UserError(f"expected {name} of {path} to hold {rows} labels, found {len(value)}")
+    # Checked before the cast to int64, which makes the largest unsigned numbers negative.
+    outside = (value < 0) | (value >= classes)
+    if outside.any():
+        row = outside.argmax()
+        raise UserError(
+            f"expected {name} of {path} to be classes 0 to {classes - 1}, found {value[row]} in row {row}"
+        )
+    return value.astype(np.int64)
+
+
+def class_map(confusions: Mapping[int, int], classes: int) -> np.ndarray:
+    """(classes,) int64: what each class is mistaken for, itself where ``confusions`` says nothing."""
+    similar = np.arange(classes)
+    similar[list(confusions)] = list(confusions.values())
+    return similar
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__

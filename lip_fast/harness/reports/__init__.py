@@ -1,0 +1,1 @@
+"""What many runs come to: collected from their folders, as tables, figures, Markdown and HTML."""

@@ -1,0 +1,1 @@
+"""The settings of ``lip-fast train`` and ``lip-fast study``: names, defaults, checks, how they are read."""
