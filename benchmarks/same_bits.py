@@ -184,16 +184,17 @@ def _start(world: str, tree: Path, folder: Path, pattern: str, base: Path) -> li
         joined = (
             ["--rank", str(rank), "--store", str(folder / "store")] if world in bit_cases.PROCESSES else []
         )
-        processes.append(
-            subprocess.Popen(
-                [*command, str(folder / str(rank)), *settings, *joined],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=(folder / f"{world}-{rank}.err").open("w"),
-                text=True,
+        with (folder / f"{world}-{rank}.err").open("w") as errors:
+            processes.append(
+                subprocess.Popen(
+                    [*command, str(folder / str(rank)), *settings, *joined],
+                    cwd=folder,
+                    env=environment,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    text=True,
+                )
             )
-        )
     return processes
 
 

@@ -350,11 +350,11 @@ def linear(q: int, l: int, random: torch.Generator, *, dtype: torch.dtype, bias:
 
 
 def gapped(l: int, q: int, random: torch.Generator) -> Tensor:
-    """A matrix whose singular values stand apart."""
+    """A matrix whose singular values stand apart, of a size at which some refitted ones are clipped."""
     d = min(l, q)
     U = torch.linalg.qr(torch.randn(l, d, generator=random, dtype=torch.float64)).Q
     V = torch.linalg.qr(torch.randn(q, d, generator=random, dtype=torch.float64)).Q
-    return U * (2 * 0.85 ** torch.arange(d, dtype=torch.float64)) @ V.mT
+    return U * (0.3 * 0.85 ** torch.arange(d, dtype=torch.float64)) @ V.mT
 
 
 def train(maker: str, options: Mapping[str, Any], steps: int = STEPS) -> dict[str, Any]:
