@@ -59,6 +59,7 @@ print("cold")
 """
 
 
+@pytest.mark.process
 def test_the_core_runs_with_torch_and_numpy_alone() -> None:
     result = subprocess.run([sys.executable, "-c", _COLD], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -308,6 +309,7 @@ def test_only_the_backends_read_the_environment() -> None:
             assert "getenv" not in path.read_text(), path
 
 
+@pytest.mark.process
 def test_an_unknown_backend_is_named() -> None:
     command = [sys.executable, "-c", "import lip_fast"]
     environment = {"LIP_FAST_BACKEND": "warp", "PATH": "/usr/bin:/bin"}

@@ -619,6 +619,7 @@ def continued(folder: Path, arguments: list[str]) -> list[str]:
     return ["train", "--resume", "runs/a"] if (folder / "runs" / "a").exists() else ["train", *arguments]
 
 
+@pytest.mark.process
 def test_killed_at_every_operation_on_files(server: ForkServer, tmp_path: Path, record_property) -> None:
     arguments = ["--seeds", "1", "--epochs", "1", "--hidden", "12", "--batch-size", "480", "--name", "a"]
     arguments += ["--methods", "plain", "in-step", "post-hoc", "--checkpoint-every", "3"]
@@ -641,6 +642,7 @@ def test_killed_at_every_operation_on_files(server: ForkServer, tmp_path: Path, 
     record_property("kills_survived", answer["operations"])
 
 
+@pytest.mark.process
 def test_killed_again_and_again_at_random_moments(
     server: ForkServer, tmp_path: Path, record_property
 ) -> None:
@@ -674,6 +676,7 @@ def test_killed_again_and_again_at_random_moments(
     record_property("kills_survived", kills)
 
 
+@pytest.mark.process
 def test_killed_processes_of_the_command(tmp_path: Path, record_property) -> None:
     """The whole program, from its start to its end, in the default settings of checkpoints."""
     arguments = ["--seeds", "2", "--epochs", "15", "--methods", "plain", "in-step", "--name", "a"]
