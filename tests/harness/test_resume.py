@@ -19,6 +19,7 @@ import yaml
 from harness.command_line import results, without_times
 from harness.damage import damaged
 from harness.fork_server import REPOSITORY, ForkServer
+from harness.listed_figures import list_figures
 
 from lip_fast.cli import main
 from lip_fast.harness import progress
@@ -39,6 +40,11 @@ from lip_fast.harness.training import Training
 pytestmark = pytest.mark.reliability
 
 FILES = ["config.yaml", "curves.png", "labels.npz", "metrics.json", "spectrum.png"]
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_figures(monkeypatch)
 
 
 def copied(state: Any) -> Any:
