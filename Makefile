@@ -38,7 +38,7 @@ test-rest: $(VENV)/.dev $(VENV)/triton-$(OLD_TRITON)
 	LIP_FAST_BACKEND=default $(PYTEST) -q $(NATIVE_TESTS)
 	LIP_FAST_BACKEND=native $(PYTEST) -q $(NATIVE_TESTS)
 	PYTHONPATH=$(VENV)/triton-$(OLD_TRITON) $(BIN)/python -m pytest -q tests/triton_kernels/test_compiles.py
-	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
+	$(PYTEST) -q benchmarks --benchmark-disable
 
 $(VENV)/triton-$(OLD_TRITON): $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$(OLD_TRITON)

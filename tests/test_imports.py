@@ -53,7 +53,7 @@ from lip_fast.bench import command, rows
 sizes = {"one-shot": (8, 16, 3, None, 500), "truncated": (24, 48, 4, 3, 32), "exact": (8, 16, 7, None, 32)}
 names = ("l", "q", "k", "tail_rank", "n")
 rows.CORE = [replace(row, **dict(zip(names, sizes[row.kind]))) for row in rows.CORE]
-command._CPU_ROUNDS = 3
+command._ROUNDS = 5
 assert lip_fast.cli.main(["bench"]) == 0
 print("cold")
 """
