@@ -5,32 +5,40 @@ BIN := $(VENV)/bin
 # The extension modules are built by the editable install: a changed source asks for another.
 BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format bench same-bits bench-compare bench-rows bench-sharded docs reliability clean
+.PHONY: demo test test-all test-rest lint format bench bench-compare same-bits bench-rows bench-sharded docs reliability clean
 
 demo: $(VENV)/.harness
 	$(BIN)/lip-fast train --methods plain in-step per-epoch post-hoc auto
 
-# The ops again by each backend: what a GPU runs is the native arithmetic, what a machine without a compiler runs
-# the default one.
-KERNEL_TESTS := tests/ops tests/test_subspace.py tests/test_plugin.py tests/test_capture.py
-
 # A process for each core, one thread in each: the tests are many and small. A file stays in one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+# Minutes: style, types, and all tests but those marked `process`, of which the few marked `smoke` run nevertheless.
+test: lint
+	$(PYTEST) -q -m "not process or smoke"
+
+test-all: test test-rest
+
+# Ops that have a native kernel for a CPU. Their tests run again with each backend: a GPU runs the native arithmetic,
+# a machine without a compiler the default one.
+NATIVE_OPS := finish_svd fresh_columns label_sums rebuild_ refit small_svd tail_svd warm_svd
+NATIVE_TESTS := $(NATIVE_OPS:%=tests/ops/test_%.py) tests/test_directions.py tests/test_plugin.py tests/test_capture.py
+
+# Ops that have a Triton kernel, which all run in Triton's interpreter.
+TRITON_OPS := class_sums gram label_sums project rebuild_
+TRITON_TESTS := tests/triton_kernels $(TRITON_OPS:%=tests/ops/test_%.py) tests/optim/test_fused.py tests/distributed/test_fused.py tests/test_statistics.py
 
 # What a CUDA machine with torch 2.11 has: there the kernels are to compile too.
 OLD_TRITON := 3.6.0
 
-# tests/triton_kernels/test_interpreted.py runs these for `pytest` alone, one file after the other.
-TRITON_OPS := class_sums gram label_sums project rebuild_
-TRITON_TESTS := tests/triton_kernels $(TRITON_OPS:%=tests/ops/test_%.py) tests/optim/test_fused.py tests/distributed/test_fused.py tests/test_statistics.py
-
-test: lint $(VENV)/triton-$(OLD_TRITON)
-	$(PYTEST) --ignore tests/triton_kernels/test_interpreted.py
+# What `make test` leaves out.
+test-rest: $(VENV)/.dev $(VENV)/triton-$(OLD_TRITON)
+	$(PYTEST) -q -m "process and not smoke"
 	TRITON_INTERPRET=1 LIP_FAST_BACKEND=triton $(PYTEST) -q $(TRITON_TESTS)
-	LIP_FAST_BACKEND=default $(PYTEST) -q $(KERNEL_TESTS)
-	LIP_FAST_BACKEND=native $(PYTEST) -q $(KERNEL_TESTS)
+	LIP_FAST_BACKEND=default $(PYTEST) -q $(NATIVE_TESTS)
+	LIP_FAST_BACKEND=native $(PYTEST) -q $(NATIVE_TESTS)
 	PYTHONPATH=$(VENV)/triton-$(OLD_TRITON) $(BIN)/python -m pytest -q tests/triton_kernels/test_compiles.py
-	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
+	$(PYTEST) -q benchmarks --benchmark-disable
 
 $(VENV)/triton-$(OLD_TRITON): $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$(OLD_TRITON)

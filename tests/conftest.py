@@ -1,11 +1,67 @@
-"""Fixtures that every test gets."""
+"""Fixtures that every test gets, and the laws of the two tiers of tests.
 
+A test that starts a process (a compiler, an emulator, an interpreter) is marked ``process`` and fails without
+the mark. ``make test`` leaves out what is marked so, unless it is marked ``smoke`` as well.
+"""
+
+import multiprocessing.util
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from lip_fast import host
+
+# Events of Python's audit hooks by which a process starts.
+_STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+_spawn = multiprocessing.util.spawnv_passfds
+
+
+class _Watch:
+    """The test that must start no process, and what it started in spite of that."""
+
+    test: str | None = None
+    started: list[str]
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _STARTS and _Watch.test is not None:
+        started = (
+            f"{_Watch.test} starts a process ({event} {arguments!r:.200}): mark it as pytest.mark.process"
+        )
+        _Watch.started.append(started)
+        raise RuntimeError(started)
+
+
+def _audited_spawn(*arguments: Any) -> int:
+    """How multiprocessing starts processes that are no forks, which raises no event of its own."""
+    sys.audit("os.spawn", *arguments)
+    return _spawn(*arguments)
+
+
+# Hooks cannot be removed: one for good, which looks only while a test without the mark runs.
+sys.addaudithook(_audit)
+multiprocessing.util.spawnv_passfds = _audited_spawn
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Watch a test and its fixtures, those of its module and of the session included."""
+    _Watch.started = []
+    _Watch.test = None if item.get_closest_marker("process") else item.nodeid
+    try:
+        return (yield)
+    finally:
+        _Watch.test = None
+
+
+@pytest.fixture(autouse=True)
+def _no_process_without_the_mark() -> Iterator[None]:
+    """Also where the code under test caught the error."""
+    yield
+    assert not _Watch.started, _Watch.started[0]
 
 
 @pytest.fixture(autouse=True)

@@ -86,6 +86,7 @@ def test_all_rows_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert {time.get("calls", 1) for time in record["times"].values()} == {1}
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str, folder: Path = ROOT) -> str:

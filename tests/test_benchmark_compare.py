@@ -176,6 +176,7 @@ def assert_nothing_is_left(toy: Toy, temporary: Path) -> None:
     assert toy.git("status", "--porcelain") == ""
 
 
+@pytest.mark.process
 def test_two_commits(
     toy: Toy,
     temporary: Path,
@@ -227,6 +228,7 @@ def test_two_commits(
     assert "improvement" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_the_checkouts_native_kernels_are_taken_where_they_fit(
     toy: Toy, temporary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +255,7 @@ def test_the_checkouts_native_kernels_are_taken_where_they_fit(
     assert_nothing_is_left(toy, temporary)
 
 
+@pytest.mark.process
 def test_a_row_that_has_become_wrong(toy: Toy, temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sound = toy.commit({"a": 1, "b": 1})
     void = toy.commit({"a": 1, "b": 1}, void=("b",))
@@ -271,6 +274,7 @@ def test_a_row_that_has_become_wrong(toy: Toy, temporary: Path, capsys: pytest.C
     assert_nothing_is_left(toy, temporary)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -299,6 +303,7 @@ def test_refusals(
     assert_nothing_is_left(toy, temporary)
 
 
+@pytest.mark.process
 def test_changes_that_would_not_be_measured_are_refused(
     toy: Toy, temporary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,6 +314,7 @@ def test_changes_that_would_not_be_measured_are_refused(
     assert compare.main([commit, "HEAD", "--rounds", "2", "--seconds", "5"]) == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -328,6 +334,7 @@ def test_a_bench_that_cannot_be_trusted_is_refused(
     assert_nothing_is_left(toy, temporary)
 
 
+@pytest.mark.process
 def test_what_is_not_a_checkout_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,6 +343,7 @@ def test_what_is_not_a_checkout_is_refused(
     assert f"{tmp_path} is not a git checkout" in capsys.readouterr().err
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_where_it_is_stopped(
     number: signal.Signals, toy: Toy, temporary: Path, monkeypatch: pytest.MonkeyPatch

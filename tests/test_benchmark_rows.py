@@ -55,6 +55,7 @@ def test_keys_and_names_are_there_once() -> None:
         assert row.key.startswith(row.kind)
 
 
+@pytest.mark.process
 def test_every_row_is_a_test_that_can_be_chosen() -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", "--benchmark-disable"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -63,6 +64,7 @@ def test_every_row_is_a_test_that_can_be_chosen() -> None:
     assert sorted(found) == sorted(row.key for row in ROWS)
 
 
+@pytest.mark.process
 def test_rows_are_chosen_and_what_is_not_measured_is_in_the_result(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     rows = "optimizer-1000x2048-keep plain-optimizer-2x64"

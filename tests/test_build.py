@@ -125,6 +125,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
     return {name.partition(".")[0] for name in after if after[name] != before.get(name)}
 
 
+@pytest.mark.process
 @needs_gxx
 def test_only_what_changed_is_compiled_again(tree: Path) -> None:
     libraries, _ = build(tree)
@@ -145,6 +146,7 @@ def test_only_what_changed_is_compiled_again(tree: Path) -> None:
     assert python(script, cwd=libraries[CPU].parent) == "1102 1.2.3"
 
 
+@pytest.mark.process
 @needs_gxx
 def test_a_new_version_touches_the_bindings_alone(tree: Path) -> None:
     build(tree)
@@ -154,6 +156,7 @@ def test_a_new_version_touches_the_bindings_alone(tree: Path) -> None:
     assert changed(before, made(tree)) == {"bindings_cpu", "_native_cpu"}
 
 
+@pytest.mark.process
 @needs_gxx
 def test_headers_found_elsewhere_compile_nothing_again(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,6 +172,7 @@ def test_headers_found_elsewhere_compile_nothing_again(
     assert made(tree) == before
 
 
+@pytest.mark.process
 @needs_gxx
 def test_builds_without_ninja(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_native, "find_ninja", lambda options: None)
@@ -181,6 +185,7 @@ def test_builds_without_ninja(tree: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "nonsense" in problems[CPU]
 
 
+@pytest.mark.process
 def test_a_ninja_that_does_not_run_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_native.importlib.util, "find_spec", lambda name: None)
     ninja = tmp_path / "ninja"
@@ -191,6 +196,7 @@ def test_a_ninja_that_does_not_run_is_none(tmp_path: Path, monkeypatch: pytest.M
     assert build_native.find_ninja(Options.read({"PATH": str(tmp_path)})) == str(ninja)
 
 
+@pytest.mark.process
 @needs_gxx
 def test_max_jobs_reaches_ninja(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ninja = tmp_path / "ninja"
@@ -224,6 +230,7 @@ def test_the_commands_are_what_was_asked_for(tree: Path) -> None:
     assert steps[-1].command[-1] == "-Wl,-O1"
 
 
+@pytest.mark.process
 @needs_gxx
 def test_off_builds_nothing_and_removes_what_was(tree: Path) -> None:
     assert setup(tree, "build_ext", "--inplace").returncode == 0
@@ -239,6 +246,7 @@ def test_off_builds_nothing_and_removes_what_was(tree: Path) -> None:
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
+@pytest.mark.process
 @needs_gxx
 @pytest.mark.parametrize("fault", ["compiler", "source", "absent"])
 def test_auto_leaves_out_what_cannot_be_built(tree: Path, fault: str) -> None:
@@ -262,6 +270,7 @@ def test_auto_leaves_out_what_cannot_be_built(tree: Path, fault: str) -> None:
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
+@pytest.mark.process
 @needs_gxx
 def test_require_fails_with_what_the_compiler_said(tree: Path) -> None:
     result = setup(tree, "build_ext", "--inplace", LIP_FAST_EXT="require", CXX="/bin/false")
@@ -271,6 +280,7 @@ def test_require_fails_with_what_the_compiler_said(tree: Path) -> None:
     assert in_place(tree) == []
 
 
+@pytest.mark.process
 @needs_gxx
 def test_require_without_nvcc_requires_the_cpu_extension(tree: Path) -> None:
     result = setup(tree, "build_ext", "--inplace", LIP_FAST_EXT="require")
@@ -279,6 +289,7 @@ def test_require_without_nvcc_requires_the_cpu_extension(tree: Path) -> None:
     assert "lip_fast._native_cuda cannot be built: no nvcc on PATH" in result.stdout + result.stderr
 
 
+@pytest.mark.process
 @needs_gxx
 @pytest.mark.parametrize(
     "variables", [{"NVCC": "no-such-nvcc"}, {"CUDA_HOME": "/no/such/folder"}, {"LIP_FAST_CUDA_ARCHS": "90"}]
@@ -306,6 +317,7 @@ def test_a_value_that_means_nothing_is_refused(variables: dict[str, str], messag
         Options.read(variables)
 
 
+@pytest.mark.process
 def test_a_refused_value_ends_the_build_in_one_line(tree: Path) -> None:
     result = setup(tree, "build_ext", "--inplace", LIP_FAST_EXT="maybe")
     assert result.returncode != 0
@@ -332,6 +344,7 @@ def test_ptx_is_a_second_code_of_an_architecture() -> None:
     ]
 
 
+@pytest.mark.process
 def test_the_default_is_what_this_nvcc_knows(tmp_path: Path) -> None:
     nvcc = tmp_path / "nvcc"
     nvcc.write_text("#!/bin/sh\nprintf 'compute_80\\ncompute_86\\ncompute_90\\n'\n")
@@ -358,6 +371,7 @@ def test_nvcc_of_cuda_home_comes_before_that_on_the_path(tmp_path: Path) -> None
     assert build_native.find_nvcc(asked) == f"{path}/nvcc"
 
 
+@pytest.mark.process
 @needs_gxx
 @needs_nvcc
 def test_cuda_is_built_where_nvcc_is(tree: Path) -> None:
@@ -376,6 +390,7 @@ def test_cuda_is_built_where_nvcc_is(tree: Path) -> None:
     assert python(script, cwd=libraries[CUDA].parent) == "1.2.3 90+PTX\nFalse"
 
 
+@pytest.mark.process
 @needs_gxx
 def test_a_wheel_is_built_from_the_source_distribution(tree: Path, tmp_path: Path) -> None:
     result = setup(tree, "sdist")
@@ -390,6 +405,7 @@ def test_a_wheel_is_built_from_the_source_distribution(tree: Path, tmp_path: Pat
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"lip_fast"}
 
 
+@pytest.mark.process
 @needs_gxx
 def test_an_editable_install_builds_in_place(tree: Path, tmp_path: Path) -> None:
     hook = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
@@ -402,6 +418,7 @@ def test_an_editable_install_builds_in_place(tree: Path, tmp_path: Path) -> None
     assert in_place(tree) == []
 
 
+@pytest.mark.process
 def test_the_source_distribution_holds_what_builds(tmp_path: Path) -> None:
     left_out = shutil.ignore_patterns("*.so", "__pycache__", "results")
     for name in ("csrc", "lip_fast", "tests", "benchmarks"):
@@ -421,11 +438,13 @@ def test_the_source_distribution_holds_what_builds(tmp_path: Path) -> None:
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
+@pytest.mark.process
 def test_the_build_imports_no_torch() -> None:
     script = "import sys, csrc.build_native; print('torch' in sys.modules)"
     assert python(script, cwd=ROOT) == "False"
 
 
+@pytest.mark.process
 def test_importing_the_cuda_extension_needs_no_driver() -> None:
     script = (
         "import importlib.util\n"

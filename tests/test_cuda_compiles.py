@@ -108,6 +108,7 @@ def compiled(
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_compiles_without_spills(source: str, arch: str, compiled: dict[str, "Future[list[Kernel]]"]) -> None:
@@ -118,6 +119,7 @@ def test_compiles_without_spills(source: str, arch: str, compiled: dict[str, "Fu
     assert all(kernel.shared <= STATIC_SHARED for kernel in kernels)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not there")
 @pytest.mark.parametrize("source", DYNAMIC)
 def test_the_largest_launch_fits_every_device(

@@ -81,6 +81,7 @@ def test_without_a_gpu_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [part["name"] for part in saved(tmp_path)["parts"]] == ["environment"]
 
 
+@pytest.mark.process
 def test_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "device.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -113,12 +114,14 @@ print("bare")
 """
 
 
+@pytest.mark.process
 def test_what_runs_on_a_gpu_needs_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", BARE], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "bare\n"
 
 
+@pytest.mark.process
 @needs_native
 def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = device.main(["--out", str(tmp_path), "--dry", "--parts", "build,checks,solver"])
@@ -214,6 +217,7 @@ def test_all_parts_have_time_within_the_budget() -> None:
 # Parts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_part_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = Script(tmp_path, budget=60)
     line = json.dumps({"kind": "row", "row": "a", "times": {}, "void": None, "skipped": "small"})
@@ -244,6 +248,7 @@ def test_a_part_that_fails_leaves_the_others(tmp_path: Path, capsys: pytest.Capt
     assert len(capsys.readouterr().out.splitlines()) == len(found)
 
 
+@pytest.mark.process
 def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
     script = Script(tmp_path, budget=60)
     child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(90)'])"
@@ -253,6 +258,7 @@ def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
     assert saved(tmp_path)["parts"][0]["status"] == "timeout"
 
 
+@pytest.mark.process
 def test_parts_of_one_list_run_at_the_same_time(tmp_path: Path) -> None:
     script = Script(tmp_path, budget=60)
     wait = python("import time; time.sleep(2)")
@@ -277,6 +283,7 @@ def test_the_commit_can_be_told_where_git_knows_none(tmp_path: Path, monkeypatch
     assert len(commit["sources"]) == 64
 
 
+@pytest.mark.process
 def test_a_forced_backend_does_not_reach_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIP_FAST_BACKEND", "default")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -324,6 +331,7 @@ def test_tests_are_counted() -> None:
     assert facts["why skipped"] == ["no GPU"]
 
 
+@pytest.mark.process
 def test_tests_that_leave_no_report_have_failed(tmp_path: Path) -> None:
     script = Script(tmp_path, budget=60)
     part = Part("tests", [*python("print('ok')"), "{result}"], finish=parse_junit, reads="result")

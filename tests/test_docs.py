@@ -101,6 +101,7 @@ def test_the_pages_hold_every_public_name() -> None:
         assert f".. automodule:: lip_fast.integrations.{name}\n" in text
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "myst_parser")),
     reason="needs sphinx, furo and myst-parser (make docs has its own)",

@@ -32,6 +32,7 @@ def test_every_example_is_tested() -> None:
     assert names == {"training_loop", "bf16_head", "repair_checkpoint", "sharded_head"}
 
 
+@pytest.mark.process
 def test_training_loop() -> None:
     text = _run("training_loop")
     assert _percent(text, "plain") > 50
@@ -39,6 +40,7 @@ def test_training_loop() -> None:
     assert "'applied': 400, 'skipped': 0" in text
 
 
+@pytest.mark.process
 def test_bf16_head() -> None:
     text = _run("bf16_head")
     assert "the weight is torch.bfloat16, LIP was applied 30 times of 60 steps" in text
@@ -46,6 +48,7 @@ def test_bf16_head() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.process
 def test_repair_checkpoint(tmp_path: Path) -> None:
     text = _run("repair_checkpoint", str(tmp_path))
     assert _percent(text, "repaired") > _percent(text, "as saved") + 3
@@ -54,6 +57,7 @@ def test_repair_checkpoint(tmp_path: Path) -> None:
     assert changed == ["head.weight", "head.bias"] or changed == ["head.weight"]
 
 
+@pytest.mark.process
 def test_sharded_head() -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     # torchrun itself says things on stderr.

@@ -203,6 +203,7 @@ def test_a_run_is_written_with_its_report(files: Files, monkeypatch: pytest.Monk
     assert "3.0x faster" in files.readme.read_text()
 
 
+@pytest.mark.process
 def test_processes_measure_a_row_and_a_comparison(tmp_path: Path) -> None:
     # A small one; a comparison of theirs takes seconds.
     from distributed.launch import launch

@@ -44,12 +44,14 @@ def _served(**environment: str) -> dict[tuple[str, str], list[str]]:
     return {(op, device): rest for op, device, *rest in rows}
 
 
+@pytest.mark.process
 def test_default_serves_everything_when_forced() -> None:
     rows = _served(LIP_FAST_BACKEND="default")
     assert {backend for backend, _ in rows.values()} == {"default"}
     assert {op for op, _ in rows} >= {"warm_svd", "tail_svd", "refit", "rebuild_", "small_svd", "sketch"}
 
 
+@pytest.mark.process
 @needs_extension
 def test_auto_takes_what_was_faster_and_says_why() -> None:
     rows = _served(LIP_FAST_BACKEND="auto")
@@ -58,6 +60,7 @@ def test_auto_takes_what_was_faster_and_says_why() -> None:
     assert rows["orthonormalize", "cpu"] == ["default", "no native kernel"]
 
 
+@pytest.mark.process
 @needs_extension
 def test_native_serves_all_it_can_when_forced() -> None:
     rows = _served(LIP_FAST_BACKEND="native")
@@ -66,6 +69,7 @@ def test_native_serves_all_it_can_when_forced() -> None:
     assert rows["orthonormalize", "cpu"][0] == "default"
 
 
+@pytest.mark.process
 def test_what_is_forced_and_missing_is_an_error_that_lists_what_is_known() -> None:
     result = _run(_WITHOUT + "import lip_fast", LIP_FAST_BACKEND="native")
     assert result.returncode != 0
@@ -74,6 +78,7 @@ def test_what_is_forced_and_missing_is_an_error_that_lists_what_is_known() -> No
     assert "_native_cpu" in result.stderr
 
 
+@pytest.mark.process
 def test_without_extensions_everything_runs() -> None:
     code = (
         _WITHOUT + "sys.modules['triton'] = None; import torch, lip_fast; from lip_fast import backends; "
@@ -89,6 +94,7 @@ def test_without_extensions_everything_runs() -> None:
 _INTERPRETED = {"LIP_FAST_BACKEND": "triton", "TRITON_INTERPRET": "1"}
 
 
+@pytest.mark.process
 @needs_triton
 def test_triton_serves_all_it_can_when_forced() -> None:
     rows = _served(**_INTERPRETED)
@@ -98,6 +104,7 @@ def test_triton_serves_all_it_can_when_forced() -> None:
     assert "native" not in {backend for backend, _ in rows.values()}
 
 
+@pytest.mark.process
 @needs_triton
 def test_triton_is_imported_by_its_first_kernel() -> None:
     code = (
@@ -110,6 +117,7 @@ def test_triton_is_imported_by_its_first_kernel() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("interpret", ["0", "1"])
 def test_the_choice_on_cpu_is_the_same_with_triton(interpret: str) -> None:
     without = _run("import sys; sys.modules['triton'] = None; " + _SERVED, LIP_FAST_BACKEND="auto")
@@ -119,6 +127,7 @@ def test_the_choice_on_cpu_is_the_same_with_triton(interpret: str) -> None:
     assert cpu[0] == cpu[1]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 @pytest.mark.parametrize(
     ("before", "reason"),

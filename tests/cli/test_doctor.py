@@ -62,6 +62,7 @@ def problems(report: str) -> list[str]:
     return [line.strip() for line in lines]
 
 
+@pytest.mark.process
 def test_a_healthy_installation_without_extensions(installed: Path) -> None:
     script = (
         "import sys\n"
@@ -83,6 +84,7 @@ def test_a_healthy_installation_without_extensions(installed: Path) -> None:
     assert lines[-1] == ["no", "problem", "found"]
 
 
+@pytest.mark.process
 def test_a_broken_file_is_named(installed: Path) -> None:
     (installed / f"lip_fast/_native_cpu{SUFFIX}").write_text("no library")
     (installed / f"lip_fast/_native_cuda{SUFFIX}").write_text("no library")
@@ -95,6 +97,7 @@ def test_a_broken_file_is_named(installed: Path) -> None:
         assert "install lip_fast again" in line
 
 
+@pytest.mark.process
 def test_another_version_is_named_and_not_used(installed: Path) -> None:
     (installed / "lip_fast/_native_cpu.py").write_text("__version__ = '1.2.2'\n")
     result = run(installed)
@@ -107,6 +110,7 @@ def test_another_version_is_named_and_not_used(installed: Path) -> None:
     assert "built for lip_fast 1.2.2, installed is 1.2.3" in used
 
 
+@pytest.mark.process
 @pytest.mark.skipif(triton.problem() is not None, reason=str(triton.problem()))
 def test_what_triton_serves_is_listed(installed: Path) -> None:
     result = run(installed, LIP_FAST_BACKEND="triton", TRITON_INTERPRET="1")
@@ -120,6 +124,7 @@ def test_what_triton_serves_is_listed(installed: Path) -> None:
     assert ["rebuild_", "cpu", "triton", "LIP_FAST_BACKEND=triton"] in lines
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("backend", ["native", "triton", "warp"])
 @pytest.mark.parametrize("command", ["module", "script"])
 def test_a_forced_backend_that_is_not_there(installed: Path, backend: str, command: str) -> None:
@@ -141,6 +146,7 @@ def test_a_forced_backend_that_is_not_there(installed: Path, backend: str, comma
     assert "LIP_FAST_BACKEND" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.process
 @CPU_ONLY
 def test_the_cuda_extension_is_left_alone_without_a_device(installed: Path) -> None:
     (installed / "lip_fast/_native_cuda.py").write_text("raise AssertionError('loaded')\n")

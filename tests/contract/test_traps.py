@@ -3,8 +3,8 @@
 import pytest
 from contract.changed_bytes import ChangedBytes
 from contract.naive_hook import NaiveHook
-from contract.runs import EXACT, OPTIMIZERS, TRACKED, LIPWithStatistics
-from contract.traps import TRAPS
+from contract.runs import EXACT, TRACKED, LIPWithStatistics
+from contract.traps import OPTIMIZERS, TRAPS
 
 pytestmark = pytest.mark.contract
 

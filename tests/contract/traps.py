@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from contract.changed_bytes import ChangedBytes
-from contract.runs import OPTIMIZERS, Run
+from contract.runs import KINDS, Run
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict
 
 Plugin = Callable[[nn.Linear], Any]
+# Once as torch has it by default on a CPU and once fused: hooks are called alike by the others.
+OPTIMIZERS = [f"{kind} {implementation}" for kind in KINDS for implementation in ("for-loop", "fused")]
 FUSED = [name for name in OPTIMIZERS if name.endswith("fused")]
 
 

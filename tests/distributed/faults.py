@@ -537,12 +537,14 @@ def killed(layout: str, settings: dict[str, Any], folder: Path, before: int) -> 
     return left_alone(where, run, error, time.monotonic() - start, PATIENCE)
 
 
-def absent(layout: str, settings: dict[str, Any], patience: float) -> list[str]:
-    """The victim does not take the step."""
+def absent(layout: str, settings: dict[str, Any], patience: float, folder: Path) -> list[str]:
+    """The victim does not take the step, and is there until the other has given up."""
     run = make_run(layout, settings)
     run.step(0)
     if dist.get_rank() == VICTIM:
-        time.sleep(2 * patience)
+        end = time.monotonic() + 4 * patience
+        while not (folder / f"{1 - VICTIM}.json").exists() and time.monotonic() < end:
+            time.sleep(0.01)
         return []
     start = time.monotonic()
     error = raised_by(lambda: run.step(1))
@@ -791,7 +793,7 @@ def scenario_killed(folder: Path) -> list[Any]:
     waiting = []
     for layout in ("tensor parallel", "fully sharded", "replicas"):
         at = folder / f"absent-{layout}"
-        waiting.append((at, fork(2, at, lambda: absent(layout, TRUNCATED, 6), patience=6)))  # noqa: B023
+        waiting.append((at, fork(2, at, lambda: absent(layout, TRUNCATED, 6, at), patience=6)))  # noqa: B023
     for i, (layout, settings) in enumerate(cases):
         at = folder / f"{i}"
         train = lambda: undisturbed(layout, settings, at)  # noqa: B023, E731

@@ -4,6 +4,8 @@ from typing import Any
 import pytest
 from distributed.launch import launch
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from distributed.launch import environment
 
+pytestmark = pytest.mark.process
+
 # Seconds: a scenario takes a tenth of them on two free cores.
 _LIMIT = 240
 

@@ -6,6 +6,8 @@ from distributed.launch import launch
 
 from lip_fast import ops
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.skipif(not ops.fuses_updates(torch.device("cpu")), reason="needs the interpreter of Triton")
 def test_parts_of_a_weight_are_updated_within_the_step(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 from distributed.launch import launch
 
+pytestmark = pytest.mark.process
 
-@pytest.mark.parametrize("world", [2, 4])
+
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.smoke), 4])
 def test_every_layout_does_what_one_process_does(world: int, tmp_path: Path) -> None:
     results: dict[str, Any] = launch(world, "distributed.layouts:compare", tmp_path)
     assert len(results) == 10 * {2: 13, 4: 16}[world]

@@ -131,6 +131,7 @@ def test_what_a_ring_carries() -> None:
     assert ring_bytes(Collective("_reduce_scatter_base_", "float32", 800), 4) == 600
 
 
+@pytest.mark.process
 def test_no_collective_is_missed(tmp_path: Path) -> None:
     found: dict[str, Any] = launch(2, "distributed.collectives:calls", tmp_path)
     payloads = {name: [tuple(c) for c in call["ours"]] for name, call in found.items()}
@@ -162,12 +163,14 @@ def test_no_collective_is_missed(tmp_path: Path) -> None:
         assert len(call["ours"]) - extra == call["theirs"], name
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_send_what_is_simulated(world: int, tmp_path: Path) -> None:
     found = launch(world, "distributed.collectives:steps", tmp_path)
     assert _collectives(found) == _expected(world, "float32")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("world", [2, 4])
 def test_local_tensors_send_the_same(world: int) -> None:
     code = (

@@ -3,6 +3,8 @@ from typing import Any
 import pytest
 from distributed.launch import launch
 
+pytestmark = pytest.mark.process
+
 # Sums of float64 in another order, over a few steps of training.
 ROUNDING = 1e-11
 

@@ -65,9 +65,13 @@ class ForkServer:
 
 
 def serve() -> None:
-    # Everything that a run imports, and the fonts of its figure.
+    # Everything that a run imports.
+    import pytest
+    from listed_figures import list_figures  # a program finds what lies beside it
+
     from lip_fast.cli import main
 
+    list_figures(pytest.MonkeyPatch())
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as silence:
         stdout, sys.stdout = sys.stdout, silence
         arguments = ["--epochs", "1", "--seeds", "1", "--hidden", "8", "--out", folder]

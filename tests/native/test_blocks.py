@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from native.solver import COMPILER, ROOT
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(COMPILER is None, reason="needs g++")]
 
 # The emulator leaves its threads by longjmp, which the checks of _FORTIFY_SOURCE take for an error.
 FLAGS = ["-std=c++17", "-O2", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from native.solver import COMPILER, ROOT
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(COMPILER is None, reason="needs g++")]
 
 # Fibers are left by longjmp, which the checks of _FORTIFY_SOURCE take for an error.
 FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE"]

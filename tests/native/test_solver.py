@@ -8,7 +8,7 @@ from native.solver import COMPILER, Solver
 
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, RANK_DEFICIENT
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(COMPILER is None, reason="needs g++")]
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 DTYPES = [SINGLE, DOUBLE]

@@ -19,7 +19,7 @@ from update_rules import with_extremes
 from lip_fast.backends.default.adamw import adamw_rebuild_
 from lip_fast.backends.default.sgd import sgd_rebuild_
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.process, pytest.mark.skipif(COMPILER is None, reason="needs g++")]
 
 # Fibers are left by longjmp, which the checks of _FORTIFY_SOURCE take for an error; a contracted product
 # would not be the one of the device.

@@ -1,8 +1,8 @@
 """Tests of the Triton kernels: on a CUDA device where there is one, in Triton's interpreter everywhere.
 
-The interpreter is chosen when a kernel is first imported, for all of a process: ``test_interpreted.py`` runs
-the other files of this folder once more, each in a process of its own with ``TRITON_INTERPRET=1``. Without a
-device they are skipped outside of it.
+The interpreter is chosen when a kernel is first imported, for all of a process: ``make test-all`` runs these
+files once more with ``TRITON_INTERPRET=1``, and ``test_interpreted.py`` one of them in a process of its own.
+Without a device they are skipped outside of it.
 """
 
 import os
@@ -24,7 +24,7 @@ def _missing(file: str) -> str | None:
     if file in _WITHOUT_DEVICE:
         return "started from the process that is interpreted" if INTERPRETED else None
     if not INTERPRETED and not torch.cuda.is_available():
-        return "torch sees no CUDA device: test_interpreted.py runs this file in the interpreter"
+        return "torch sees no CUDA device: `make test-all` runs this file in the interpreter"
     return None
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from lip_fast.backends.triton.kernels import FILES, KERNELS
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "lip_fast/backends/triton"
 # What a block may have, in bytes (CUDA Programming Guide, technical specifications).

@@ -1,4 +1,4 @@
-"""The other files of this folder, and the ops' own tests, in Triton's interpreter, each in a process."""
+"""One file of this folder, in Triton's interpreter: ``make test-all`` runs all of them there."""
 
 import os
 import re
@@ -11,16 +11,9 @@ import pytest
 
 from lip_fast.backends import triton
 
-FOLDER = Path(__file__).parent
-ROOT = FOLDER.parents[1]
-FILES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in FOLDER.glob("test_*.py")
-    if path.name not in ("test_interpreted.py", "test_compiles.py")
-)
-# Served by the kernels there, as LIP_FAST_BACKEND says so.
-FILES += [f"tests/ops/test_{op}.py" for op in ("class_sums", "gram", "label_sums", "project", "rebuild_")]
-FILES += ["tests/optim/test_fused.py", "tests/test_statistics.py"]
+pytestmark = [pytest.mark.process, pytest.mark.smoke]
+
+ROOT = Path(__file__).parents[2]
 
 
 def _numbers(version: str | None) -> tuple[int, ...]:
@@ -32,8 +25,8 @@ def _numbers(version: str | None) -> tuple[int, ...]:
     triton.problem() is None and _numbers(triton.version()) < (3, 9) and _numbers(np.__version__) >= (2, 4),
     reason=f"the interpreter of Triton {triton.version()} does not fit numpy {np.__version__}",
 )
-@pytest.mark.parametrize("file", FILES)
-def test_in_the_interpreter(file: str) -> None:
+def test_in_the_interpreter() -> None:
+    file = "tests/triton_kernels/test_fresh_columns.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     environment = os.environ | {"TRITON_INTERPRET": "1", "LIP_FAST_BACKEND": "triton"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

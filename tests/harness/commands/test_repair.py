@@ -105,6 +105,7 @@ def run(files: Files, *more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.process
 def test_whole_run_with_everything(files: Files) -> None:
     before = files.snapshot()
     figure, report = files.folder / "f.png", files.folder / "r.json"
@@ -133,6 +134,7 @@ def test_whole_run_with_everything(files: Files) -> None:
     assert set(after) - set(before) == {"f.png", "r.json", "m-repaired.safetensors"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("nest", [None, "state_dict"])
 def test_whole_run_with_a_state_dict(files: Files, nest: str | None) -> None:
     files.model = files.folder / "m.pth"
@@ -146,6 +148,7 @@ def test_whole_run_with_a_state_dict(files: Files, nest: str | None) -> None:
     check_repaired(new, files, files.repaired())
 
 
+@pytest.mark.process
 def test_whole_run_with_an_error_is_one_line(files: Files) -> None:
     before = files.snapshot()
     files.features.write_bytes(files.features.read_bytes()[:-30])

@@ -95,6 +95,7 @@ def one_line(text: str) -> str:
     return text
 
 
+@pytest.mark.process
 def test_interrupted_in_every_way_a_sweep_ends_with_what_its_runs_give_alone(
     tmp_path: Path,
     straight: dict[str, dict[str, bytes]],
@@ -160,6 +161,7 @@ def test_interrupted_in_every_way_a_sweep_ends_with_what_its_runs_give_alone(
     record_property("kills_survived", 4)
 
 
+@pytest.mark.process
 def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(tmp_path: Path) -> None:
     write_settings(tmp_path, samples=100)
     process = start(tmp_path, "sweep", "a.yaml", "--name", "s", "--jobs", "1")
@@ -191,6 +193,7 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd, monkeyp
     assert list((tmp_path / "runs/s/a,lr=1000000000.0").iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_full_disk_is_one_line_and_the_sweep_goes_on_later(tmp_path: Path) -> None:
     write_settings(tmp_path, **SHORT, lr=0.01)
 

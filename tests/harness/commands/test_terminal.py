@@ -13,7 +13,10 @@ import pytest
 import yaml
 from harness.command_line import environment, members
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="opens pseudo-terminals")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(sys.platform != "linux", reason="opens pseudo-terminals"),
+]
 
 # Takes the terminal for its own, as a shell does for what it starts.
 LAUNCH = """

@@ -36,6 +36,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Compl
     return run([sys.executable, "-m", "lip_fast", "train", *arguments]), out / "a"
 
 
+@pytest.mark.process
+@pytest.mark.smoke
 def test_run_ends_with_the_table_and_the_folder(finished) -> None:
     process, folder = finished
     assert process.returncode == 0, process.stderr
@@ -47,6 +49,8 @@ def test_run_ends_with_the_table_and_the_folder(finished) -> None:
     assert sum("LIP adds" in line for line in lines) == 2
 
 
+@pytest.mark.process
+@pytest.mark.smoke
 def test_run_folder_holds_what_was_run(finished) -> None:
     _, folder = finished
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -63,6 +67,8 @@ def test_run_folder_holds_what_was_run(finished) -> None:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.process
+@pytest.mark.smoke
 def test_metrics_have_every_seed_method_and_epoch(finished) -> None:
     _, folder = finished
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -78,6 +84,8 @@ def test_metrics_have_every_seed_method_and_epoch(finished) -> None:
     assert metrics["summary"]["plain"]["last"]["mean"] == pytest.approx(np.mean(last))
 
 
+@pytest.mark.process
+@pytest.mark.smoke
 def test_labels_are_those_of_the_metrics(finished) -> None:
     _, folder = finished
     labels = load_labels(folder / "labels.npz")
@@ -87,6 +95,7 @@ def test_labels_are_those_of_the_metrics(finished) -> None:
         assert (noisy != labels["clean"]).sum() == round(0.4 * 1437)
 
 
+@pytest.mark.process
 def test_the_folders_config_repeats_the_run(finished, tmp_path: Path, capsys) -> None:
     _, folder = finished
     config = ["--config", str(folder / "config.yaml")]
@@ -212,6 +221,7 @@ def test_help_and_version(capsys) -> None:
     assert "--noise-rate" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_in_one_line_and_says_how_to_continue(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a b"
     process = subprocess.Popen(
@@ -244,6 +254,7 @@ def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(tmp_path: Path, capsy
 EXTRA = ("jsonargparse", "matplotlib", "sklearn", "tqdm", "yaml")
 
 
+@pytest.mark.process
 def test_command_line_starts_without_the_extra_and_names_what_is_missing() -> None:
     script = f"""
 import sys
@@ -261,6 +272,7 @@ print(main(["train"]))
     )
 
 
+@pytest.mark.process
 def test_one_missing_package_is_named_alone() -> None:
     script = "import sys; sys.modules['sklearn'] = None; from lip_fast.cli import main; main(['train'])"
     process = run([sys.executable, "-c", script])

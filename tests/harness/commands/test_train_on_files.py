@@ -42,6 +42,7 @@ def train(folder: Path, *arguments: str) -> str:
     return process.stdout
 
 
+@pytest.mark.process
 def test_embeddings(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "faces.npz")
     output = train(tmp_path, "--data", str(path), "--noise", "pair", "--noise-rate", "0.2")
@@ -53,6 +54,7 @@ def test_embeddings(tmp_path: Path) -> None:
     np.testing.assert_array_equal((labels["noisy"] != labels["clean"]).sum(1), [12, 12])
 
 
+@pytest.mark.process
 def test_partial_labels_and_back_through_their_file(tmp_path: Path) -> None:
     path = write_mat(tmp_path / "faces.mat", sparse=True)
     output = train(tmp_path, "--data", str(path))

@@ -19,6 +19,7 @@ import yaml
 from harness.command_line import results, without_times
 from harness.damage import damaged
 from harness.fork_server import REPOSITORY, ForkServer
+from harness.listed_figures import list_figures
 
 from lip_fast.cli import main
 from lip_fast.cli.errors import UserError
@@ -38,6 +39,11 @@ from lip_fast.harness.training.problem import Problem
 pytestmark = pytest.mark.reliability
 
 FILES = ["config.yaml", "curves.png", "labels.npz", "metrics.json", "spectrum.png"]
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_figures(monkeypatch)
 
 
 def copied(state: Any) -> Any:
@@ -574,6 +580,7 @@ def continued(folder: Path, arguments: list[str]) -> list[str]:
     return ["train", "--resume", "runs/a"] if (folder / "runs" / "a").exists() else ["train", *arguments]
 
 
+@pytest.mark.process
 def test_killed_at_every_operation_on_files(server: ForkServer, tmp_path: Path, record_property) -> None:
     arguments = ["--seeds", "1", "--epochs", "1", "--hidden", "12", "--batch-size", "480", "--name", "a"]
     arguments += ["--methods", "plain", "in-step", "post-hoc", "--checkpoint-every", "3"]
@@ -596,6 +603,7 @@ def test_killed_at_every_operation_on_files(server: ForkServer, tmp_path: Path, 
     record_property("kills_survived", answer["operations"])
 
 
+@pytest.mark.process
 def test_killed_again_and_again_at_random_moments(
     server: ForkServer, tmp_path: Path, record_property
 ) -> None:
@@ -629,6 +637,7 @@ def test_killed_again_and_again_at_random_moments(
     record_property("kills_survived", kills)
 
 
+@pytest.mark.process
 def test_killed_processes_of_the_command(tmp_path: Path, record_property) -> None:
     """The whole program, from its start to its end, in the default settings of checkpoints."""
     arguments = ["--seeds", "2", "--epochs", "15", "--methods", "plain", "in-step", "--name", "a"]

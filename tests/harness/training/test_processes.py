@@ -149,11 +149,13 @@ def alone(name: str) -> dict[str, Any]:
     return together.trained(together.SCENARIOS[name])[0]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("count", "name"), [case for case in CASES if case[1] in together.SCENARIOS])
 def test_several_processes_find_what_one_finds(found: Any, count: int, name: str) -> None:
     check_alike(found(count)[name]["records"], alone(name))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("count", "name"), CASES)
 def test_replicas_have_the_same_bits_after_each_epoch(found: Any, count: int, name: str) -> None:
     first, *others = found(count)[name]["hashes"]
@@ -163,6 +165,7 @@ def test_replicas_have_the_same_bits_after_each_epoch(found: Any, count: int, na
         assert hashes == first
 
 
+@pytest.mark.process
 def test_a_failure_of_one_process_ends_all_and_is_told_once(found: Any) -> None:
     assert found(2)["code"] == 0, found(2)["error"]
     assert found(4)["code"] != 0
@@ -214,6 +217,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "a" / "metrics.json").read_text())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_ctrl_c_stops_all_and_another_number_of_processes_goes_on(
     tmp_path: Path,
@@ -253,6 +257,7 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.process
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     code, output, error = train(tmp_path, 2, "--epochz", "3")
     assert code != 0
@@ -262,6 +267,7 @@ def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     assert error.count("Traceback") == 1  # of torchrun
 
 
+@pytest.mark.process
 def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     with torchrun(tmp_path, 2, "-m", "lip_fast.harness", "train", *ENDLESS) as process:
         wait_for(tmp_path / "runs" / "a" / "checkpoint.pt", process)
