@@ -68,7 +68,7 @@ class Claim:
                     "optimizer, or part of one: call remove() of the handle that its attach() returned "
                     "first, or take the weight out of the group with a lip_rank, or delete that optimizer"
                 )
-            # Not to be taken up again by an optimizer that has stopped calling it.
+            # Its optimizer has stopped calling it, and must not start again beside this LIP.
             other.release()
         self.known = weakref.ref(weight)
 

@@ -72,7 +72,7 @@ class Counters:
             "masked": sums[_MASKED],
         }
         reasons = zip(status.NAMES.items(), sums[_REASONS:], strict=True)
-        # A sum of one bit, not of ones.
+        # Each summand was the bit itself, not 1.
         return counts | {name: total // bit for (name, bit), total in reasons}
 
     def _rows(self, replayed: Tensor, acted: Tensor, report: StepReport) -> Tensor:

@@ -85,7 +85,7 @@ class Directions:
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
     ) -> StepReport:
-        """Apply LIP to ``M`` in place, where the world decides so and everything that is computed is sound.
+        """Apply LIP to ``M`` in place, where all processes take the step and every number is sound.
 
         Args:
             M: (l, q) float32, float64, bfloat16 or float16; of a weight of several processes the part of this
@@ -108,7 +108,7 @@ class Directions:
             )
         k, r, settings = self.rank, self.tail_rank, self.settings
         svd = self.decompose(M, world, update)
-        # The exact path has the vectors below the kept ones only, the truncated path all k + r.
+        # The exact decomposition returns the tail's vectors only, the truncated one all k + r.
         first = 0 if self.exact else k
         A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
         if settings.tail == "refit":
@@ -133,11 +133,11 @@ class Directions:
         else:
             change = Change(A, s - svd.S[k : k + r], B, added=True)
         ok = world.write(M, change, svd.S[:1], ok, self.step, settings.seed, update)
-        # A sound decomposition was stopped by the sums, the values or a weight out of range.
+        # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
         if M.device.type not in host.READABLE or not bool(ok):
             status = lost(status, sound, ok, NOT_FINITE)
         if not self.exact:
-            # Signs and order of the columns do not matter to the span that the next step starts from.
+            # As it is: the next step starts from its span, whatever the signs and the order of its columns.
             self._keep(svd.B, ok, svd.status)
         self.step += world.increment
         return StepReport(ok, status, clipped, masked)

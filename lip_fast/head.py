@@ -24,8 +24,8 @@ from lip_fast.world import Alone, Peers, Update, World
 
 __all__ = ["Head", "HeadStep", "LIPError", "ModuleHead", "Turn", "check_bias", "check_matrix", "group_of"]
 
-# Observations without a step in between, after which the optimizer in use is surely not the attached one: as
-# long as the weight has no gradient, and whatever it has.
+# After so many observations without a step the attached optimizer is surely not the one in use. While the weight
+# has a gradient more are allowed: these may be micro-batches of one step.
 _MAX_OBSERVATIONS = 64
 _MAX_MICRO_BATCHES = 4096
 # The share of ||M||_F^2 that rank="auto" keeps.
@@ -129,7 +129,7 @@ class HeadStep:
         else:
             warn_of_replicas()
         self._observations = Observations()
-        # Why the next step cannot be taken, with the others that wait for it.
+        # What this process raises in the next step, where its peers wait for it.
         self._refused: Exception | None = None
         self._captured = False
         self._calls_since_step = self._steps_without_gradient = 0
@@ -138,7 +138,7 @@ class HeadStep:
         self.claim = Claim(head.tensor)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has another weight.
+        # A copy looks up the layout of its own weight.
         return self.__dict__ | {"_layout": None}
 
     # The weight --------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class HeadStep:
             before, sharding = self._layout, Sharding.of(weight, self.data_group.value)
             self._layout = (weakref.ref(weight), sharding)
             if self.statistics is not None and before is not None and not (before[1] is sharding is None):
-                # They lie where the weight lies.
+                # The statistics follow the weight to its new layout.
                 state = self.statistics.state_dict()
                 self.statistics = self._make_statistics(weight)
                 self.statistics.load_state_dict(state | {"C": full_tensor(state["C"])})
@@ -235,7 +235,7 @@ class HeadStep:
         not 0 where the optimizer skips the step.
         """
         if weight.grad is None:
-            # What it saw is not what its next gradient will be of.
+            # The next gradient will be of other batches than those observed so far.
             self._steps_without_gradient += bool(self._observations) and weight.requires_grad
             self.discard()
             return None
@@ -295,7 +295,7 @@ class HeadStep:
         try:
             self._keep(weight, features, targets)
         except (TypeError, ValueError) as error:
-            # The others have seen no such batch: they learn of it in the step that they wait in.
+            # Peers have seen other batches: they learn of this error in the next step.
             self._refused = self._refused or error
 
     def _keep(self, weight: Tensor, features: Tensor, targets: Tensor) -> None:
@@ -305,7 +305,7 @@ class HeadStep:
         labels = observation.targets
         if self.settings.strict and not capturing and isinstance(labels, Tensor) and labels.dim() == 1:
             check_indices(labels, len(weight))
-        # Replays take what is in the buffers without a step that could be seen.
+        # A replay takes what is in the buffers, and the host does not see that it does.
         unseen = capturing or self._observations.buffered
         if self._steps_without_gradient >= _MAX_OBSERVATIONS:
             raise RuntimeError(
@@ -313,7 +313,7 @@ class HeadStep:
                 "observed. Where the head was replaced in the model, make a LIP of the new one; where it is "
                 "frozen, call requires_grad_(False) on its weight, or do not observe"
             )
-        # Of several micro-batches all but the first find a gradient.
+        # Every micro-batch after the first one of a step finds a gradient.
         most = _MAX_OBSERVATIONS if weight.grad is None else _MAX_MICRO_BATCHES
         if not unseen and self._calls_since_step >= most:
             raise RuntimeError(
@@ -416,14 +416,14 @@ class HeadStep:
                 if choice is None:
                     return
                 rank, unknown = choice
-            # A weight without a spectrum: the rank is decided at a later step.
+            # A weight that cannot be decomposed leaves the choice of the rank to a later step.
             if rank is not None:
                 self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
         if world.nobody_observed():
             return
         if sharding is not None and is_sharded(weight):
-            # Its part was written, of which autograd knows nothing.
+            # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.
             torch.autograd.graph.increment_version(weight)
         if weight.device.type not in host.READABLE and host.capturing(weight.device):
             self._captured = True
@@ -446,7 +446,7 @@ class HeadStep:
         if self.statistics is not None:
             world.collect(self.statistics)
         elif self.settings.tail == "zero":
-            # Nothing is fitted to the batch, but a broken one is a reason to skip the step all the same.
+            # Nothing is fitted to the batch, but a broken batch is a reason to skip the step all the same.
             world.check_finite()
         if self.directions is not None:
             return self.directions.step_(M, world, bias, update)
@@ -558,7 +558,7 @@ def group_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Any]
 
 
 def check_matrix(weight: object, *, of: object = None) -> Tensor:
-    """The weight (l, q) that an optimizer trains, of what a head ``of`` the user's has in its place.
+    """``weight`` of the head ``of``, checked, as the parameter (l, q) that an optimizer trains.
 
     Raises:
         TypeError, ValueError: no matrix that LIP can act on.

@@ -93,10 +93,10 @@ class Observations:
 
     def __init__(self) -> None:
         self._pending: list[Observation] = []
-        # Of the pending ones, those a capture made: the graph writes them, nothing else has to.
+        # Observed inside of a capture: the graph itself writes these tensors at each replay.
         self._captured: list[Observation] = []
         self._buffers: list[Observation] = []
-        # The buffer that comes next, and whether any was written since a step that the host has seen.
+        # Which buffer comes next, and whether one was written since the last step that the host saw.
         self._next, self._fresh = 0, False
 
     def __len__(self) -> int:

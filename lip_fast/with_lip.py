@@ -59,7 +59,7 @@ class ParameterHead:
 
     def see_bias(self, bias: object) -> None:
         """Take the bias of a user's head, or None; TypeError where it does not fit."""
-        # What fully_shard gathered for a forward pass is gone at the step.
+        # fully_shard gathers a bias for the forward pass alone: keep the parameter, which is there at the step.
         self._bias = None if bias is None else trained_weight(check_bias(bias, len(self._weight)))
 
     def saved_bias(self, names: Mapping[Tensor, str]) -> tuple[str | Tensor, ...]:
@@ -101,7 +101,7 @@ class GroupHead:
         self.step = HeadStep(self.head, Settings.of_group(group, **options), data_group)
 
     def follows(self, group: Mapping[str, Any]) -> bool:
-        """Go by what the group says now; False where it says what the state of LIP does not fit.
+        """Take over what the group says now; False where the state of LIP does not fit it.
 
         Raises:
             TypeError, ValueError: a setting that does not fit.
@@ -212,10 +212,10 @@ class WithLIP(Optimizer):
         before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         for i, group in enumerate(self.param_groups):
-            # The state of an optimizer of torch says nothing of LIP.
+            # A state that torch's own optimizer saved has no settings of LIP.
             for name, value in GROUP_SETTINGS.items():
                 group.setdefault(name, before[i][name] if i < len(before) else value)
-        # Of a copy, not of what is loaded; in a shallow one the LIPs stay the original's.
+        # Only a deep copy has LIPs that no optimizer calls; a shallow copy has those of the original.
         for of in state.get("_lip_heads", {}).values():
             if not of.step.claim.made:
                 self._call(of)
@@ -393,7 +393,7 @@ class WithLIP(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # What does not fit is told before anything is written.
+        # Settings that do not fit are refused here, before anything is written.
         heads = self._heads() if self._lip_heads else []
         if self._skip_nonfinite:
             self._step_where_finite(heads)
@@ -420,7 +420,7 @@ class WithLIP(Optimizer):
                 else:
                     self.found_inf = given
             return
-        # Waits for the device: torch's kernels that are not fused refuse to be told.
+        # Waits for the device, since torch's unfused kernels take no found_inf.
         self._step_with_lip(heads, found_inf, base=not bool(bad))
 
     @torch.no_grad()
@@ -494,7 +494,7 @@ class WithLIP(Optimizer):
                 of.step.act(turn, update)
             except Exception as error:
                 errors.append(error)
-        # Whatever went wrong, every weight has been updated then.
+        # Where LIP failed, its weight still has to get the base optimizer's update.
         late: list[Tensor] = []
         for turn, update in fused.values():
             try:
@@ -523,7 +523,7 @@ class WithLIP(Optimizer):
         """The step of torch, without the hooks of the optimizer: those belong to the whole step."""
         step: Any = super().step
         if getattr(step, "hooked", False):
-            # An instance of torch's own class was made once: since then its step calls hooks.
+            # torch wraps the step of its class in hooks once an instance of that class was made.
             step.__wrapped__(self)
         else:
             step()

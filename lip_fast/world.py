@@ -172,7 +172,7 @@ class Alone:
         """
         status, ok = _admit(status, self.ok)
         if self.ok is not self._entered:
-            # Batches that were found not to be finite.
+            # A batch was not finite.
             status = lost(status, self._entered, self.ok, NOT_FINITE)
         return status, ok
 
@@ -218,7 +218,7 @@ class Peers(Group):
         return self.device.type in host.READABLE and bool(self.idle)
 
     def choose_rank(self, choose: Callable[[], tuple[int | None, int]]) -> tuple[int | None, int] | None:
-        """See :class:`Alone`. Known on every host before the step: what it sums depends on the rank.
+        """See :class:`Alone`. Every host waits for the choice, since the shapes of later sums depend on it.
 
         Raises:
             PeerError: replicas of the weight differ, or another process failed.
@@ -241,7 +241,7 @@ class Peers(Group):
         if without:
             return None, status
         if self.sharding.peers * squares != total**2:
-            # Replicas decide each on its own.
+            # Each replica chose by its own weight, and these differ.
             raise PeerError(
                 f'expected one weight on all processes, got replicas of which rank="auto" keeps {rank} '
                 f"directions here and {total / self.sharding.peers:.1f} on average: let all start from the "
@@ -296,7 +296,7 @@ class Peers(Group):
             generator = torch.Generator(device=M.device)
             generator.manual_seed(seed)
             V = torch.randn(q, t + fresh, generator=generator, dtype=dtype, device=M.device)
-            # As from a basis of one process, the step itself starts from what this finds.
+            # The power step below starts from the basis that this finds, as it does on one process.
             basis = parts.randomized_svd(self, M, V, t, _COLD_ITERATIONS).B
         products = None if update is None else update.products
         return self._told(
