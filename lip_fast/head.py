@@ -24,8 +24,8 @@ from lip_fast.world import Alone, Peers, Update, World
 
 __all__ = ["Head", "HeadStep", "LIPError", "ModuleHead", "Turn", "check_bias", "check_matrix", "group_of"]
 
-# After so many observations without a step the attached optimizer is surely not the one in use. While the weight
-# has a gradient more are allowed: these may be micro-batches of one step.
+# After so many observations without a step the attached optimizer is surely not the one in use. Of a weight
+# that has a gradient there may be more: they may be micro-batches of one step.
 _MAX_OBSERVATIONS = 64
 _MAX_MICRO_BATCHES = 4096
 # The share of ||M||_F^2 that rank="auto" keeps.

@@ -59,7 +59,7 @@ class ParameterHead:
 
     def see_bias(self, bias: object) -> None:
         """Take the bias of a user's head, or None; TypeError where it does not fit."""
-        # fully_shard gathers a bias for the forward pass alone: keep the parameter, which is there at the step.
+        # fully_shard gathers a bias for the forward pass alone; the parameter is there at the step too.
         self._bias = None if bias is None else trained_weight(check_bias(bias, len(self._weight)))
 
     def saved_bias(self, names: Mapping[Tensor, str]) -> tuple[str | Tensor, ...]:
