@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.weights import DRY_HEADS, HEADS, device_generator, exact_products, make_weight
-from lip_fast import ops
+from lip_fast import backends, ops
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import captured
@@ -125,7 +125,7 @@ def update(l: int, q: int, k: int, r: int, device: torch.device, floors: Floors)
             lambda times: times["AdamW + LIP, one read"] <= _RATIO * times["AdamW"],
         ),
     ]
-    served = ops.backends.backend_of("adamw_one_read_", device.type)
+    served = backends.backend_of("adamw_one_read_", device.type)
     facts = {"l": l, "q": q, "k": k, "r": r, "m": m, "served by": served}
     return Case(gates, variants, targets, facts, lowest)
 

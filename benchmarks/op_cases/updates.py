@@ -152,7 +152,7 @@ def _adamw_updated(head: Head) -> tuple[_Own, ops.AdamWState]:
     """With the state as the update leaves it, and the weight as it was."""
     own, state = _adamw_own(head)
     rule = own.rule
-    backends._DEFAULT["adamw_sketch_"](
+    backends.declared()["adamw_sketch_"][0].run(
         own.M, head.grad, *state, head.V, rule.lr, rule.update_count, None, None, *rule[2:], False
     )
     return own, state
@@ -161,7 +161,7 @@ def _adamw_updated(head: Head) -> tuple[_Own, ops.AdamWState]:
 def _sgd_updated(head: Head) -> _Own:
     own = _own(head, head.moments[:1], head.sgd_rule())
     rule = own.rule
-    backends._DEFAULT["sgd_sketch_"](
+    backends.declared()["sgd_sketch_"][0].run(
         own.M, head.grad, *own.state, head.V, rule.lr, None, None, *rule[1:], False, False
     )
     return own

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.backends.default.failed_svd import failed_svd
+from lip_fast.backends.default.svd import failed_svd
 from lip_fast.status import NOT_FINITE
 
 # Small sides up to this are decomposed directly: one call of LAPACK costs less than the way round it.

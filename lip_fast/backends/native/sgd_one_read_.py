@@ -1,11 +1,10 @@
 """SGD's update with both products: weight and state are read once where the kernel can, else op by op."""
 
-import torch
 from torch import Tensor
 
 from lip_fast.backends.default.sgd_one_read_ import sgd_one_read_ as by_parts
-from lip_fast.backends.native.front_door import address, module_and_stream
-from lip_fast.backends.native.one_read_layout import lies_alike, scalar
+from lip_fast.backends.native.library import MODULES, stream_of
+from lip_fast.backends.native.one_read import lies_alike
 
 
 def sgd_one_read_(
@@ -26,7 +25,7 @@ def sgd_one_read_(
 ) -> tuple[Tensor, Tensor]:
     """Y (l, m), Z (q, m). See :func:`lip_fast.ops.sgd_one_read_`."""
     (l, q), m, device = M.shape, V.shape[1], M.device
-    module, stream = module_and_stream(device)
+    module, stream = MODULES[device.type], stream_of(device)
     buffered, values = momentum_buffer is not None, -1
     if lies_alike(M, grad, *([] if momentum_buffer is None else [momentum_buffer])):
         values = module.sgd_one_read_workspace(l, q, m, buffered)
@@ -42,15 +41,15 @@ def sgd_one_read_(
         l,
         q,
         M.stride(0),
-        address("V", V, (q, m), torch.float32, device, columns=True),
+        V.data_ptr(),
         m,
         Yt.data_ptr(),
         Zt.data_ptr(),
         workspace.data_ptr(),
         values,
-        scalar("lr", lr, device),
-        scalar("grad_scale", grad_scale, device),
-        scalar("found_inf", found_inf, device),
+        lr.data_ptr(),
+        0 if grad_scale is None else grad_scale.data_ptr(),
+        0 if found_inf is None else found_inf.data_ptr(),
         *rule,
         stream,
     )
