@@ -1,22 +1,23 @@
-"""Optimizers with LIP inside of their step: torch's SGD and AdamW, and groups whose weights are repaired."""
+"""torch's SGD, AdamW and NAdam with LIP inside of their step, and groups whose weights are repaired."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lip_fast import host
-from lip_fast.fused import AdamWUpdate, SGDUpdate, can_fuse
+from lip_fast.fused import FusedUpdate, can_fuse
 from lip_fast.observations import Observation
 from lip_fast.ops import Scaling
 from lip_fast.plugin import LIP, _bias_of
+from lip_fast.rules import SGD, AdamW, NAdam, Rule
 from lip_fast.sharded import DataGroup, anywhere, local_part, trained_weight
 from lip_fast.validation import check_int, describe
 
-__all__ = ["LIPSGD", "LIPAdamW", "LIPState"]
+__all__ = ["LIPSGD", "LIPAdamW", "LIPNAdam", "LIPState"]
 
 # What a group may say of LIP, and what it says where it is silent: scalars, so that they go through every
 # checkpoint of an optimizer.
@@ -84,7 +85,7 @@ class LIPState:
     up in the optimizer at each call.
 
     Args:
-        optimizer: a :class:`LIPSGD` or :class:`LIPAdamW`.
+        optimizer: a :class:`LIPSGD`, :class:`LIPAdamW` or :class:`LIPNAdam`.
     """
 
     def __init__(self, optimizer: "_WithLIP") -> None:
@@ -153,11 +154,14 @@ class _Fused(NamedTuple):
     lip: LIP
     pending: list[Observation]
     ok: Tensor
-    update: AdamWUpdate | SGDUpdate
+    update: FusedUpdate
 
 
 class _WithLIP(Optimizer):
     """What LIP adds to an optimizer of torch; the class after it in the bases takes the steps."""
+
+    RULE: ClassVar[type[Rule]]
+    """What that class does to a weight."""
 
     def _setup(
         self, defaults: dict[str, Any], data_group: object, seed: int, strict: bool, skip_nonfinite: bool
@@ -457,25 +461,17 @@ class _WithLIP(Optimizer):
             sharding = lip._sharding(p)
             if sharding is not None and sharding.dim == 1:
                 continue
-            if not can_fuse(p, lip._subspace.columns) or not self._can_fuse(group, p):
+            if not can_fuse(p, lip._subspace.columns) or not self.RULE.fits(group, self.state[p]):
                 continue
             if not lip._acts_next(group["lr"]):
                 continue
             pending = lip._due(p, group["lr"], self)
             assert pending is not None
             scaling = Scaling(getattr(self, "grad_scale", None), found_inf)
-            update = self._update_of(group, p, scaling)
+            update = FusedUpdate(self.RULE, p, group, self.state[p], scaling)
             ok = lip._admissible(p, group["lr"], found_inf)
             fused.append(_Fused(p, lip, pending, ok, update))
         return fused
-
-    def _can_fuse(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Whether its state and settings are such that the kernels can take the update."""
-        raise NotImplementedError
-
-    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> AdamWUpdate | SGDUpdate:
-        """The update of a weight as a part of LIP's step."""
-        raise NotImplementedError
 
     # Not traced by torch.compile: see LIP.
     @torch._disable_dynamo
@@ -558,6 +554,8 @@ class LIPSGD(_WithLIP, torch.optim.SGD):
             setting that does not fit it; the message names the parameter.
     """
 
+    RULE = SGD
+
     def __init__(
         self,
         params: ParamsT,
@@ -598,15 +596,6 @@ class LIPSGD(_WithLIP, torch.optim.SGD):
             fused=fused,
         )
         self.defaults |= self._lip_defaults
-
-    def _can_fuse(self, group: dict[str, Any], p: Tensor) -> bool:
-        started = not group["momentum"] or self.state[p].get("momentum_buffer") is not None
-        # torch looks at this pair in its constructor alone.
-        known = not group["nesterov"] or (group["momentum"] > 0 and not group["dampening"])
-        return started and known and not isinstance(group["weight_decay"], Tensor)
-
-    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> SGDUpdate:
-        return SGDUpdate(p, group, self.state[p], scaling)
 
 
 class LIPAdamW(_WithLIP, torch.optim.AdamW):
@@ -653,6 +642,8 @@ class LIPAdamW(_WithLIP, torch.optim.AdamW):
             setting that does not fit it; the message names the parameter.
     """
 
+    RULE = AdamW
+
     def __init__(
         self,
         params: ParamsT,
@@ -696,14 +687,95 @@ class LIPAdamW(_WithLIP, torch.optim.AdamW):
         )
         self.defaults |= self._lip_defaults
 
-    def _can_fuse(self, group: dict[str, Any], p: Tensor) -> bool:
-        state, settings = self.state[p], (*group["betas"], group["weight_decay"])
-        # amsgrad may have been switched on since the state was made.
-        started = bool(state) and (not group["amsgrad"] or "max_exp_avg_sq" in state)
-        return started and not any(isinstance(value, Tensor) for value in settings)
 
-    def _update_of(self, group: dict[str, Any], p: Tensor, scaling: Scaling) -> AdamWUpdate:
-        return AdamWUpdate(p, group, self.state[p], scaling)
+class LIPNAdam(_WithLIP, torch.optim.NAdam):
+    """:class:`torch.optim.NAdam` with LIP (arXiv:2505.16159) inside of the step.
+
+    LIP acts on the weights of the groups that have a ``lip_rank``::
+
+        optimizer = lip_fast.optim.LIPNAdam(
+            [
+                {"params": [*model.backbone.parameters(), model.head.bias]},
+                {"params": [model.head.weight], "lip_rank": "auto"},
+            ],
+            lr=2e-3,
+        )
+        for x, y in loader:
+            features = model.backbone(x)
+            criterion(model.head(features), y).backward()
+            optimizer.observe(model.head, features, y)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    Every parameter is updated as torch does it; when and how LIP acts is said in :class:`lip_fast.LIP`.
+    Copies (``copy.deepcopy``, pickle) have copies of LIP and its state. Checkpoints need ``optimizer.lip``, a
+    ``Stateful``, beside the optimizer. One optimizer at a time acts on a weight: where another is to take
+    over, delete the first.
+
+    Args:
+        params: parameters or groups, as in torch. A LIP group holds matrices (l, q) alone, and may set each
+            of the arguments with ``lip_`` for itself; all of them are scalars.
+        lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay, foreach, maximize, capturable,
+            differentiable: as in torch.
+        lip_rank: ``rank`` of :class:`lip_fast.LIP` for groups that do not say; None for no LIP.
+        lip_tail_rank, lip_tail, lip_rest, lip_every, lip_start, lip_decay, lip_clip: likewise. Another rank,
+            tail or decay in the midst of training makes LIP begin anew; the others may change at any time.
+        data_group: the processes whose batches differ, as of :class:`lip_fast.LIP`; a group of parameters has
+            scalars alone.
+        seed: of random columns and stochastic rounding.
+        strict: raise :class:`lip_fast.LIPError` where a step's LIP is skipped as unsound.
+        skip_nonfinite: where a gradient is not finite, leave weights and state as they are. Waits for the
+            device: torch has no fused NAdam.
+
+    Raises:
+        TypeError, ValueError: as in torch; a parameter of a LIP group that is not a dense real matrix, or a
+            setting that does not fit it; the message names the parameter.
+    """
+
+    RULE = NAdam
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        lip_rank: int | float | str | None = None,
+        lip_tail_rank: int | None = None,
+        lip_tail: str = "refit",
+        lip_rest: str = "keep",
+        lip_every: int = 1,
+        lip_start: int = 0,
+        lip_decay: float | None = None,
+        lip_clip: bool = True,
+        data_group: object = None,
+        seed: int = 0,
+        strict: bool = False,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        self._setup(_settings(locals()), data_group, seed, strict, skip_nonfinite)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            momentum_decay,
+            decoupled_weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+        self.defaults |= self._lip_defaults
 
 
 def _lasting(group: Mapping[str, Any]) -> list[Any]:

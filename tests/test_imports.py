@@ -71,6 +71,7 @@ def test_the_core_runs_with_torch_and_numpy_alone() -> None:
 LAYERS = [
     {"host"},
     {"reference", "validation", "targets", "status", "rounding"},
+    {"rules"},
     {"backends", "holdout"},
     {"ops", "sharded"},
     {"joint_step"},

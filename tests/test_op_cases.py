@@ -11,6 +11,7 @@ from benchmarks.gpu.ops import cases as gpu_cases
 from benchmarks.gpu.weights import HEADS
 from benchmarks.op_cases.case import _PROBLEMS, op_case
 from benchmarks.op_cases.head import head_of
+from benchmarks.op_cases.updates import op_of
 from benchmarks.op_rows import LARGE_SHAPES, OP_ROWS, SHAPES, op_rows
 from benchmarks.rows import ROWS
 from lip_fast import backends, ops
@@ -18,6 +19,7 @@ from lip_fast.backends.native import library
 from lip_fast.bench.cases import Case, Skip, run_cases
 from lip_fast.bench.rows import Row
 from lip_fast.bench.timing import Timer
+from lip_fast.ops.op import OPS
 
 CPU = torch.device("cpu")
 TINY = {(row.op, row.dtype): row for row in op_rows(((60, 40),), rows=60)}
@@ -38,6 +40,7 @@ def red(found: Case) -> list[str]:
 
 def test_every_op_has_rows() -> None:
     assert {row.op for row in OP_ROWS} == set(case_module.DEFAULT)
+    assert {op_of(row.op) for row in OP_ROWS} == set(OPS)
     assert {op for op, _ in TINY} == set(case_module.DEFAULT)
     assert len({row.key for row in ROWS}) == len(ROWS)
     assert {(row.l, row.q) for row in OP_ROWS} == set(SHAPES)
@@ -163,7 +166,7 @@ def test_a_weight_or_state_left_wrong_is_noticed(
 
     def wrong(*arguments: Any) -> Any:
         result = kernel(*arguments)
-        arguments[position].mul_(1.02)
+        (*arguments[:2], *arguments[2])[position].mul_(1.02)
         return result
 
     monkeypatch.setitem(case_module.DEFAULT, op, wrong)

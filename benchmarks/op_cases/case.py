@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.weights import BLOCK_VALUES
-from benchmarks.op_cases import decompositions, labels, products, updates
+from benchmarks.op_cases import decompositions, labels, products
 from benchmarks.op_cases.head import Head, head_of
 from benchmarks.op_cases.problem import Problem
+from benchmarks.op_cases.updates import UPDATES, op_of
 from benchmarks.signed_steps import signed_steps
 from lip_fast import backends
 from lip_fast.backends import triton
@@ -32,17 +33,14 @@ _SMALL = 1 << 22
 # where it ends at the default kernel, that one is not timed twice.
 _LONG = 1 << 20
 
-# The kernels in plain torch, by the names of their ops.
-DEFAULT = {op: kernels[0].load() for op, kernels in backends.declared().items()}
 _PROBLEMS: dict[str, Callable[[Head], Problem]] = {
-    op: getattr(module, op)
-    for module in (products, decompositions, updates)
-    for op in module.__all__
-    if op in OPS
-} | {"refit": labels.refit}
+    op: getattr(module, op) for module in (products, decompositions) for op in module.__all__ if op in OPS
+} | {"refit": labels.refit, **UPDATES}
 _SAMPLED: dict[str, Callable[[Head, int], Problem]] = {
     op: getattr(labels, op) for op in ("label_sums", "label_sums_csr", "class_sums", "gram")
 }
+# The kernels in plain torch.
+DEFAULT = {name: backends.declared()[op_of(name)][0].load() for name in (*_PROBLEMS, *_SAMPLED)}
 # Their default kernels hand their work to a solver of the library, which waits for the device.
 _SOLVED = ("orthonormalize", "warm_svd", "finish_svd", "tail_svd")
 
@@ -120,7 +118,7 @@ def _kernel(
     if name == "default":
         return DEFAULT[row.op], ""
     module = library.cuda if device.type == "cuda" else library.cpu
-    kernel = backends.kernel(row.op, name, device.type)
+    kernel = backends.kernel(op_of(row.op), name, device.type)
     if kernel is None:
         where = f" for {device.type}" if name == "native" else ""
         return None, f"no {name} kernel{where}"
@@ -138,7 +136,7 @@ def _kernel(
 
 def _served(op: str, device: torch.device, problem: Problem) -> str:
     """The backend that the dispatcher chooses for these arguments."""
-    candidates = backends.candidates(op, device.type)
+    candidates = backends.candidates(op_of(op), device.type)
     takes = (each.kernel.backend for each in candidates if each.takes(*problem.arguments))
     return next(takes, "default")
 

@@ -22,37 +22,18 @@ from lip_fast.ops.refit import Refit, refit
 from lip_fast.ops.sketch import sketch
 from lip_fast.ops.start_basis import start_basis
 from lip_fast.ops.tail_svd import tail_svd
-from lip_fast.ops.updates import (
-    AdamWRule,
-    AdamWState,
-    Scaling,
-    SGDRule,
-    adamw_one_read_,
-    adamw_project,
-    adamw_rebuild_,
-    adamw_sketch_,
-    fuses_updates,
-    reads_once,
-    sgd_one_read_,
-    sgd_project,
-    sgd_rebuild_,
-    sgd_sketch_,
-)
+from lip_fast.ops.update_one_read_ import reads_once, update_one_read_
+from lip_fast.ops.update_project import update_project
+from lip_fast.ops.update_rebuild_ import update_rebuild_
+from lip_fast.ops.update_sketch_ import Scaling, fuses_updates, update_sketch_
 from lip_fast.ops.warm_svd import SVD, warm_svd
 
 __all__ = [
     "SVD",
-    "AdamWRule",
-    "AdamWState",
     "ClassSums",
     "Refit",
-    "SGDRule",
     "Scaling",
     "Sums",
-    "adamw_one_read_",
-    "adamw_project",
-    "adamw_rebuild_",
-    "adamw_sketch_",
     "class_sums",
     "finish_svd",
     "fresh_columns",
@@ -64,13 +45,13 @@ __all__ = [
     "reads_once",
     "rebuild_",
     "refit",
-    "sgd_one_read_",
-    "sgd_project",
-    "sgd_rebuild_",
-    "sgd_sketch_",
     "sketch",
     "start_basis",
     "sums_in_place",
     "tail_svd",
+    "update_one_read_",
+    "update_project",
+    "update_rebuild_",
+    "update_sketch_",
     "warm_svd",
 ]

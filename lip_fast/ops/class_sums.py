@@ -9,6 +9,7 @@ from lip_fast.backends.kernel import Kernel
 from lip_fast.backends.triton import STORED
 from lip_fast.ops.checks import elsewhere, expected, not_a_matrix, wrong_dtype, wrong_shape
 from lip_fast.ops.op import Op
+from lip_fast.rounding import compute_dtype
 
 __all__ = ["ClassSums", "class_sums"]
 
@@ -34,8 +35,7 @@ def _check(X: Tensor, y: Tensor, classes: int) -> None:
 
 
 def _outputs(X: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
-    return X.new_empty((classes, X.shape[1]), dtype=dtype), y.new_empty(classes)
+    return X.new_empty((classes, X.shape[1]), dtype=compute_dtype(X)), y.new_empty(classes)
 
 
 def _can_triton(X: Tensor, y: Tensor, classes: int) -> bool:

@@ -8,6 +8,7 @@ from lip_fast.backends.kernel import Kernel
 from lip_fast.backends.triton import STORED
 from lip_fast.ops.checks import elsewhere, not_a_matrix, wrong_dtype, wrong_shape
 from lip_fast.ops.op import Op
+from lip_fast.rounding import compute_dtype
 
 __all__ = ["gram", "sums_in_place"]
 
@@ -31,8 +32,7 @@ def _check(X: Tensor, mask: Tensor | None) -> None:
 
 
 def _outputs(X: Tensor, mask: Tensor | None) -> Tensor:
-    dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
-    return X.new_empty((X.shape[1], X.shape[1]), dtype=dtype)
+    return X.new_empty((X.shape[1], X.shape[1]), dtype=compute_dtype(X))
 
 
 def _can_triton(X: Tensor, mask: Tensor | None) -> bool:

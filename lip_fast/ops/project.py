@@ -8,10 +8,11 @@ from lip_fast.backends.triton import MAX_COLUMNS, STORED
 from lip_fast.ops.checks import COMPUTED, elsewhere, expected, not_a_matrix
 from lip_fast.ops.op import Op
 
-__all__ = ["project"]
+__all__ = ["check_project", "project"]
 
 
-def _check(M: Tensor, Y: Tensor) -> None:
+def check_project(M: Tensor, Y: Tensor) -> None:
+    """Refuse columns Y that do not fit the weight."""
     if M.dim() != 2 or not M.is_floating_point():
         raise not_a_matrix("M", M)
     if Y.dim() != 2 or Y.dtype not in COMPUTED:
@@ -32,9 +33,9 @@ def _can_triton(M: Tensor, Y: Tensor) -> bool:
 
 _OP = Op(
     "project(Tensor M, Tensor Y) -> Tensor",
-    check=_check,
+    check=check_project,
     outputs=_outputs,
-    default="default.project",
+    default="default.update:project",
     kernels=(
         Kernel(
             "triton.project",

@@ -7,6 +7,7 @@ from lip_fast.backends.kernel import Kernel
 from lip_fast.ops.checks import expected, not_a_matrix
 from lip_fast.ops.op import Op
 from lip_fast.ops.warm_svd import SVD
+from lip_fast.rounding import compute_dtype
 
 __all__ = ["tail_svd"]
 
@@ -24,7 +25,7 @@ def _check(M: Tensor, rank: int) -> None:
 
 def _outputs(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (l, q), d = M.shape, min(M.shape)
-    M = M.new_empty(0, dtype=M.dtype if M.dtype == torch.float64 else torch.float32)
+    M = M.new_empty(0, dtype=compute_dtype(M))
     status = M.new_empty((), dtype=torch.int64)
     return M.new_empty(l, d - rank), M.new_empty(d), M.new_empty(q, d - rank), status
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.backends.default.update import compute_dtype
+from lip_fast.rounding import compute_dtype
 
 
 def gram(X: Tensor, mask: Tensor | None) -> Tensor:
