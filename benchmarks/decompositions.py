@@ -12,7 +12,7 @@ from benchmarks.gpu.weights import device_generator, residual
 from benchmarks.signed_steps import signed_steps
 from benchmarks.spectra import Moved, moved
 from lip_fast import ops, randomized_svd
-from lip_fast.backends.native.sketch import is_cached
+from lip_fast.backends.native.one_read import is_cached
 from lip_fast.bench.cases import Case, shared_floors
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.timing import Variant, captured

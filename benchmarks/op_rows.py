@@ -37,7 +37,6 @@ _SEEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fresh_columns": (("q", "fresh"), ("float32",)),
     "orthonormalize": (("l", "columns", "dtype"), _COMPUTE_DTYPES),
     "sketch": (_ALL, DTYPES),
-    "small_svd": (("columns", "dtype"), _COMPUTE_DTYPES),
     "warm_svd": (_ALL, DTYPES),
     "start_basis": (("q", "columns", "fresh", "dtype"), _COMPUTE_DTYPES),
     "project": (_ALL, DTYPES),
@@ -60,7 +59,7 @@ _SEEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 _PEERS = ("default", "native", "triton")
 # What torch.linalg can do, too.
-_LIBRARY = ("orthonormalize", "small_svd", "warm_svd", "finish_svd", "tail_svd")
+_LIBRARY = ("orthonormalize", "warm_svd", "finish_svd", "tail_svd")
 _SAMPLES = {"label_sums": BATCH, "label_sums_csr": BATCH}
 _STATISTICS = ("class_sums", "gram")
 

@@ -40,8 +40,8 @@ def _plain_optimizer(l: int, q: int, layers: int) -> Row:
 
 
 def _small_svd(m: int) -> Row:
-    peers = ("cold", "op", "linalg.svd", "linalg.eigh")
-    gates = ("distance", "cold distance", "op distance", "values")
+    peers = ("cold", "linalg.svd", "linalg.eigh")
+    gates = ("distance", "cold distance", "values")
     return Row(f"small-svd-{m}", "small-svd", m, m, 0, None, 0, peers, gates)
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from benchmarks.rows import ROWS, row
 from benchmarks.running import run
-from lip_fast import ops
-from lip_fast.backends.native.small_svd import small_svd
+from benchmarks.small_svd import small_svd
 from lip_fast.bench.cases import Case, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant
@@ -35,19 +34,17 @@ def _case(m: int) -> Case:
     T = (last + CHANGE * noise * last.norm() / noise.norm()).float()
     H, start, exact = T.mT @ T, V.float(), T.double()
 
-    warm, cold, op = small_svd(T, start), small_svd(T, None), ops.small_svd(T)
+    warm, cold = small_svd(T, start), small_svd(T)
     stale = distance(_product(warm[0], warm[1], start), exact)
     values = torch.linalg.svdvals(exact)
     gates = [
         Gate("distance", distance(_product(*warm), exact), DISTANCE, stale),
         Gate("cold distance", distance(_product(*cold), exact), DISTANCE, stale),
-        Gate("op distance", distance(_product(*op), exact), DISTANCE, stale),
         Gate("values", distance(warm[1], values), DISTANCE, distance(s, values)),
     ]
     variants = [
         Variant("warm", lambda: small_svd(T, start)),
-        Variant("cold", lambda: small_svd(T, None)),
-        Variant("op", lambda: ops.small_svd(T)),
+        Variant("cold", lambda: small_svd(T)),
         Variant("linalg.svd", lambda: torch.linalg.svd(T)),
         Variant("linalg.eigh", lambda: torch.linalg.eigh(H)),
     ]

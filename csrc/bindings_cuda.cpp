@@ -1,6 +1,10 @@
 // lip_fast._native_cuda: the CUDA kernels over raw device addresses and a stream. Importing it does not touch
 // the driver.
 #include <cuda_runtime.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
 
 #include "bindings.h"
 #include "cuda/fresh_columns.h"
@@ -64,10 +68,6 @@ void define_one_read(pybind11::module_& module) {
       py::call_guard<py::gil_scoped_release>());
 }
 
-float* matrix(const char* name, Address address, std::int64_t rows, std::int64_t columns) {
-  return pointer<float>(name, address, rows * columns);
-}
-
 const float* scalar(const char* name, Address address) {
   return address == 0 ? nullptr : pointer<const float>(name, address, 1);
 }
@@ -86,74 +86,59 @@ cuda::UpdateProducts products(std::int64_t rows, std::int64_t columns, std::int6
           Cuda::at(stream)};
 }
 
+void expect_count(const char* name, std::size_t count, int expected) {
+  if (count == static_cast<std::size_t>(expected)) return;
+  throw std::invalid_argument("expected " + std::to_string(expected) + " " + name + ", got " + std::to_string(count));
+}
+
 void define_updates(pybind11::module_& module) {
   namespace py = pybind11;
-  // Floats, or -1 where the current device cannot run the kernel for this shape.
-  module.def("adamw_one_read_workspace", &cuda::adamw_one_read_workspace, py::arg("rows"), py::arg("columns"),
-             py::arg("m"), py::call_guard<py::gil_scoped_release>());
-  module.def("sgd_one_read_workspace", &cuda::sgd_one_read_workspace, py::arg("rows"), py::arg("columns"), py::arg("m"),
-             py::arg("buffered"), py::call_guard<py::gil_scoped_release>());
+  // Floats, or -1 where there is no kernel of this rule with so many arrays beside the weight, or the current device
+  // cannot run it for this shape.
   module.def(
-      "adamw_one_read",
-      [](Address M, Address grad, Address exp_avg, Address exp_avg_sq, std::int64_t rows, std::int64_t columns,
-         std::int64_t stride, Address V, int m, Address Y, Address Z, Address workspace, std::int64_t workspace_size,
-         Address lr, Address update_count, Address grad_scale, Address found_inf, double beta1, double beta2,
-         double eps, double weight_decay, bool maximize, bool write, Address stream) {
-        const AdamWUpdate update{matrix("M", M, rows, columns),
-                                 {matrix("grad", grad, rows, columns), matrix("exp_avg", exp_avg, rows, columns),
-                                  matrix("exp_avg_sq", exp_avg_sq, rows, columns)},
-                                 nullptr,
-                                 static_cast<float>(1.0 - beta1),
-                                 static_cast<float>(1.0 - beta2),
-                                 static_cast<float>(eps),
-                                 maximize ? -1.0f : 1.0f,
-                                 grad_scale != 0,
-                                 write};
-        cuda::adamw_one_read(
-            update,
-            {pointer<const float>("lr", lr, 1), scalar("grad_scale", grad_scale), scalar("found_inf", found_inf)},
-            pointer<const float>("update_count", update_count, 1), beta1, beta2, weight_decay,
-            products(rows, columns, stride, V, m, Y, Z, workspace, workspace_size, stream));
+      "update_one_read_workspace",
+      [](const std::string& rule, int held, std::int64_t rows, std::int64_t columns, int m) {
+        std::int64_t size = -1;
+        with_update(AllUpdates(), rule, held, [&](auto update) {
+          size = cuda::update_one_read_workspace<decltype(update)>(rows, columns, m);
+        });
+        return size;
       },
-      py::arg("M"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("rows"), py::arg("columns"),
-      py::arg("stride"), py::arg("V"), py::arg("m"), py::arg("Y"), py::arg("Z"), py::arg("workspace"),
-      py::arg("workspace_size"), py::arg("lr"), py::arg("update_count"), py::arg("grad_scale"), py::arg("found_inf"),
-      py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("maximize"),
-      py::arg("write"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+      py::arg("rule"), py::arg("held"), py::arg("rows"), py::arg("columns"), py::arg("m"),
+      py::call_guard<py::gil_scoped_release>());
   module.def(
-      "sgd_one_read",
-      [](Address M, Address grad, Address buffer, std::int64_t rows, std::int64_t columns, std::int64_t stride,
-         Address V, int m, Address Y, Address Z, Address workspace, std::int64_t workspace_size, Address lr, Address grad_scale,
-         Address found_inf, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-         bool first, bool write, Address stream) {
-        const cuda::UpdateInputs inputs{pointer<const float>("lr", lr, 1), scalar("grad_scale", grad_scale),
-                                        scalar("found_inf", found_inf)};
-        const cuda::UpdateProducts into =
-            products(rows, columns, stride, V, m, Y, Z, workspace, workspace_size, stream);
+      "update_one_read",
+      [](const std::string& rule, Address M, const std::vector<Address>& held, std::int64_t rows, std::int64_t columns,
+         std::int64_t stride, Address V, int m, Address Y, Address Z, Address workspace, std::int64_t workspace_size,
+         const std::vector<Address>& values, Address grad_scale, Address found_inf, const std::vector<double>& settings,
+         bool write, Address stream) {
+        const cuda::UpdateProducts into = products(rows, columns, stride, V, m, Y, Z, workspace, workspace_size, stream);
         const auto run = [&](auto update) {
-          update.M = matrix("M", M, rows, columns);
-          update.held[0] = matrix("grad", grad, rows, columns);
-          if constexpr (decltype(update)::kHeld > 1) update.held[1] = matrix("momentum_buffer", buffer, rows, columns);
-          update.momentum = static_cast<float>(momentum);
-          update.share = static_cast<float>(1.0 - dampening);
-          update.weight_decay = static_cast<float>(weight_decay);
-          update.sign = maximize ? -1.0f : 1.0f;
-          update.nesterov = nesterov;
-          update.first = first;
+          using Update = decltype(update);
+          expect_count("scalars", values.size(), Update::kInputs);
+          expect_count("settings", settings.size(), Update::kSettings);
+          UpdateInputs inputs{};
+          for (int i = 0; i < Update::kInputs; ++i) inputs.values[i] = pointer<const float>("a scalar", values[i], 1);
+          inputs.grad_scale = scalar("grad_scale", grad_scale);
+          inputs.found_inf = scalar("found_inf", found_inf);
+          for (int i = 0; i < Update::kSettings; ++i) inputs.settings[i] = settings[i];
+          update.set(inputs.settings);
+          update.M = pointer<float>("M", M, rows * columns);
+          for (int k = 0; k < Update::kHeld; ++k) {
+            update.held[k] = pointer<float>("the gradient and the state", held[k], rows * columns);
+          }
           update.scaled = grad_scale != 0;
           update.write = write;
-          cuda::sgd_one_read(update, inputs, into);
+          cuda::update_one_read(update, inputs, into);
         };
-        if (buffer != 0) {
-          run(SGDUpdate<true>());
-        } else {
-          run(SGDUpdate<false>());
+        if (!with_update(AllUpdates(), rule, static_cast<int>(held.size()), run)) {
+          throw std::invalid_argument("expected a rule with so many arrays that there is a kernel of, got " + rule +
+                                      " and " + std::to_string(held.size()));
         }
       },
-      py::arg("M"), py::arg("grad"), py::arg("buffer"), py::arg("rows"), py::arg("columns"), py::arg("stride"),
+      py::arg("rule"), py::arg("M"), py::arg("held"), py::arg("rows"), py::arg("columns"), py::arg("stride"),
       py::arg("V"), py::arg("m"), py::arg("Y"), py::arg("Z"), py::arg("workspace"), py::arg("workspace_size"),
-      py::arg("lr"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("momentum"), py::arg("dampening"),
-      py::arg("weight_decay"), py::arg("nesterov"), py::arg("maximize"), py::arg("first"), py::arg("write"),
+      py::arg("values"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("settings"), py::arg("write"),
       py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }
 

@@ -1,8 +1,9 @@
-"""How small a singular value has to be to say nothing."""
+"""What is computed in which format, and how small a singular value has to be to say nothing."""
 
 import torch
+from torch import Tensor
 
-__all__ = ["negligible"]
+__all__ = ["compute_dtype", "negligible"]
 
 # The bound of the worst case, max(l, q) eps, is meant for sums of that length taken one by one. Those of a
 # step are summed in blocks, and in float64 from block to block: the singular values of a float32 weight are
@@ -20,3 +21,8 @@ def negligible(l: int, q: int, dtype: torch.dtype) -> float:
         dtype: float32 or float64, of the products.
     """
     return min(max(l, q), _LONGEST) * torch.finfo(dtype).eps
+
+
+def compute_dtype(X: Tensor) -> torch.dtype:
+    """What is computed in, as the optimizers of torch do: float32 for every narrower format too."""
+    return torch.float64 if X.dtype == torch.float64 else torch.float32

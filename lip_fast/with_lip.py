@@ -14,6 +14,7 @@ from lip_fast.fused import FusedUpdate, can_fuse
 from lip_fast.head import HeadStep, Turn, check_bias, check_matrix
 from lip_fast.ops import Scaling
 from lip_fast.plugin import LIP
+from lip_fast.rules import Rule
 from lip_fast.settings import GROUP_SETTINGS, LASTING, Settings
 from lip_fast.sharded.layout import DataGroup, anywhere
 from lip_fast.sharded.tensors import local_part, trained_weight
@@ -181,7 +182,8 @@ class WithLIP(Optimizer):
     over to :meth:`set_lip`.
     """
 
-    RULE: ClassVar[Any]
+    RULE: ClassVar[type[Rule]]
+    """What that class does to a weight."""
 
     def set_lip(self, options: LIPOptions) -> None:
         """Take the keyword arguments of LIP; before the constructor of torch, which adds the groups."""

@@ -11,6 +11,7 @@ from benchmarks.gpu.ops import cases as gpu_cases
 from benchmarks.gpu.weights import HEADS
 from benchmarks.op_cases.case import _PROBLEMS, op_case
 from benchmarks.op_cases.head import head_of
+from benchmarks.op_cases.updates import op_of
 from benchmarks.op_rows import LARGE_SHAPES, OP_ROWS, SHAPES, op_rows
 from benchmarks.rows import ROWS
 from lip_fast import backends, ops
@@ -18,10 +19,11 @@ from lip_fast.backends.native import library
 from lip_fast.bench.cases import Case, Skip, run_cases
 from lip_fast.bench.rows import Row
 from lip_fast.bench.timing import Timer
+from lip_fast.ops.op import OPS
 
 CPU = torch.device("cpu")
 TINY = {(row.op, row.dtype): row for row in op_rows(((60, 40),), rows=60)}
-IN_PLACE = [op for op in backends._DEFAULT if op.endswith("_")]
+IN_PLACE = [op for op in case_module.DEFAULT if op.endswith("_")]
 needs_native = pytest.mark.skipif(library.cpu() is None, reason=f"no CPU extension: {library.problems()}")
 
 
@@ -37,8 +39,9 @@ def red(found: Case) -> list[str]:
 
 
 def test_every_op_has_rows() -> None:
-    assert {row.op for row in OP_ROWS} == set(backends._DEFAULT)
-    assert {op for op, _ in TINY} == set(backends._DEFAULT)
+    assert {row.op for row in OP_ROWS} == set(case_module.DEFAULT)
+    assert {op_of(row.op) for row in OP_ROWS} == set(OPS)
+    assert {op for op, _ in TINY} == set(case_module.DEFAULT)
     assert len({row.key for row in ROWS}) == len(ROWS)
     assert {(row.l, row.q) for row in OP_ROWS} == set(SHAPES)
 
@@ -51,8 +54,8 @@ def test_ranks_are_those_of_the_heads_of_a_gpu() -> None:
 
 def test_rows_that_differ_in_nothing_an_op_sees_are_one() -> None:
     found = [(row.op, row.l, row.q, row.dtype) for row in OP_ROWS]
-    solved = [each for each in found if each[0] == "small_svd" and each[3] == "float32"]
-    assert solved == [("small_svd", 10, 512, "float32"), ("small_svd", 100, 512, "float32")]
+    started = [each for each in found if each[0] == "start_basis" and each[3] == "float32"]
+    assert len(started) < len([each for each in found if each[0] == "warm_svd" and each[3] == "float32"])
     widths = [q for op, _, q, dtype in found if op == "gram" and dtype == "float32"]
     assert widths == [512, 2048, 4096, 1024]
     assert ("sketch", 1000, 4096, "float32") in found
@@ -100,13 +103,13 @@ def test_the_rows_of_a_gpu_are_made_by_the_same_cases() -> None:
     assert "op-sketch-1000000x512-bfloat16" in keys
     (key, make), *rest = gpu_cases(CPU, True)
     assert key == "op-fresh_columns-60x40-float32"
-    assert {each.split("-")[1] for each, _ in rest} | {"fresh_columns"} == set(backends._DEFAULT)
+    assert {each.split("-")[1] for each, _ in rest} | {"fresh_columns"} == set(case_module.DEFAULT)
     assert not red(make())
 
 
 def reversed_rows(op: str) -> Callable[..., Any]:
     """The default kernel with the rows of its first result, or of the weight it writes, in reverse."""
-    kernel = backends._DEFAULT[op]
+    kernel = case_module.DEFAULT[op]
 
     def wrong(*arguments: Any) -> Any:
         result = kernel(*arguments)
@@ -120,23 +123,25 @@ def reversed_rows(op: str) -> Callable[..., Any]:
     return wrong
 
 
-@pytest.mark.parametrize("op", backends._DEFAULT)
+@pytest.mark.parametrize("op", case_module.DEFAULT)
 def test_a_wrong_kernel_is_noticed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends._DEFAULT, op, reversed_rows(op))
+    monkeypatch.setitem(case_module.DEFAULT, op, reversed_rows(op))
     assert red(case(op)) == ["default distance"]
 
 
 @pytest.mark.parametrize("op", ["warm_svd", "finish_svd", "tail_svd"])
 def test_a_result_that_cannot_be_used_is_noticed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = backends._DEFAULT[op]
-    monkeypatch.setitem(backends._DEFAULT, op, lambda *arguments: (*kernel(*arguments)[:3], torch.tensor(1)))
+    kernel = case_module.DEFAULT[op]
+    monkeypatch.setitem(
+        case_module.DEFAULT, op, lambda *arguments: (*kernel(*arguments)[:3], torch.tensor(1))
+    )
     assert red(case(op)) == ["default distance"]
 
 
 @pytest.mark.parametrize("op", ["rebuild_", "adamw_rebuild_", "sgd_rebuild_"])
 def test_a_weight_that_was_not_written_is_noticed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = backends._DEFAULT[op]
-    monkeypatch.setitem(backends._DEFAULT, op, lambda *arguments: kernel(*arguments) & False)
+    kernel = case_module.DEFAULT[op]
+    monkeypatch.setitem(case_module.DEFAULT, op, lambda *arguments: kernel(*arguments) & False)
     assert red(case(op)) == ["default distance"]
 
 
@@ -157,26 +162,26 @@ def test_a_weight_that_was_not_written_is_noticed(op: str, monkeypatch: pytest.M
 def test_a_weight_or_state_left_wrong_is_noticed(
     op: str, position: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = backends._DEFAULT[op]
+    kernel = case_module.DEFAULT[op]
 
     def wrong(*arguments: Any) -> Any:
         result = kernel(*arguments)
-        arguments[position].mul_(1.02)
+        (*arguments[:2], *arguments[2])[position].mul_(1.02)
         return result
 
-    monkeypatch.setitem(backends._DEFAULT, op, wrong)
+    monkeypatch.setitem(case_module.DEFAULT, op, wrong)
     assert red(case(op, dtype)) == ["default distance"]
 
 
 @pytest.mark.parametrize("op", ["sketch", "adamw_one_read_", "sgd_one_read_"])
 def test_a_wrong_second_product_is_noticed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = backends._DEFAULT[op]
+    kernel = case_module.DEFAULT[op]
 
     def wrong(*arguments: Any) -> Any:
         Y, Z = kernel(*arguments)
         return Y, Z * 1.02
 
-    monkeypatch.setitem(backends._DEFAULT, op, wrong)
+    monkeypatch.setitem(case_module.DEFAULT, op, wrong)
     assert red(case(op)) == ["default distance"]
 
 
@@ -195,7 +200,7 @@ def test_a_kernel_that_is_not_timed_says_why() -> None:
     found = case("rebuild_", "float64")
     assert found.skipped["native"] == "does not take float64 at 60x40"
     assert found.facts["served by"] == "default"
-    assert case("rebuild_").facts["served by"] == "native"
+    assert case("rebuild_", "bfloat16").facts["served by"] == "native"
     assert case("orthonormalize").skipped["triton"] == "no triton kernel"
 
 
@@ -206,7 +211,7 @@ def test_the_default_kernel_of_a_long_call_is_not_timed_twice(monkeypatch: pytes
     found = case("project")
     assert [variant.name for variant in found.variants] == ["ours"]
     assert found.skipped["default"].startswith("it is what ours calls")
-    assert "default" not in case("rebuild_").skipped
+    assert "default" not in case("rebuild_", "bfloat16").skipped
 
 
 def test_a_row_that_does_not_fit_is_skipped() -> None:

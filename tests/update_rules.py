@@ -1,18 +1,21 @@
 """One weight under an optimizer, in float64 and by torch, for the tests of the fused updates."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lip_fast import ops
+from lip_fast.rules import RULES as KINDS
 
 EPS = 2.0**-24
 STEPS = 5
-# Roundings of an entry in a step: the weight, the state, and the quotient of AdamW in a term of at most lr.
+# Roundings of an entry in a step: the weight, the state, and the quotients of AdamW and NAdam in terms of at
+# most lr.
 ROUNDINGS = 8
 
-RULES = ("adamw", "sgd")
+RULES = ("adamw", "nadam", "sgd")
 # Rows, columns, and columns of the sketch: one, odd, prime, tall, wide, beyond one tile.
 SHAPES = [(1, 1, 1), (3, 5, 1), (7, 129, 9), (130, 33, 9), (257, 64, 48)]
 
@@ -33,7 +36,17 @@ SGD_OPTIONS = [
     {"momentum": 0.9, "nesterov": True, "maximize": True},
     {"momentum": 0.9, "dampening": 0.3, "maximize": True, "weight_decay": 0.1},
 ]
-CASES = [("adamw", o) for o in ADAMW_OPTIONS] + [("sgd", o) for o in SGD_OPTIONS]
+NADAM_OPTIONS = [
+    {},
+    {"weight_decay": 0.1, "maximize": True},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True, "momentum_decay": 0.1},
+    {"decoupled_weight_decay": True, "maximize": True, "beta1": 0.0, "beta2": 0.95, "eps": 1e-3},
+]
+CASES = [
+    *(("adamw", o) for o in ADAMW_OPTIONS),
+    *(("sgd", o) for o in SGD_OPTIONS),
+    *(("nadam", o) for o in NADAM_OPTIONS),
+]
 
 
 def case_name(value: Any) -> str | None:
@@ -72,7 +85,7 @@ def head(
 
 
 class Fused:
-    """The three ops of a rule on one weight, called alike."""
+    """The ops of a rule on one weight, with what its optimizer would count."""
 
     def __init__(
         self,
@@ -84,54 +97,56 @@ class Fused:
         state_dtype: torch.dtype | None = None,
     ) -> None:
         options = dict(options)
+        amsgrad = options.pop("amsgrad", False)
         self.name, self.M, self.steps = rule, M, 0
-        self.lr = torch.tensor(lr, device=M.device)
-        like = torch.empty_like(M, dtype=state_dtype)
-        if rule == "adamw":
-            amsgrad = options.pop("amsgrad", False)
-            self.count = torch.zeros((), device=M.device)
-            self.state = ops.AdamWState(
-                torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like) if amsgrad else None
+        kind = KINDS[rule]
+        starts = {"lr": lr, "update_count": 0.0, "mu_product": 1.0}
+        scalars = {
+            name: torch.tensor(
+                starts[name], device=M.device, dtype=torch.promote_types(M.dtype, torch.float32)
             )
-            self.rule = ops.AdamWRule(self.lr, self.count, **options)
-        else:
-            self.rule = ops.SGDRule(self.lr, **options)
-            # Not written yet, and not to be read.
-            self.buffer = torch.full_like(like, torch.nan) if self.rule.momentum else None
+            for name in kind.SCALARS
+        }
+        self.rule = kind(**scalars, **options)
+        used = {"adamw": 2 + amsgrad, "nadam": 2, "sgd": int(bool(options.get("momentum")))}[rule]
+        # The buffer of SGD is not written yet, and not to be read.
+        start = torch.nan if rule == "sgd" else 0.0
+        self.state = {name: torch.full_like(M, start, dtype=state_dtype) for name in kind.STATE[:used]}
 
     def tensors(self) -> dict[str, Tensor]:
         """The weight and the state, by name."""
-        named = {"M": self.M}
-        if self.name == "adamw":
-            named |= {k: v for k, v in self.state._asdict().items() if v is not None}
-        elif self.buffer is not None:
-            named["momentum_buffer"] = self.buffer
-        return named
+        return {"M": self.M, **self.state}
 
     def copies(self) -> dict[str, Tensor]:
         return {name: X.clone() for name, X in self.tensors().items()}
 
-    def sketch(self, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None) -> Tensor:
-        scaling = scaling or ops.Scaling()
+    def count(self) -> None:
+        """What the optimizer counts before the update of a step."""
         self.steps += 1
-        if self.name == "adamw":
-            self.count += 1
-            return ops.adamw_sketch_(self.M, grad, self.state, V, self.rule, write=write, scaling=scaling)
-        return ops.sgd_sketch_(
-            self.M,
-            grad,
-            self.buffer,
-            V,
-            self.rule,
-            first=self.steps == 1,
-            write=write,
-            scaling=scaling,
-        )
+        rule = self.rule
+        if self.name == "sgd":
+            self.rule = replace(rule, first=self.steps == 1)
+            return
+        rule.update_count.add_(1)
+        if self.name == "nadam":
+            rule.mu_product.mul_(mu(self.steps, rule.beta1, rule.momentum_decay))
+
+    def sketch(self, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None) -> Tensor:
+        self.count()
+        state = [*self.state.values()]
+        scaling = scaling or ops.Scaling()
+        return ops.update_sketch_(self.M, grad, state, V, self.rule, write=write, scaling=scaling)
+
+    def one_read(
+        self, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self.count()
+        state = [*self.state.values()]
+        scaling = scaling or ops.Scaling()
+        return ops.update_one_read_(self.M, grad, state, V, self.rule, write=write, scaling=scaling)
 
     def project(self, grad: Tensor, Y: Tensor, *, found_inf: Tensor | None = None) -> Tensor:
-        if self.name == "adamw":
-            return ops.adamw_project(self.M, self.state, Y, self.rule, found_inf=found_inf)
-        return ops.sgd_project(self.M, grad, self.buffer, Y, self.rule, found_inf=found_inf)
+        return ops.update_project(self.M, grad, [*self.state.values()], Y, self.rule, found_inf=found_inf)
 
     def rebuild(
         self,
@@ -151,21 +166,28 @@ class Fused:
             "seed": seed,
             "found_inf": found_inf,
         }
-        if self.name == "adamw":
-            return ops.adamw_rebuild_(self.M, self.state, *factors, self.rule, **flags)
-        return ops.sgd_rebuild_(self.M, grad, self.buffer, *factors, self.rule, **flags)
+        return ops.update_rebuild_(self.M, grad, [*self.state.values()], *factors, self.rule, **flags)
+
+
+def mu(n: int, beta1: float, momentum_decay: float) -> float:
+    """The momentum of NAdam in its n-th step."""
+    return beta1 * (1 - 0.5 * 0.96 ** (n * momentum_decay))
 
 
 class Exact:
     """The textbook updates in float64, from float64 scalars, on copies."""
 
     def __init__(self, rule: str, options: dict[str, Any], M: Tensor, *, lr: float = 0.01) -> None:
-        defaults: dict[str, Any] = (
-            {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "amsgrad": False}
-            if rule == "adamw"
-            else {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
-        )
-        self.name, self.o, self.lr, self.steps = rule, {"maximize": False} | defaults | options, lr, 0
+        defaults: dict[str, dict[str, Any]] = {
+            "adamw": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "amsgrad": False},
+            "nadam": {
+                **{"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+                **{"momentum_decay": 4e-3, "decoupled_weight_decay": False},
+            },
+            "sgd": {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
+        }
+        self.product = 1.0
+        self.name, self.o, self.lr, self.steps = rule, {"maximize": False} | defaults[rule] | options, lr, 0
         self.M = M.double()
         self.state = {
             name: torch.zeros_like(self.M)
@@ -186,6 +208,18 @@ class Exact:
             decayed = self.M * (1 - self.lr * o["weight_decay"])
             self.M = decayed - self.lr * mean / (square.sqrt() + o["eps"])
             return
+        if self.name == "nadam":
+            n, decoupled = self.steps, o["decoupled_weight_decay"]
+            if not decoupled:
+                g = g + o["weight_decay"] * self.M
+            S["exp_avg"] = o["beta1"] * S["exp_avg"] + (1 - o["beta1"]) * g
+            S["exp_avg_sq"] = o["beta2"] * S["exp_avg_sq"] + (1 - o["beta2"]) * g**2
+            now, then = (mu(k, o["beta1"], o["momentum_decay"]) for k in (n, n + 1))
+            self.product *= now
+            step = (1 - now) / (1 - self.product) * g + then / (1 - self.product * then) * S["exp_avg"]
+            decayed = self.M * (1 - self.lr * o["weight_decay"]) if decoupled else self.M
+            self.M = decayed - self.lr * step / ((S["exp_avg_sq"] / (1 - o["beta2"] ** n)).sqrt() + o["eps"])
+            return
         d = g + o["weight_decay"] * self.M
         if o["momentum"]:
             b = o["momentum"] * S["momentum_buffer"] + (1 - o["dampening"]) * d
@@ -201,10 +235,10 @@ def of_torch(rule: str, options: dict[str, Any], M: Tensor, *, lr: float = 0.01,
     """(parameter, optimizer) of torch that does the same."""
     options = dict(options)
     parameter = torch.nn.Parameter(M.clone())
-    if rule == "adamw":
+    if rule != "sgd":
         options["betas"] = (options.pop("beta1", 0.9), options.pop("beta2", 0.999))
-        return parameter, torch.optim.AdamW([parameter], lr=lr, **options, **kind)
-    return parameter, torch.optim.SGD([parameter], lr=lr, **options, **kind)
+    optimizer = {"adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam, "sgd": torch.optim.SGD}[rule]
+    return parameter, optimizer([parameter], lr=lr, **options, **kind)
 
 
 def gradients(M: Tensor, n: int = STEPS) -> list[Tensor]:

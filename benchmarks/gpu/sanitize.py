@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import lip_fast.backends.native.sketch as native_sketch
+import lip_fast.backends.native.one_read as one_read
+from benchmarks.small_svd import small_svd
 from lip_fast.backends.native.fresh_columns import fresh_columns
-from lip_fast.backends.native.front_door import address, module_and_stream
+from lip_fast.backends.native.library import MODULES, stream_of
 from lip_fast.backends.native.refit import refit
-from lip_fast.backends.native.small_svd import small_svd
-from lip_fast.backends.native.warm_svd import warm_svd
+from lip_fast.backends.native.sketch import sketch
+from lip_fast.backends.native.svd import warm_svd
 from lip_fast.bench.cases import require_native
 from lip_fast.bench.timing import synchronize
 
@@ -105,7 +106,7 @@ class Driver:
     def sketch(self, l: int, q: int, m: int) -> None:
         """Both products."""
         M, Vt = self.randn(l, q), self.randn(m, q)
-        Y, Z = (x.cpu() for x in native_sketch.sketch(self.padded(M), Vt.to(self.device).mT))
+        Y, Z = (x.cpu() for x in sketch(self.padded(M), Vt.to(self.device).mT))
         self.check(f"sketch Y {l}x{q} m={m}", Y, M.double() @ Vt.double().mT, _TF32)
         self.check(f"sketch Z {l}x{q} m={m}", Z, M.double().mT @ Y.double(), _TF32)
 
@@ -113,9 +114,9 @@ class Driver:
         """As ``rebuild_`` into bfloat16 and float16."""
         X = self.randn(rows, columns)
         on = X.to(self.device)
-        module, stream = module_and_stream(on.device)
-        start = address("X", on, (rows, columns), torch.float32, on.device)
-        module.round(start, rows, columns, dropped, self.step.data_ptr(), 0, stream)
+        MODULES[on.device.type].round(
+            on.data_ptr(), rows, columns, dropped, self.step.data_ptr(), 0, stream_of(on.device)
+        )
         self.check(f"round {rows}x{columns}, {dropped} bits", on, X, 2.0 ** (dropped - 23))
 
     def run(self) -> None:
@@ -127,7 +128,7 @@ class Driver:
         for batch, m in ((1, 1), (3, 5), (2, 33), (1, 80), (1, 127), (1, 128)):
             self.small_svd(batch, m)
         # The one-read kernel, for weights of any size.
-        threshold, native_sketch._CACHED_BYTES = native_sketch._CACHED_BYTES, -1
+        threshold, one_read.CACHED_BYTES = one_read.CACHED_BYTES, -1
         try:
             for l, q, m in (
                 (5, 3, 1),
@@ -141,7 +142,7 @@ class Driver:
             for l, q, t, fresh in ((9, 9, 1, 8), (61, 67, 21, 8), (300, 130, 72, 8), (150, 140, 120, 8)):
                 self.warm_svd(l, q, t, fresh)
         finally:
-            native_sketch._CACHED_BYTES = threshold
+            one_read.CACHED_BYTES = threshold
         for rows, columns, dropped in ((1, 1, 16), (37, 29, 16), (64, 40, 13)):
             self.round(rows, columns, dropped)
         synchronize(self.device)

@@ -7,10 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import lip_fast.backends.native.sketch as native_sketch
+import lip_fast.backends.native.one_read as one_read
 from benchmarks.gpu.weights import BLOCK_VALUES, device_generator, exact_products
 from lip_fast import ops
 from lip_fast.backends.native import library
+from lip_fast.backends.native.sketch import sketch as native_sketch
 from lip_fast.bench.cases import (
     Bound,
     Case,
@@ -45,12 +46,12 @@ def _sketch_gates(name: str, M: Tensor, V: Tensor, products: tuple[Tensor, Tenso
 @contextmanager
 def _one_read_always() -> Iterator[None]:
     """The one-read kernel for weights that the cache holds, too."""
-    threshold = native_sketch._CACHED_BYTES
-    native_sketch._CACHED_BYTES = -1
+    threshold = one_read.CACHED_BYTES
+    one_read.CACHED_BYTES = -1
     try:
         yield
     finally:
-        native_sketch._CACHED_BYTES = threshold
+        one_read.CACHED_BYTES = threshold
 
 
 def _products(M: Tensor, V: Tensor, tf32: bool) -> Callable[[], object]:
@@ -80,7 +81,7 @@ def sketch(l: int, q: int, m: int, device: torch.device, floors: Floors) -> Case
     V = torch.randn(m, q, generator=g, device=device).mT
     calls = 10 if l * q < 1 << 22 else 1
     size = 4 * l * q
-    cached = size <= native_sketch._CACHED_BYTES
+    cached = size <= one_read.CACHED_BYTES
     gates = _sketch_gates("sketch", M, V, ops.sketch(M, V))
     variants = [captured("sketch", lambda: ops.sketch(M, V), device, calls=calls)]
     skipped = {}
@@ -92,7 +93,7 @@ def sketch(l: int, q: int, m: int, device: torch.device, floors: Floors) -> Case
 
         def forced() -> tuple[Tensor, Tensor]:
             with _one_read_always():
-                return native_sketch.sketch(M, V)
+                return native_sketch(M, V)
 
         gates += _sketch_gates("one read", M, V, forced())
         variants.append(captured("one read", forced, device, calls=calls))

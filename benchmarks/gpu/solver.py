@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lip_fast import ops
+from benchmarks.small_svd import small_svd
 from lip_fast.bench.cases import Case, Maker, at_most, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, captured
@@ -20,7 +20,7 @@ _CHANGE = 1e-2
 
 
 def solver(m: int, batch: int, device: torch.device) -> Case:
-    """``ops.small_svd`` of matrices near ones whose decomposition is known, with that start and without."""
+    """The solver on matrices near ones whose decomposition is known, with that start and without."""
     require_native(device)
     g = torch.Generator().manual_seed(m)
     U, V = (torch.linalg.qr(torch.randn(batch, m, m, generator=g, dtype=torch.float64))[0] for _ in range(2))
@@ -31,7 +31,7 @@ def solver(m: int, batch: int, device: torch.device) -> Case:
     T, start = exact.float().to(device), V.float().to(device)
     H = T.mT @ T
     expected = torch.linalg.svdvals(T.double().cpu())
-    warm, cold = ops.small_svd(T, start), ops.small_svd(T)
+    warm, cold = small_svd(T, start), small_svd(T)
     for found in (warm, cold):
         words = [int(word) for word in found.status.flatten().tolist()]
         if any(words) or not int(found.sweeps.min()):
@@ -68,8 +68,8 @@ def solver(m: int, batch: int, device: torch.device) -> Case:
     return Case(
         gates,
         [
-            captured("warm", lambda: ops.small_svd(T, start), device, calls=10),
-            captured("cold", lambda: ops.small_svd(T), device, calls=10),
+            captured("warm", lambda: small_svd(T, start), device, calls=10),
+            captured("cold", lambda: small_svd(T), device, calls=10),
             Variant("linalg.svd", lambda: torch.linalg.svd(T)),
             Variant("linalg.eigh", lambda: torch.linalg.eigh(H)),
         ],

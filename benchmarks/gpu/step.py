@@ -14,6 +14,7 @@ from lip_fast.bench.cases import Bound, Case, Floors, Maker, at_most, require_me
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, captured, synchronize
 from lip_fast.directions import FRESH, Directions
+from lip_fast.ops.op import OPS
 from lip_fast.settings import Settings
 from lip_fast.world import Alone
 
@@ -37,16 +38,17 @@ _SAMPLES = 128
 @contextmanager
 def composed_ops() -> Iterator[None]:
     """The ops by their default kernels, plain torch, though others are there; updates by torch's step."""
-    names: dict[str, Any] = {f"_{op}": kernel for op, kernel in backends._DEFAULT.items()}
-    names["fuses_updates"] = lambda device: False
-    native = {name: getattr(ops, name) for name in names}
+    served = {op: op.run for op in OPS.values()}
+    fuses_updates = ops.fuses_updates
     try:
-        for name, kernel in names.items():
-            setattr(ops, name, kernel)
+        for op in served:
+            op.run = backends.declared()[op.name][0].run
+        ops.fuses_updates = lambda device: False
         yield
     finally:
-        for name, kernel in native.items():
-            setattr(ops, name, kernel)
+        for op, run in served.items():
+            op.run = run
+        ops.fuses_updates = fuses_updates
 
 
 class Trainer:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.weights import DRY_HEADS, HEADS, device_generator, exact_products, make_weight
-from lip_fast import ops
+from lip_fast import backends, ops
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import captured
 from lip_fast.directions import FRESH, Directions
+from lip_fast.rules import AdamW
 from lip_fast.settings import Settings
 from lip_fast.world import Alone
 
@@ -33,16 +34,16 @@ _READ_AND_STATE, _WRITTEN = 24, 4
 class _Update:
     """:class:`lip_fast.world.Update` of AdamW, by one read or by a pair of passes."""
 
-    def __init__(self, M: Tensor, grad: Tensor, state: ops.AdamWState, rule: ops.AdamWRule) -> None:
+    def __init__(self, M: Tensor, grad: Tensor, state: list[Tensor], rule: AdamW) -> None:
         self.M, self.grad, self.state, self.rule = M, grad, state, rule
 
     def one_read(self, V: Tensor, write: bool = True) -> tuple[Tensor, Tensor]:
         self.rule.update_count.add_(1)
-        return ops.adamw_one_read_(self.M, self.grad, self.state, V, self.rule, write=write)
+        return ops.update_one_read_(self.M, self.grad, self.state, V, self.rule, write=write)
 
     def pair(self, V: Tensor) -> tuple[Tensor, Tensor]:
         self.rule.update_count.add_(1)
-        Y = ops.adamw_sketch_(self.M, self.grad, self.state, V, self.rule, write=True)
+        Y = ops.update_sketch_(self.M, self.grad, self.state, V, self.rule, write=True)
         return Y, ops.project(self.M, Y)
 
     def rebuild_(self, A: Tensor, s: Tensor, B: Tensor, **how: Any) -> Tensor:
@@ -75,8 +76,8 @@ def update(l: int, q: int, k: int, r: int, device: torch.device, floors: Floors)
     adamw = torch.optim.AdamW([parameter], lr=rate, fused=True, capturable=device.type == "cuda")
     adamw.step()
 
-    state = ops.AdamWState(torch.zeros_like(M), torch.zeros_like(M))
-    rule = ops.AdamWRule(torch.tensor(rate, device=device), torch.zeros((), device=device))
+    state = [torch.zeros_like(M), torch.zeros_like(M)]
+    rule = AdamW(torch.tensor(rate, device=device), torch.zeros((), device=device))
     ours, pair = (kind(M, grad, state, rule) for kind in (_OneRead, _Pair))
     expected = parameter.detach().double()
     without = distance(M, expected)
@@ -130,7 +131,7 @@ def update(l: int, q: int, k: int, r: int, device: torch.device, floors: Floors)
             lambda times: times["AdamW + LIP, one read"] <= _RATIO * times["AdamW"],
         ),
     ]
-    served = ops.backends.backend_of("adamw_one_read_", device.type)
+    served = backends.backend_of("update_one_read_", device.type)
     facts = {"l": l, "q": q, "k": k, "r": r, "m": m, "served by": served}
     return Case(gates, variants, targets, facts, lowest)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.weights import DRY_HEADS, HEADS, exact_products, make_weight, residual
-from lip_fast.backends.default.warm_svd import warm_svd as composed_warm_svd
-from lip_fast.backends.native.warm_svd import warm_svd as native_warm_svd
+from lip_fast.backends.default.svd import warm_svd as composed_warm_svd
+from lip_fast.backends.native.svd import warm_svd as native_warm_svd
 from lip_fast.bench.cases import Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.timing import Variant, captured

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.weights import BLOCK_VALUES
-from benchmarks.op_cases import decompositions, labels, products, updates
+from benchmarks.op_cases import decompositions, labels, products
 from benchmarks.op_cases.head import Head, head_of
 from benchmarks.op_cases.problem import Problem
+from benchmarks.op_cases.updates import UPDATES, op_of
 from benchmarks.signed_steps import signed_steps
 from lip_fast import backends
 from lip_fast.backends import triton
 from lip_fast.backends.native import library
-from lip_fast.backends.native.kernels import KERNELS as NATIVE
-from lip_fast.backends.triton.kernels import KERNELS as TRITON
 from lip_fast.bench.cases import Case, require_memory, shared_floors
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.rows import Row
 from lip_fast.bench.timing import Variant, captured
+from lip_fast.ops.op import OPS
 
 __all__ = ["op_case"]
 
@@ -34,16 +34,15 @@ _SMALL = 1 << 22
 _LONG = 1 << 20
 
 _PROBLEMS: dict[str, Callable[[Head], Problem]] = {
-    op: getattr(module, op)
-    for module in (products, decompositions, updates)
-    for op in module.__all__
-    if op in backends._DEFAULT
-} | {"refit": labels.refit}
+    op: getattr(module, op) for module in (products, decompositions) for op in module.__all__ if op in OPS
+} | {"refit": labels.refit, **UPDATES}
 _SAMPLED: dict[str, Callable[[Head, int], Problem]] = {
     op: getattr(labels, op) for op in ("label_sums", "label_sums_csr", "class_sums", "gram")
 }
+# The kernels in plain torch.
+DEFAULT = {name: backends.declared()[op_of(name)][0].load() for name in (*_PROBLEMS, *_SAMPLED)}
 # Their default kernels hand their work to a solver of the library, which waits for the device.
-_SOLVED = ("orthonormalize", "small_svd", "warm_svd", "finish_svd", "tail_svd")
+_SOLVED = ("orthonormalize", "warm_svd", "finish_svd", "tail_svd")
 
 
 def op_case(row: Row, device: torch.device, *, copied: int | None = None) -> Case:
@@ -117,9 +116,9 @@ def _kernel(
 ) -> tuple[Callable[..., Any] | None, str]:
     """A backend's kernel of an op, or why it cannot be called."""
     if name == "default":
-        return backends._DEFAULT[row.op], ""
+        return DEFAULT[row.op], ""
     module = library.cuda if device.type == "cuda" else library.cpu
-    kernel = NATIVE[device.type].get(row.op) if name == "native" else TRITON.get(row.op)
+    kernel = backends.kernel(op_of(row.op), name, device.type)
     if kernel is None:
         where = f" for {device.type}" if name == "native" else ""
         return None, f"no {name} kernel{where}"
@@ -137,8 +136,8 @@ def _kernel(
 
 def _served(op: str, device: torch.device, problem: Problem) -> str:
     """The backend that the dispatcher chooses for these arguments."""
-    candidates = backends._candidates(op, device.type)
-    takes = (each.backend for each in candidates if each.takes(*problem.arguments))
+    candidates = backends.candidates(op_of(op), device.type)
+    takes = (each.kernel.backend for each in candidates if each.takes(*problem.arguments))
     return next(takes, "default")
 
 

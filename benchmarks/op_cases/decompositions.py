@@ -7,11 +7,11 @@ from benchmarks.gpu.weights import residual
 from benchmarks.op_cases.head import Head, times
 from benchmarks.op_cases.problem import FAILED, Problem, factors, unorthogonal
 from lip_fast import ops
-from lip_fast.backends.default.finish_svd import finish_svd as default_finish_svd
-from lip_fast.backends.default.warm_svd import warm_svd as default_warm_svd
+from lip_fast.backends.default.svd import finish_svd as default_finish_svd
+from lip_fast.backends.default.svd import warm_svd as default_warm_svd
 from lip_fast.bench.gates import distance
 
-__all__ = ["finish_svd", "orthonormalize", "small_svd", "tail_svd", "warm_svd"]
+__all__ = ["finish_svd", "orthonormalize", "tail_svd", "warm_svd"]
 
 _SVD = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -54,37 +54,6 @@ def orthonormalize(head: Head) -> Problem:
         # Half a Gram matrix, which is symmetric, and a triangular solve.
         flops=2 * l * m * m,
         library=lambda: torch.linalg.qr(Y),
-    )
-
-
-def small_svd(head: Head) -> Problem:
-    """T = U diag(S) V^T of a square matrix as wide as the products, from a cold start."""
-    m = head.m
-    U, V = (torch.linalg.qr(X.double())[0] for X in head.random(2, m, m))
-    last = U * torch.linspace(10, 0.5, m, dtype=torch.float64, device=head.device) @ V.mT
-    noise = head.random(m, m).double()
-    T = (last + _CHANGE * noise * last.norm() / noise.norm()).to(head.skinny)
-
-    def measure(found: tuple[Tensor, ...]) -> float:
-        U, S, V = found[:3]
-        product = (U.double() * S.double()) @ V.double().mT
-        return max(distance(product, T.double()), unorthogonal(U), unorthogonal(V))
-
-    def library() -> tuple[Tensor, ...]:
-        U, S, Vh = torch.linalg.svd(T)
-        return U, S, Vh.mT
-
-    return Problem(
-        call=lambda: ops.small_svd(T),
-        arguments=(T, None),
-        measure=measure,
-        bound=_bound(T, _FACTORS, _FACTORS64),
-        control=distance(last, T.double()),
-        # T is read, U, S and V are written.
-        size=T.itemsize * m * (3 * m + 1),
-        # Bidiagonal form and implicit QR (Golub and Van Loan, Matrix Computations, 8.6): 21 m^3.
-        flops=21 * m**3,
-        library=library,
     )
 
 

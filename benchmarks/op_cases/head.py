@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.weights import BLOCK_VALUES, Weight, make_weight
-from lip_fast import ops
+from lip_fast import rules
 from lip_fast.bench.rows import Row
 
 __all__ = ["Head", "Updated", "forget", "head_of", "times"]
@@ -113,17 +113,17 @@ class Head:
         size = torch.linalg.vector_norm(self.probed) / (_PROBES * self.l * self.q) ** 0.5
         return (_UPDATE * size).float()
 
-    def adamw_rule(self) -> ops.AdamWRule:
+    def adamw_rule(self) -> rules.AdamW:
         """Of the tenth update."""
-        return ops.AdamWRule(self.rate(), torch.tensor(10.0, device=self.device))
+        return rules.AdamW(self.rate(), torch.tensor(10.0, device=self.device))
 
-    def sgd_rule(self) -> ops.SGDRule:
+    def sgd_rule(self) -> rules.SGD:
         """With momentum and decay."""
-        return ops.SGDRule(self.rate(), momentum=0.9, weight_decay=1e-4)
+        return rules.SGD(self.rate(), momentum=0.9, weight_decay=1e-4)
 
     @functools.cached_property
     def adamw(self) -> Updated:
-        """The weight after AdamW, by the formula of :func:`lip_fast.ops.adamw_sketch_`."""
+        """The weight after AdamW, by the formula of :class:`lip_fast.rules.AdamW`."""
         rule = self.adamw_rule()
         lr, n = float(rule.lr), float(rule.update_count)
 
@@ -137,7 +137,7 @@ class Head:
 
     @functools.cached_property
     def sgd(self) -> Updated:
-        """The weight after SGD, by the formula of :func:`lip_fast.ops.sgd_sketch_`."""
+        """The weight after SGD, by the formula of :class:`lip_fast.rules.SGD`."""
         rule = self.sgd_rule()
         lr = float(rule.lr)
 

@@ -16,21 +16,18 @@ from benchmarks.op_cases.products import rebuilt_bound
 from lip_fast import backends, ops
 from lip_fast.bench.gates import distance
 
-__all__ = [
-    "adamw_one_read_",
-    "adamw_project",
-    "adamw_rebuild_",
-    "adamw_sketch_",
-    "sgd_one_read_",
-    "sgd_project",
-    "sgd_rebuild_",
-    "sgd_sketch_",
-]
+__all__ = ["UPDATES", "op_of"]
 
 # Distance of products and state from float64: 4e-7 in float32; up to 2e-4 in narrow formats, where a state
 # half way between two of their values may be rounded to either; 4e-4 on a GPU, where a weight read once is
 # rounded to TF32. Without the update they are 5e-2 off or more.
 _UPDATED, _UPDATED64 = 2e-3, 1e-12
+
+
+def op_of(name: str) -> str:
+    """The op of a row: those of the updates are named after their rule, as in "adamw_sketch_"."""
+    rule, _, kind = name.partition("_")
+    return f"update_{kind}" if rule in ("adamw", "sgd") else name
 
 
 def _bound(head: Head) -> float:
@@ -91,80 +88,41 @@ def _taken(head: Head, own: _Own, exact: Updated, reads: int, products: int, **h
     )
 
 
-def _adamw_own(head: Head) -> tuple[_Own, ops.AdamWState]:
-    own = _own(head, head.moments, head.adamw_rule())
-    return own, ops.AdamWState(*own.state)
+def _own_of(head: Head, rule: str) -> tuple[_Own, Updated]:
+    """What a rule updates, with the result in float64."""
+    if rule == "adamw":
+        return _own(head, head.moments, head.adamw_rule()), head.adamw
+    return _own(head, head.moments[:1], head.sgd_rule()), head.sgd
 
 
-def _adamw_taken(head: Head, op: Callable[..., Any], products: int) -> Problem:
-    """One of the ops that take AdamW's update and so many products."""
-    own, state = _adamw_own(head)
-    M, g, V, rule, write = own.M, head.grad, head.V, own.rule, _stores(head)
-    return _taken(
-        head,
-        own,
-        head.adamw,
-        4,
-        products,
-        call=lambda: op(M, g, state, V, rule, write=write),
-        arguments=(M, g, *state, V, rule.lr, rule.update_count, None, None, *rule[2:], write),
-        measure=lambda found: _measure(head, own, head.adamw, (found,) if products == 1 else found),
-    )
+def _taken_by(rule: str, op: Callable[..., Any], products: int) -> Callable[[Head], Problem]:
+    """One of the ops that take an update and so many products."""
+
+    def problem(head: Head) -> Problem:
+        own, exact = _own_of(head, rule)
+        M, g, state, V, how, write = own.M, head.grad, list(own.state), head.V, own.rule, _stores(head)
+        return _taken(
+            head,
+            own,
+            exact,
+            2 + len(state),
+            products,
+            call=lambda: op(M, g, state, V, how, write=write),
+            arguments=(M, g, state, V, how.scalars(), None, None, rule, how.settings(), write),
+            measure=lambda found: _measure(head, own, exact, (found,) if products == 1 else found),
+        )
+
+    return problem
 
 
-def adamw_sketch_(head: Head) -> Problem:
-    """AdamW's update and Y = M' V."""
-    return _adamw_taken(head, ops.adamw_sketch_, 1)
-
-
-def adamw_one_read_(head: Head) -> Problem:
-    """AdamW's update with Y = M' V and Z = M'^T Y. The default kernel calls two ops, whoever serves them."""
-    return _adamw_taken(head, ops.adamw_one_read_, 2)
-
-
-def _sgd_taken(head: Head, op: Callable[..., Any], products: int) -> Problem:
-    """One of the ops that take the update of SGD and so many products."""
-    own = _own(head, head.moments[:1], head.sgd_rule())
-    M, g, (buffer,), V, rule, write = own.M, head.grad, own.state, head.V, own.rule, _stores(head)
-    return _taken(
-        head,
-        own,
-        head.sgd,
-        3,
-        products,
-        call=lambda: op(M, g, buffer, V, rule, first=False, write=write),
-        arguments=(M, g, buffer, V, rule.lr, None, None, *rule[1:], False, write),
-        measure=lambda found: _measure(head, own, head.sgd, (found,) if products == 1 else found),
-    )
-
-
-def sgd_sketch_(head: Head) -> Problem:
-    """The update of SGD and Y = M' V."""
-    return _sgd_taken(head, ops.sgd_sketch_, 1)
-
-
-def sgd_one_read_(head: Head) -> Problem:
-    """The update of SGD with Y = M' V and Z = M'^T Y. The default kernel is as AdamW's."""
-    return _sgd_taken(head, ops.sgd_one_read_, 2)
-
-
-def _adamw_updated(head: Head) -> tuple[_Own, ops.AdamWState]:
+def _updated_by(head: Head, rule: str) -> tuple[_Own, Updated]:
     """With the state as the update leaves it, and the weight as it was."""
-    own, state = _adamw_own(head)
-    rule = own.rule
-    backends._DEFAULT["adamw_sketch_"](
-        own.M, head.grad, *state, head.V, rule.lr, rule.update_count, None, None, *rule[2:], False
+    own, exact = _own_of(head, rule)
+    how = own.rule
+    backends.declared()["update_sketch_"][0].run(
+        own.M, head.grad, own.state, head.V, how.scalars(), None, None, rule, how.settings(), False
     )
-    return own, state
-
-
-def _sgd_updated(head: Head) -> _Own:
-    own = _own(head, head.moments[:1], head.sgd_rule())
-    rule = own.rule
-    backends._DEFAULT["sgd_sketch_"](
-        own.M, head.grad, *own.state, head.V, rule.lr, None, None, *rule[1:], False, False
-    )
-    return own
+    return own, exact
 
 
 def _projected(head: Head, exact: Updated, reads: int, **how: Any) -> Problem:
@@ -182,31 +140,22 @@ def _projected(head: Head, exact: Updated, reads: int, **how: Any) -> Problem:
     )
 
 
-def adamw_project(head: Head) -> Problem:
-    """Z = M'^T Y of a weight that AdamW updated and did not write."""
-    own, state = _adamw_updated(head)
-    M, Y, rule = own.M, head.Y, own.rule
-    return _projected(
-        head,
-        head.adamw,
-        3,
-        call=lambda: ops.adamw_project(M, state, Y, rule),
-        arguments=(M, *state, Y, rule.lr, rule.update_count, None, *rule[2:6]),
-    )
+def _projected_by(rule: str) -> Callable[[Head], Problem]:
+    """Z = M'^T Y of a weight that was updated and not written."""
 
+    def problem(head: Head) -> Problem:
+        own, exact = _updated_by(head, rule)
+        M, g, state, Y, how = own.M, head.grad, list(own.state), head.Y, own.rule
+        return _projected(
+            head,
+            exact,
+            # Of SGD, without Nesterov's form, the gradient is in the buffer.
+            1 + len(state),
+            call=lambda: ops.update_project(M, g, state, Y, how),
+            arguments=(M, g, state, Y, how.scalars(), None, rule, how.settings()),
+        )
 
-def sgd_project(head: Head) -> Problem:
-    """Z = M'^T Y of a weight that SGD updated and did not write."""
-    own = _sgd_updated(head)
-    M, g, (buffer,), Y, rule = own.M, head.grad, own.state, head.Y, own.rule
-    return _projected(
-        head,
-        head.sgd,
-        # Without Nesterov's form the gradient is in the buffer.
-        2,
-        call=lambda: ops.sgd_project(M, g, buffer, Y, rule),
-        arguments=(M, g, buffer, Y, rule.lr, None, rule.momentum, *rule[3:6]),
-    )
+    return problem
 
 
 def _rebuilt(head: Head, own: _Own, s: Tensor, exact: Updated, reads: int, **how: Any) -> Problem:
@@ -235,35 +184,36 @@ def _rebuilt(head: Head, own: _Own, s: Tensor, exact: Updated, reads: int, **how
     )
 
 
-def adamw_rebuild_(head: Head) -> Problem:
-    """The one write of a weight that AdamW updated and did not write."""
-    (own, state), s = _adamw_updated(head), head.s.clone()
-    M, A, B, rule, ok, step = own.M, head.A, head.B, own.rule, head.ok, head.step
-    how: dict[str, Any] = {"ok": ok, "step": step, "accumulate": True, "seed": 0}
-    count = rule.update_count
-    return _rebuilt(
-        head,
-        own,
-        s,
-        head.adamw,
-        3,
-        call=lambda: ops.adamw_rebuild_(M, state, A, s, B, rule, **how),
-        arguments=(M, *state, A, s, B, ok, rule.lr, count, step, None, *rule[2:6], True, 0),
-    )
+def _rebuilt_by(rule: str) -> Callable[[Head], Problem]:
+    """The one write of a weight that was updated and not written."""
+
+    def problem(head: Head) -> Problem:
+        (own, exact), s = _updated_by(head, rule), head.s.clone()
+        M, g, state, A, B, how = own.M, head.grad, list(own.state), head.A, head.B, own.rule
+        ok, step = head.ok, head.step
+        flags: dict[str, Any] = {"ok": ok, "step": step, "accumulate": True, "seed": 0}
+        settings = (how.scalars(), None, rule, how.settings(), True, 0)
+        return _rebuilt(
+            head,
+            own,
+            s,
+            exact,
+            1 + len(state),
+            call=lambda: ops.update_rebuild_(M, g, state, A, s, B, how, **flags),
+            arguments=(M, g, state, A, s, B, ok, step, *settings),
+        )
+
+    return problem
 
 
-def sgd_rebuild_(head: Head) -> Problem:
-    """The one write of a weight that SGD updated and did not write."""
-    own, s = _sgd_updated(head), head.s.clone()
-    M, g, (buffer,), A, B, rule = own.M, head.grad, own.state, head.A, head.B, own.rule
-    ok, step = head.ok, head.step
-    how: dict[str, Any] = {"ok": ok, "step": step, "accumulate": True, "seed": 0}
-    return _rebuilt(
-        head,
-        own,
-        s,
-        head.sgd,
-        2,
-        call=lambda: ops.sgd_rebuild_(M, g, buffer, A, s, B, rule, **how),
-        arguments=(M, g, buffer, A, s, B, ok, rule.lr, step, None, rule.momentum, *rule[3:6], True, 0),
-    )
+# The default kernel of one read calls two ops, whoever serves them.
+UPDATES: dict[str, Callable[[Head], Problem]] = {
+    f"{rule}_{kind}": problem
+    for rule in ("adamw", "sgd")
+    for kind, problem in {
+        "sketch_": _taken_by(rule, ops.update_sketch_, 1),
+        "one_read_": _taken_by(rule, ops.update_one_read_, 2),
+        "project": _projected_by(rule),
+        "rebuild_": _rebuilt_by(rule),
+    }.items()
+}

@@ -18,7 +18,6 @@ def summary(result: Result) -> str:
             time(entry.peers["cold"]),
             time(entry.peers["linalg.svd"]),
             time(entry.peers["linalg.eigh"]),
-            time(entry.peers["op"]),
             error(entry),
         ]
         for entry in result.of("small-svd")
@@ -37,10 +36,9 @@ def summary(result: Result) -> str:
     header = ["m", "native, warm", "native, cold", "`torch.linalg.svd`", "`torch.linalg.eigh`"]
     return (
         "**The solver of the small problem**, m x m, float32: one-sided Jacobi in one thread, *warm* from "
-        "the decomposition of a matrix 1% away. It is there for GPUs, where the library waits for the host; "
-        "on a CPU `ops.small_svd` takes whichever was faster when measured. *eigh* is of the symmetric "
-        "TᵀT.\n\n"
-        + table([*header, "`ops.small_svd`, cold", "error"], small)
+        "the decomposition of a matrix 1% away. It is there for GPUs, where the library waits for the host. "
+        "*eigh* is of the symmetric TᵀT.\n\n"
+        + table([*header, "error"], small)
         + "\n\n**The exact decomposition of a small head**: all singular values and the vectors below the "
         "kept ones, by the native kernel and by plain torch.\n\n"
         + table(["head", "k", "native", "plain torch", "native is", "error"], tail)

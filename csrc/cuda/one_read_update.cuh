@@ -1,4 +1,4 @@
-// An optimizer's update on the one-read kernel: what AdamW and SGD share on a GPU.
+// An optimizer's update on the one-read kernel on a GPU, for any of them.
 #pragma once
 
 #define LIP_FAST_FEW_REGISTERS
@@ -44,23 +44,29 @@ Plan update_plan(std::int64_t columns, int m) {
   });
 }
 
-/// Floats: the scalars first, then the parts of Z.
 template <class Update>
-std::int64_t update_workspace(std::int64_t rows, std::int64_t columns, int m) {
+__global__ void update_scalars_kernel(UpdateInputs inputs, float* scalars) {
+  prepare_update<Update>(inputs, scalars);
+}
+
+}  // namespace
+
+/// The scalars first, then the parts of Z.
+template <class Update>
+std::int64_t update_one_read_workspace(std::int64_t rows, std::int64_t columns, int m) {
   const std::int64_t partials = update_plan<Update>(columns, m).workspace(rows, columns);
   return partials < 0 ? -1 : kMaxScalars + partials;
 }
 
-/// Launches an update whose scalars ``prepare(scalars)`` leaves, on the stream.
-template <class Update, class Prepare>
-void run_update(Update update, const UpdateProducts& a, Prepare&& prepare) {
+template <class Update>
+void update_one_read(Update update, const UpdateInputs& inputs, const UpdateProducts& a) {
   const Plan plan = update_plan<Update>(a.columns, a.m);
   expect_runnable(plan, a.columns, a.m);
   expect_layout("M", update.M, a.columns, a.stride);
   for (const float* const X : update.held) expect_layout("the gradient and the state", X, a.columns, a.stride);
   expect_workspace(a.workspace_size, kMaxScalars + plan.workspace(a.rows, a.columns));
   float* const partials = a.workspace + kMaxScalars;
-  prepare(a.workspace);
+  update_scalars_kernel<Update><<<1, 1, 0, a.stream>>>(inputs, a.workspace);
   check(cudaGetLastError(), "one_read: scalars");
   update.scalars = a.workspace;
   const int groups = plan.groups(a.rows);
@@ -75,5 +81,9 @@ void run_update(Update update, const UpdateProducts& a, Prepare&& prepare) {
   sum_groups(partials, groups, a.m * a.columns, a.Z, a.stream);
 }
 
-}  // namespace
+/// In a source file for each rule: they compile side by side.
+#define LIP_FAST_UPDATE_ON_ONE_READ(...)                                                                              \
+  template std::int64_t lip_fast::cuda::update_one_read_workspace<__VA_ARGS__>(std::int64_t, std::int64_t, int);      \
+  template void lip_fast::cuda::update_one_read<__VA_ARGS__>(__VA_ARGS__, const UpdateInputs&, const UpdateProducts&);
+
 }  // namespace lip_fast::cuda

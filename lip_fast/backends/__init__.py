@@ -9,76 +9,37 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from lip_fast.backends import triton
-from lip_fast.backends.default.adamw import adamw_project, adamw_rebuild_, adamw_sketch_
-from lip_fast.backends.default.adamw_one_read_ import adamw_one_read_
-from lip_fast.backends.default.class_sums import class_sums
-from lip_fast.backends.default.finish_svd import finish_svd
-from lip_fast.backends.default.fresh_columns import fresh_columns
-from lip_fast.backends.default.gram import gram
-from lip_fast.backends.default.label_sums import label_sums, label_sums_csr
-from lip_fast.backends.default.orthonormalize import orthonormalize
-from lip_fast.backends.default.project import project
-from lip_fast.backends.default.rebuild_ import rebuild_
-from lip_fast.backends.default.refit import refit
-from lip_fast.backends.default.sgd import sgd_project, sgd_rebuild_, sgd_sketch_
-from lip_fast.backends.default.sgd_one_read_ import sgd_one_read_
-from lip_fast.backends.default.sketch import sketch
-from lip_fast.backends.default.small_svd import small_svd
-from lip_fast.backends.default.start_basis import start_basis
-from lip_fast.backends.default.tail_svd import tail_svd
-from lip_fast.backends.default.warm_svd import warm_svd
-from lip_fast.backends.kernel import Kernel
+from lip_fast.backends.kernel import Kernel, never
 from lip_fast.backends.native import library
-from lip_fast.backends.native.front_door import on_its_device
-from lip_fast.backends.native.kernels import KERNELS as NATIVE
-from lip_fast.backends.native.sketch import is_cached
-from lip_fast.backends.triton.kernels import KERNELS as TRITON
 
 __all__ = [
     "BACKENDS",
+    "LIBRARIES",
+    "Candidate",
     "Served",
     "backend_of",
+    "candidates",
+    "check_choice",
+    "declare",
+    "declared",
+    "devices",
     "environment",
     "forced",
-    "reads_once",
-    "register",
+    "kernel",
     "served",
     "triton_problem",
 ]
 
 BACKENDS = ("default", "native", "triton")
+LIBRARIES = {"cpu": library.cpu, "cuda": library.cuda}
+"""The extension module of each kind of device; None where it is not there."""
 
-_DEFAULT: dict[str, Callable[..., Any]] = {
-    "fresh_columns": fresh_columns,
-    "orthonormalize": orthonormalize,
-    "sketch": sketch,
-    "small_svd": small_svd,
-    "warm_svd": warm_svd,
-    "start_basis": start_basis,
-    "project": project,
-    "finish_svd": finish_svd,
-    "tail_svd": tail_svd,
-    "label_sums": label_sums,
-    "label_sums_csr": label_sums_csr,
-    "class_sums": class_sums,
-    "gram": gram,
-    "refit": refit,
-    "rebuild_": rebuild_,
-    "adamw_sketch_": adamw_sketch_,
-    "adamw_project": adamw_project,
-    "adamw_rebuild_": adamw_rebuild_,
-    "sgd_sketch_": sgd_sketch_,
-    "sgd_project": sgd_project,
-    "sgd_rebuild_": sgd_rebuild_,
-    "adamw_one_read_": adamw_one_read_,
-    "sgd_one_read_": sgd_one_read_,
-}
-_LIBRARIES = {"cpu": library.cpu, "cuda": library.cuda}
+_declared: dict[str, tuple[Kernel, ...]] = {}
 
 
 class Served(NamedTuple):
@@ -87,6 +48,14 @@ class Served(NamedTuple):
     op: str
     device: str
     backend: str
+    reason: str
+
+
+class Candidate(NamedTuple):
+    """A kernel that may serve an op on a device, where it takes the arguments."""
+
+    kernel: Kernel
+    takes: Callable[..., bool]
     reason: str
 
 
@@ -121,46 +90,79 @@ def triton_problem(device: str) -> str | None:
     return None
 
 
-def register(namespace: str) -> None:
-    """Register the kernels of every op of ``namespace``.
+def check_choice() -> None:
+    """Refuse a ``LIP_FAST_BACKEND`` that is not known or not there.
 
     Raises:
-        RuntimeError: ``LIP_FAST_BACKEND`` names a backend that is not known or not there.
+        RuntimeError: it is not; the message lists what is known.
     """
     choice = forced()
     if choice not in ("auto", *BACKENDS):
         raise RuntimeError(f"LIP_FAST_BACKEND must be one of {_known()}, got {choice!r}")
-    devices = _devices()
-    if choice == "native" and not all(_LIBRARIES[device]() for device in devices):
+    if choice == "native" and not all(LIBRARIES[device]() for device in devices()):
         raise RuntimeError(
             f"LIP_FAST_BACKEND is 'native', but the native kernels are not all there: {library.problems()}. "
             f"Install with LIP_FAST_EXT=require to see why they are not built, or choose one of {_known()}"
         )
     # Of several kinds of device the last is the fastest: Triton need not serve the host beside it.
-    if choice == "triton" and (problem := triton_problem(devices[-1])):
+    if choice == "triton" and (problem := triton_problem(devices()[-1])):
         raise RuntimeError(
             f"LIP_FAST_BACKEND is 'triton', but {problem}. Install lip-fast[triton] on a machine with a CUDA "
             f"device, or choose one of {_known()}"
         )
-    for op, kernel in _DEFAULT.items():
-        # "default" is one kernel for every device that has none of its own.
-        torch.library.register_kernel(f"{namespace}::{op}", "default", kernel)
-        for device in devices:
-            chosen = kernel
-            for candidate in reversed(_candidates(op, device)):
-                chosen = _either(candidate.run, candidate.takes, chosen)
-            if chosen is not kernel:
-                torch.library.register_kernel(f"{namespace}::{op}", device, chosen)
+
+
+def declare(op: str, kernels: tuple[Kernel, ...]) -> None:
+    """Take note of the kernels of an op, the default one first."""
+    _declared[op] = kernels
+
+
+def declared() -> dict[str, tuple[Kernel, ...]]:
+    """The kernels of every op, the default one first."""
+    return dict(_declared)
+
+
+def kernel(op: str, backend: str, device: str) -> Kernel | None:
+    """The kernel that a backend has of an op for a kind of device."""
+    found = (each for each in _declared[op] if each.backend == backend and each.device in (device, None))
+    return next(found, None)
+
+
+def candidates(op: str, device: str) -> list[Candidate]:
+    """The kernels that come before the default one on a kind of device, best first.
+
+    A native kernel comes before a Triton one: an op lists it only where it is the better choice.
+    """
+    choice = forced()
+    there: dict[str, Callable[[int], bool]] = {}
+    if choice in ("auto", "native") and LIBRARIES[device]() is not None:
+        there["native"] = library.serves
+    if choice in ("auto", "triton") and triton_problem(device) is None:
+        there["triton"] = triton.serves
+    found = []
+    for backend, serves in there.items():
+        each = kernel(op, backend, device)
+        if each is None:
+            continue
+        takes = each.can if choice == backend else each.pays
+        if takes is never:
+            continue
+        if device == "cuda" and not (backend == "triton" and _interpreted()):
+            takes = _where_served(takes, serves)
+        found.append(
+            Candidate(each, takes, f"LIP_FAST_BACKEND={choice}" if choice == backend else each.reason)
+        )
+    return found
 
 
 def served() -> list[Served]:
     """Every op on every device that is there."""
     rows = []
-    for device in _devices():
-        for op in _DEFAULT:
-            candidates = _candidates(op, device)
-            if candidates:
-                rows.append(Served(op, device, candidates[0].backend, candidates[0].reason))
+    for device in devices():
+        for op in _declared:
+            first = next(iter(candidates(op, device)), None)
+            if first is not None:
+                rows.append(Served(op, device, first.kernel.backend, first.reason))
             else:
                 rows.append(Served(op, device, "default", _why_default(op, device)))
     return rows
@@ -169,66 +171,27 @@ def served() -> list[Served]:
 @functools.cache
 def backend_of(op: str, device: str) -> str:
     """The backend that serves an op on a kind of device, where it takes the arguments."""
-    return next((candidate.backend for candidate in _candidates(op, device)), "default")
+    return next((candidate.kernel.backend for candidate in candidates(op, device)), "default")
 
 
-def reads_once(M: torch.Tensor) -> bool:
-    """Whether a kernel takes the update of a float32 weight and both products in one pass over it."""
-    return backend_of("adamw_one_read_", M.device.type) == "native" and not is_cached(M)
-
-
-class _Candidate(NamedTuple):
-    """A kernel that may serve an op on a device, where it takes the arguments."""
-
-    backend: str
-    run: Callable[..., Any]
-    takes: Callable[..., bool]
-    reason: str
-
-
-def _candidates(op: str, device: str) -> list[_Candidate]:
-    """Those that come before "default", best first.
-
-    A native kernel comes before a Triton one: its table lists it only where it is the better choice.
-    """
-    choice = forced()
-    found: list[_Candidate] = []
-    if choice == "default":
-        return found
-    offered: list[tuple[str, Kernel | None, Callable[..., bool]]] = []
-    if choice != "triton" and _LIBRARIES[device]() is not None:
-        offered.append(("native", NATIVE[device].get(op), library.serves))
-    if choice != "native" and triton_problem(device) is None:
-        offered.append(("triton", TRITON.get(op), triton.serves))
-    for backend, kernel, serves in offered:
-        if kernel is None:
-            continue
-        run, takes = kernel.run, kernel.can if choice == backend else kernel.pays
-        if takes is None:
-            continue
-        if device == "cuda" and not (backend == "triton" and _interpreted()):
-            run, takes = on_its_device(run), _where_served(takes, serves)
-        reason = f"LIP_FAST_BACKEND={choice}" if choice == backend else kernel.reason
-        found.append(_Candidate(backend, run, takes, reason))
-    return found
+def devices() -> list[str]:
+    """The kinds of devices that are there."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def _why_default(op: str, device: str) -> str:
-    choice, native = forced(), NATIVE[device].get(op)
+    choice, native = forced(), kernel(op, "native", device)
     if choice == "default":
         return "LIP_FAST_BACKEND=default"
     if choice == "triton" or (device == "cuda" and native is None):
         problem = triton_problem(device)
-        return "no kernel of its own" if op not in TRITON or problem is None else problem
+        has_none = problem is None or kernel(op, "triton", device) is None
+        return "no kernel of its own" if has_none else str(problem)
     if native is None:
         return "no native kernel"
-    if _LIBRARIES[device]() is None:
+    if LIBRARIES[device]() is None:
         return "the native kernels are not there"
     return native.reason
-
-
-def _devices() -> list[str]:
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def _interpreted() -> bool:
@@ -243,12 +206,3 @@ def _known() -> str:
 def _where_served(takes: Callable[..., bool], serves: Callable[[int], bool]) -> Callable[..., bool]:
     """Only on devices that there is code for."""
     return lambda first, *rest: serves(first.device.index) and takes(first, *rest)
-
-
-def _either(
-    run: Callable[..., Any], takes: Callable[..., bool], otherwise: Callable[..., Any]
-) -> Callable[..., Any]:
-    def chosen(*arguments: Any) -> Any:
-        return run(*arguments) if takes(*arguments) else otherwise(*arguments)
-
-    return chosen

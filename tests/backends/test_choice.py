@@ -10,9 +10,9 @@ import torch
 
 from lip_fast import backends
 from lip_fast.backends import triton
+from lip_fast.backends.kernel import always
 from lip_fast.backends.native import library
-from lip_fast.backends.native.kernels import KERNELS, MAX_COLUMNS
-from lip_fast.backends.triton.kernels import KERNELS as TRITON
+from lip_fast.backends.native.library import MAX_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(triton.problem() is not None, reason=str(triton.problem()))
@@ -28,6 +28,11 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         timeout=300,
     )
+
+
+def _having(backend: str, device: str) -> list[str]:
+    """The ops that a backend has a kernel of."""
+    return [op for op in backends.declared() if backends.kernel(op, backend, device) is not None]
 
 
 _SERVED = (
@@ -48,7 +53,7 @@ def _served(**environment: str) -> dict[tuple[str, str], list[str]]:
 def test_default_serves_everything_when_forced() -> None:
     rows = _served(LIP_FAST_BACKEND="default")
     assert {backend for backend, _ in rows.values()} == {"default"}
-    assert {op for op, _ in rows} >= {"warm_svd", "tail_svd", "refit", "rebuild_", "small_svd", "sketch"}
+    assert {op for op, _ in rows} >= {"warm_svd", "tail_svd", "refit", "rebuild_", "label_sums", "sketch"}
 
 
 @pytest.mark.process
@@ -64,7 +69,7 @@ def test_auto_takes_what_was_faster_and_says_why() -> None:
 @needs_extension
 def test_native_serves_all_it_can_when_forced() -> None:
     rows = _served(LIP_FAST_BACKEND="native")
-    for op in KERNELS["cpu"]:
+    for op in _having("native", "cpu"):
         assert rows[op, "cpu"][0] == "native"
     assert rows["orthonormalize", "cpu"][0] == "default"
 
@@ -98,7 +103,7 @@ _INTERPRETED = {"LIP_FAST_BACKEND": "triton", "TRITON_INTERPRET": "1"}
 @needs_triton
 def test_triton_serves_all_it_can_when_forced() -> None:
     rows = _served(**_INTERPRETED)
-    for op in TRITON:
+    for op in _having("triton", "cpu"):
         assert rows[op, "cpu"] == ["triton", "LIP_FAST_BACKEND=triton"]
     assert rows["warm_svd", "cpu"] == ["default", "no kernel of its own"]
     assert "native" not in {backend for backend, _ in rows.values()}
@@ -123,7 +128,7 @@ def test_the_choice_on_cpu_is_the_same_with_triton(interpret: str) -> None:
     without = _run("import sys; sys.modules['triton'] = None; " + _SERVED, LIP_FAST_BACKEND="auto")
     there = _run(_SERVED, LIP_FAST_BACKEND="auto", TRITON_INTERPRET=interpret)
     cpu = [[row for row in run.stdout.splitlines() if "|cpu|" in row] for run in (without, there)]
-    assert len(cpu[0]) >= len(KERNELS["cpu"])
+    assert len(cpu[0]) >= len(_having("native", "cpu"))
     assert cpu[0] == cpu[1]
 
 
@@ -174,13 +179,13 @@ def cuda_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _backends_on_cuda(op: str) -> list[str]:
-    return [candidate.backend for candidate in backends._candidates(op, "cuda")]
+    return [candidate.kernel.backend for candidate in backends.candidates(op, "cuda")]
 
 
 @pytest.mark.usefixtures("cuda_with_triton")
 @pytest.mark.parametrize("module", [None, object()], ids=["without extension", "with extension"])
 def test_the_order_on_cuda(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends._LIBRARIES, "cuda", lambda: module)
+    monkeypatch.setitem(backends.LIBRARIES, "cuda", lambda: module)
     native = [] if module is None else ["native"]
     assert _backends_on_cuda("rebuild_") == [*native, "triton"]
     assert _backends_on_cuda("label_sums") == ["triton"]
@@ -218,51 +223,70 @@ def test_devices_too_old_for_triton_fall_back(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(triton, "serves", triton.serves.__wrapped__)  # asked anew
-    monkeypatch.setitem(backends._LIBRARIES, "cuda", lambda: None)
-    (candidate,) = backends._candidates("fresh_columns", "cuda")
+    monkeypatch.setitem(backends.LIBRARIES, "cuda", lambda: None)
+    (candidate,) = backends.candidates("fresh_columns", "cuda")
     step = torch.empty((), dtype=torch.int64, device="meta")
     assert candidate.takes(step, 4, 2, 0) is runs
 
 
-def test_every_triton_kernel_has_a_default_to_fall_back_on() -> None:
-    assert TRITON.keys() <= backends._DEFAULT.keys()
+def test_every_op_has_a_default_to_fall_back_on() -> None:
+    for op, kernels in backends.declared().items():
+        first, *others = kernels
+        assert first.backend == "default"
+        assert first.can is always
+        assert {each.backend for each in others} <= {"native", "triton"}
+        assert callable(first.load()), op
+
+
+def test_kernels_are_named_like_their_ops() -> None:
+    for op, kernels in backends.declared().items():
+        assert {each.name for each in kernels} == {op}
 
 
 def test_what_triton_kernels_take() -> None:
+    def can(op: str, *arguments: object) -> bool:
+        kernel = backends.kernel(op, "triton", "cuda")
+        assert kernel is not None
+        return kernel.can(*arguments)
+
     M, A = torch.empty(5, 4), torch.empty(5, 2)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert TRITON["rebuild_"].can(M.to(dtype), A)
-        assert TRITON["label_sums"].can(M.to(dtype), None, A, A, None)
-        assert TRITON["label_sums_csr"].can(M.to(dtype), None, None, None, A, A, None)
-        assert TRITON["class_sums"].can(M.to(dtype), None, 2**31 - 2)
-        assert TRITON["gram"].can(M.to(dtype), None)
-    assert not TRITON["class_sums"].can(M.double(), None, 3)
-    assert not TRITON["class_sums"].can(M, None, 2**31 - 1)
-    assert not TRITON["gram"].can(M.double(), None)
-    assert not TRITON["rebuild_"].can(M.double(), A)
-    assert not TRITON["rebuild_"].can(M, A.double())
-    assert not TRITON["label_sums"].can(M.double(), None, A, A, None)
-    assert not TRITON["label_sums"].can(M, None, A.double(), A.double(), None)
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_native_kernel_has_a_default_to_fall_back_on(device: str) -> None:
-    assert KERNELS[device].keys() <= backends._DEFAULT.keys()
+        assert can("rebuild_", M.to(dtype), A)
+        assert can("label_sums", M.to(dtype), None, A, A, None)
+        assert can("label_sums_csr", M.to(dtype), None, None, None, A, A, None)
+        assert can("class_sums", M.to(dtype), None, 2**31 - 2)
+        assert can("gram", M.to(dtype), None)
+    assert not can("class_sums", M.double(), None, 3)
+    assert not can("class_sums", M, None, 2**31 - 1)
+    assert not can("gram", M.double(), None)
+    assert not can("rebuild_", M.double(), A)
+    assert not can("rebuild_", M, A.double())
+    assert not can("label_sums", M.double(), None, A, A, None)
+    assert not can("label_sums", M, None, A.double(), A.double(), None)
 
 
 def test_sizes_beyond_the_solver_fall_back() -> None:
-    can = KERNELS["cuda"]["warm_svd"].can
+    kernel = backends.kernel("warm_svd", "native", "cuda")
+    assert kernel is not None
+    can = kernel.can
     M, step = torch.empty(500, 400, device="meta"), torch.tensor(0)
     for t, expected in ((1, True), (MAX_COLUMNS - 8, True), (MAX_COLUMNS - 7, False), (0, False)):
         assert can(M, torch.empty(400, t, device="meta"), step, 8, 0) is expected
     assert not can(M.double(), torch.empty(400, 4, device="meta").double(), step, 8, 0)
-    small = KERNELS["cuda"]["small_svd"].can
-    assert small(torch.empty(128, 128, device="meta"), None)
-    assert not small(torch.empty(129, 129, device="meta"), None)
-    assert not small(torch.empty(8, 8, device="meta").double(), None)
-    assert KERNELS["cpu"]["small_svd"].can(torch.empty(8, 8).double(), None)
 
 
 @needs_extension
 def test_the_widest_problem_is_that_of_the_sources() -> None:
     assert library.cpu().MAX_COLUMNS == MAX_COLUMNS
+
+
+def test_nothing_but_tables_is_imported_before_a_kernel_is_needed() -> None:
+    code = (
+        "import sys, torch, lip_fast; from lip_fast import ops; "
+        "names = [n for n in sys.modules if n.startswith('lip_fast.backends.')]; "
+        "print(*sorted(n.removeprefix('lip_fast.backends.') for n in names)); "
+        "ops.orthonormalize(torch.eye(3)); assert 'lip_fast.backends.default.svd' in sys.modules"
+    )
+    result = _run(code, LIP_FAST_BACKEND="auto")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["kernel", "native", "native.library", "native.one_read", "triton"]

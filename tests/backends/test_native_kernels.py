@@ -9,20 +9,21 @@ import pytest
 import torch
 from problems import gapped_matrix, orthonormal, relative_error
 
+from benchmarks.small_svd import small_svd
+from lip_fast import backends
 from lip_fast.backends.default.fresh_columns import fresh_columns as numpy_fresh_columns
 from lip_fast.backends.default.label_sums import label_sums as torch_label_sums
 from lip_fast.backends.default.refit import refit as python_refit
+from lip_fast.backends.default.svd import warm_svd as lapack_warm_svd
 from lip_fast.backends.default.tail_svd import tail_svd as lapack_tail_svd
-from lip_fast.backends.default.warm_svd import warm_svd as lapack_warm_svd
 from lip_fast.backends.native import library
 from lip_fast.backends.native.fresh_columns import fresh_columns
-from lip_fast.backends.native.front_door import address, on_its_device
 from lip_fast.backends.native.label_sums import label_sums
 from lip_fast.backends.native.rebuild_ import rebuild_
 from lip_fast.backends.native.refit import refit
-from lip_fast.backends.native.small_svd import small_svd
+from lip_fast.backends.native.svd import warm_svd
 from lip_fast.backends.native.tail_svd import tail_svd
-from lip_fast.backends.native.warm_svd import warm_svd
+from lip_fast.ops.op import OPS, on_its_device
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT
 
 pytestmark = pytest.mark.skipif(library.cpu() is None, reason=f"no CPU extension: {library.problems()}")
@@ -296,27 +297,7 @@ def test_exact_values_survive_rounding_and_overflow_is_refused() -> None:
     assert torch.equal(M, torch.ones(2, 3, dtype=torch.float16))
 
 
-# The front door ----------------------------------------------------------------------------------------
-
-
-def test_what_does_not_fit_is_refused_with_both_sides_named() -> None:
-    X = torch.ones(3, 4)
-    assert address("X", X, (3, 4), torch.float32, CPU) == X.data_ptr()
-    assert address("X", X.mT, (4, 3), torch.float32, CPU, columns=True) == X.data_ptr()
-    with pytest.raises(TypeError, match=r"expected X in torch.float64, got torch.float32"):
-        address("X", X, (3, 4), torch.float64, CPU)
-    with pytest.raises(ValueError, match=r"expected X of shape \(4, 4\), got \(3, 4\)"):
-        address("X", X, (4, 4), torch.float32, CPU)
-    with pytest.raises(ValueError, match=r"expected X on cuda:0, got cpu"):
-        address("X", X, (3, 4), torch.float32, torch.device("cuda:0"))
-    with pytest.raises(ValueError, match=r"expected X with contiguous rows, got strides \(1, 4\)"):
-        address("X", X.mT, (4, 3), torch.float32, CPU)
-    with pytest.raises(ValueError, match=r"expected X with contiguous columns, got strides \(4, 1\)"):
-        address("X", X, (3, 4), torch.float32, CPU, columns=True)
-    raw = torch.zeros(17, dtype=torch.uint8)
-    shifted = torch.frombuffer(raw.numpy().data, dtype=torch.float32, count=4, offset=1)
-    with pytest.raises(ValueError, match="on a boundary of 4 bytes, got address"):
-        address("X", shifted, (4,), torch.float32, CPU)
+# What launchers are given ----------------------------------------------------------------------------
 
 
 def test_kernels_run_on_the_device_of_their_first_operand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,3 +339,87 @@ def test_the_modules_refuse_addresses_that_cannot_be() -> None:
         module.warm_svd(10, 10, 3, 4, 16, 16, 16, 16, 16, 16, 16, 10**6)
     with pytest.raises(ValueError, match=r"expected rank \+ r within the 3 singular values, got 2 \+ 2"):
         module.refit_float32(16, 3, 16, 16, 2, 16, 16, 2, 1e-6, True, 16, 16, 16)
+
+
+def _refit_operands(*shape: int) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    S = torch.rand(9, generator=g).sort(descending=True).values
+    return [S, *torch.rand(2, 5, generator=g, dtype=torch.float64), torch.tensor(2.0).double(), TRUE]
+
+
+# Of each op with a native kernel on the host: a call by its operands, and which of them are tensors.
+def _calls() -> dict[str, tuple[list[torch.Tensor], tuple[object, ...]]]:
+    g = torch.Generator().manual_seed(2)
+    draw = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
+    y = torch.randint(0, 7, (11,), generator=g)
+    return {
+        "fresh_columns": ([STEP], (9, 3, 5)),
+        "label_sums": ([draw(11, 6), y, draw(7, 3), draw(6, 3), draw(7)], ()),
+        "refit": (_refit_operands(), (2, 1e-6, True)),
+        "rebuild_": ([draw(7, 6).bfloat16(), draw(7, 3), draw(3), draw(6, 3), TRUE, STEP], (False, 4)),
+        "tail_svd": ([draw(7, 6)], (2,)),
+        "warm_svd": ([draw(30, 20), orthonormal(20, 1)[:, :4].float(), STEP], (8, 0)),
+        "start_basis": ([orthonormal(20, 1)[:, :4].float(), STEP], (8, 0)),
+        "finish_svd": ([draw(30, 6), draw(20, 6)], (4,)),
+    }
+
+
+def _native(op: str, tensors: list[torch.Tensor], rest: tuple[object, ...]) -> list[torch.Tensor]:
+    """What the kernel gives where it takes the arguments, with the weight that it writes."""
+    kernel = backends.kernel(op, "native", "cpu")
+    assert kernel is not None
+    OPS[op].check(*tensors, *rest)
+    if not kernel.can(*tensors, *rest):
+        raise LookupError(op)
+    result = kernel.run(*tensors, *rest)
+    return [*(result if isinstance(result, tuple) else [result]), tensors[0]]
+
+
+def test_every_native_kernel_on_the_host_has_a_call_here() -> None:
+    assert _calls().keys() == {op for op in OPS if backends.kernel(op, "native", "cpu") is not None}
+
+
+@pytest.mark.parametrize("op", _calls())
+def test_strides_do_not_matter_to_a_launcher(op: str) -> None:
+    tensors, rest = _calls()[op]
+    expected = _native(op, [X.clone() for X in tensors], rest)
+    for i, X in enumerate(tensors):
+        if not X.dim():
+            continue
+        apart = torch.stack([X, torch.zeros_like(X)], dim=X.dim())[..., 0]
+        turned = X.mT.contiguous().mT if X.dim() == 2 else X.flip(0).contiguous().flip(0)
+        for other in (apart, turned):
+            others = [X.clone() for X in tensors]
+            others[i] = other
+            for got, right in zip(_native(op, others, rest), expected, strict=True):
+                assert torch.equal(got, right)
+
+
+@pytest.mark.parametrize("op", _calls())
+@pytest.mark.parametrize("wrong", ["dtype", "shape", "device", "dimensions"])
+def test_what_does_not_fit_never_becomes_an_address(op: str, wrong: str) -> None:
+    """The check refuses it, or the kernel does not take it; formats that it converts are the exception."""
+    tensors, rest = _calls()[op]
+    converted = {("tail_svd", 0, "dtype"), ("warm_svd", 0, "dtype")}
+    converted |= {("rebuild_", 0, "dtype"), ("rebuild_", 2, "dtype")}
+    # Another number of columns or values is another problem, and no wrong one.
+    free = {
+        ("tail_svd", 0, "shape"),
+        ("refit", 0, "shape"),
+        ("warm_svd", 1, "shape"),
+        ("start_basis", 0, "shape"),
+    }
+    for i, X in enumerate(tensors):
+        if (op, i, wrong) in converted | free:
+            continue
+        changed = {
+            "dtype": lambda X: X.to(torch.float16 if X.is_floating_point() else torch.int32),
+            "shape": lambda X: X[..., 1:] if X.dim() else X.expand(2),
+            "device": lambda X: X.to("meta"),
+            "dimensions": lambda X: X[None],
+        }[wrong](X)
+        others = [*tensors[:i], changed, *tensors[i + 1 :]]
+        if wrong == "device" and len(tensors) == 1:
+            continue
+        with pytest.raises((ValueError, TypeError, LookupError)):
+            _native(op, others, rest)

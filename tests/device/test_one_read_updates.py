@@ -1,18 +1,16 @@
-"""AdamW and SGD on the one-read kernel, on a GPU: against float64, and against what is computed again."""
+"""The updates on the one-read kernel, on a GPU: against float64, and against what is computed again."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from update_rules import EPS, ROUNDINGS, STEPS, Exact
+from update_rules import EPS, ROUNDINGS, STEPS, Exact, Fused
 
 from lip_fast import ops
-from lip_fast.backends.default.adamw import adamw_rebuild_
-from lip_fast.backends.default.sgd import sgd_rebuild_
+from lip_fast.backends.default.update import update_rebuild_
 from lip_fast.backends.native import library
-from lip_fast.backends.native.adamw_one_read_ import adamw_one_read_
-from lip_fast.backends.native.sgd_one_read_ import sgd_one_read_
+from lip_fast.backends.native.update_one_read_ import update_one_read_
 
 DEVICE = torch.device("cuda", 0)
 LR = 0.01
@@ -26,6 +24,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"weight_decay": 0.1, "maximize": True}),
     ("sgd", {"momentum": 0.9, "dampening": 0.3}),
     ("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("nadam", {"weight_decay": 0.1, "maximize": True}),
+    ("nadam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
 ]
 
 
@@ -41,53 +41,28 @@ def _padded(X: Tensor) -> Tensor:
     return wide.to(DEVICE)[:, :q]
 
 
-class Weight:
-    """A weight, its state, and the native kernel of its rule."""
+class Weight(Fused):
+    """A weight with its state and the native kernel of its rule; NaN between the rows."""
 
     def __init__(self, rule: str, options: dict[str, Any], M: Tensor) -> None:
-        self.rule, self.M, self.count = rule, _padded(M), torch.zeros((), device=DEVICE)
-        self.o = {
-            "weight_decay": 0.01 if rule == "adamw" else 0.0,
-            "momentum": 0.0,
-            "maximize": False,
-        } | options
-        held = 2 if rule == "adamw" else 1 if self.o["momentum"] else 0
-        start = 0.0 if rule == "adamw" else torch.nan
-        self.state = [_padded(torch.full_like(M, start)) for _ in range(held)]
-        self.lr = torch.tensor(LR, device=DEVICE)
+        super().__init__(rule, options, _padded(M), lr=LR)
+        self.state = {name: _padded(X.cpu()) for name, X in self.state.items()}
 
     def step(
         self, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None
     ) -> tuple[Tensor, Tensor]:
-        o, scaling = self.o, scaling or ops.Scaling()
-        self.count += 1
-        if self.rule == "adamw":
-            rule = (*self._betas(), 1e-8, o["weight_decay"], o["maximize"])
-            return adamw_one_read_(
-                self.M, grad, *self.state, None, V, self.lr, self.count, *scaling, *rule, write
-            )
-        rule = (o["momentum"], o.get("dampening", 0.0), o["weight_decay"], o.get("nesterov", False))
-        flags = (o["maximize"], bool(self.count == 1), write)
-        return sgd_one_read_(self.M, grad, self._buffer(), V, self.lr, *scaling, *rule, *flags)
+        self.count()
+        how = (*(scaling or ops.Scaling()), self.name, self.rule.settings(), write)
+        return update_one_read_(self.M, grad, [*self.state.values()], V, self.rule.scalars(), *how)
 
     def write_later(self, grad: Tensor) -> None:
         """M' as the default kernel computes it from the old weight and the updated state."""
-        o, (l, q) = self.o, self.M.shape
+        l, q = self.M.shape
         none, no = torch.zeros(0, device=DEVICE), torch.tensor(False, device=DEVICE)
         nothing = (none.new_zeros(l, 0), none, none.new_zeros(q, 0), no)
+        how = (self.rule.scalars(), None, self.name, self.rule.settings(), False, 0)
         step = torch.tensor(0, device=DEVICE)
-        if self.rule == "adamw":
-            rule = (*self._betas(), 1e-8, o["weight_decay"], False, 0)
-            adamw_rebuild_(self.M, *self.state, None, *nothing, self.lr, self.count, step, None, *rule)
-        else:
-            rule = (o["momentum"], o["weight_decay"], o.get("nesterov", False), o["maximize"], False, 0)
-            sgd_rebuild_(self.M, grad, self._buffer(), *nothing, self.lr, step, None, *rule)
-
-    def _betas(self) -> tuple[float, float]:
-        return 0.9, self.o.get("beta2", 0.999)
-
-    def _buffer(self) -> Tensor | None:
-        return self.state[0] if self.state else None
+        update_rebuild_(self.M, grad, [*self.state.values()], *nothing, step, *how)
 
 
 def _equal_bits(a: Tensor, b: Tensor) -> bool:
@@ -109,14 +84,9 @@ def _assert_products(M: Tensor, V: Tensor, Y: Tensor, Z: Tensor) -> None:
     assert ((Z.double() - M.mT @ Y.double()).abs() <= 1e-5 * (M.abs().mT @ Y.double().abs())).all()
 
 
-def _require(rule: str, shape: tuple[int, int, int], buffered: bool) -> None:
-    module = library.cuda()
-    size = (
-        module.adamw_one_read_workspace(*shape)
-        if rule == "adamw"
-        else module.sgd_one_read_workspace(*shape, buffered)
-    )
-    if size < 0:
+def _require(rule: str, options: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    held = 1 + len(Fused(rule, options, torch.zeros(1, 1)).state)
+    if library.cuda().update_one_read_workspace(rule, held, *shape) < 0:
         pytest.skip("this device cannot run it for this shape")
 
 
@@ -128,7 +98,7 @@ def _name(value: Any) -> str | None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_steps_are_those_of_float64(shape: tuple[int, int, int], rule: str, options: dict[str, Any]) -> None:
     l, q, m = shape
-    _require(rule, shape, bool(options.get("momentum")))
+    _require(rule, options, shape)
     M, V = _randn(l, q, seed=0), _randn(m, q, seed=1).to(DEVICE).mT
     exact = Exact(rule, options, M, lr=LR)
     now, later = Weight(rule, options, M), Weight(rule, options, M)
@@ -144,35 +114,34 @@ def test_steps_are_those_of_float64(shape: tuple[int, int, int], rule: str, opti
         later.write_later(on_device)
         assert _equal_bits(later.M, now.M)
         assert _equal_bits(on_device, grad.to(DEVICE))
-    names = ("exp_avg", "exp_avg_sq") if rule == "adamw" else ("momentum_buffer",)
-    for X, name in zip((now.M, *now.state), ("M", *names), strict=False):
+    for name, X in now.tensors().items():
         expected = exact.tensors()[name]
         budget = STEPS * ROUNDINGS * EPS * max(float(expected.abs().max()), 1e-3)
         assert float((X.cpu().double() - expected).abs().max()) <= budget
 
 
-@pytest.mark.parametrize("rule", ["adamw", "sgd"])
+@pytest.mark.parametrize("rule", ["adamw", "nadam", "sgd"])
 def test_found_inf_leaves_every_bit(rule: str) -> None:
     shape = (150, 67, 13)
     options = {"momentum": 0.9} if rule == "sgd" else {}
-    _require(rule, shape, True)
+    _require(rule, options, shape)
     weight, V = Weight(rule, options, _randn(150, 67, seed=0)), _randn(13, 67, seed=1).to(DEVICE).mT
     grad = _padded(_randn(150, 67, seed=2))
     weight.step(grad, V, write=True)
     grad[5, 6] = torch.inf
-    before = [X.clone() for X in (weight.M, grad, *weight.state)]
+    before = [X.clone() for X in (weight.M, grad, *weight.state.values())]
     scaling = ops.Scaling(torch.full((), 4.0, device=DEVICE), torch.ones((), device=DEVICE))
-    arguments = (weight.M, grad, *weight.state)
+    arguments = (weight.M, grad, *weight.state.values())
     Y, Z = weight.step(grad, V, write=True, scaling=scaling)
     assert all(_equal_bits(X, b) for X, b in zip(arguments, before, strict=True))
     _assert_products(weight.M, V, Y, Z)
 
 
-@pytest.mark.parametrize("rule", ["adamw", "sgd"])
+@pytest.mark.parametrize("rule", ["adamw", "nadam", "sgd"])
 def test_the_gradient_is_unscaled_in_place(rule: str) -> None:
     shape = (97, 130, 48)
     options = {"momentum": 0.9} if rule == "sgd" else {}
-    _require(rule, shape, True)
+    _require(rule, options, shape)
     M, V = _randn(97, 130, seed=0), _randn(48, 130, seed=1).to(DEVICE).mT
     plain, scaled = Weight(rule, options, M), Weight(rule, options, M)
     grad, times_eight = _padded(_randn(97, 130, seed=2)), _padded(8 * _randn(97, 130, seed=2))
@@ -185,7 +154,7 @@ def test_the_gradient_is_unscaled_in_place(rule: str) -> None:
 
 def test_the_same_bits_each_time() -> None:
     shape = (1000, 257, 80)
-    _require("adamw", shape, False)
+    _require("adamw", {}, shape)
     M, grad, V = _randn(1000, 257, seed=0), _padded(_randn(1000, 257, seed=2)), _randn(80, 257, seed=1)
     results = [torch.cat(Weight("adamw", {}, M).step(grad, V.to(DEVICE).mT, write=False)) for _ in range(5)]
     assert all(_equal_bits(result, results[0]) for result in results)

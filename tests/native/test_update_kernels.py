@@ -1,4 +1,4 @@
-"""AdamW and SGD on the one-read kernel, on emulated clusters of blocks.
+"""The optimizers' updates on the one-read kernel, on emulated clusters of blocks.
 
 What the update leaves is held against float64 and, to the bit, against the default kernel that computes M'
 again from the old weight and the updated state; the products against float64 sums of factors rounded to TF32.
@@ -14,10 +14,10 @@ import pytest
 import torch
 from native.solver import COMPILER, ROOT
 from torch import Tensor
-from update_rules import with_extremes
+from update_rules import mu, with_extremes
 
-from lip_fast.backends.default.adamw import adamw_rebuild_
-from lip_fast.backends.default.sgd import sgd_rebuild_
+from lip_fast.backends.default.update import update_rebuild_
+from lip_fast.rules import RULES, Rule
 
 pytestmark = [pytest.mark.process, pytest.mark.skipif(COMPILER is None, reason="needs g++")]
 
@@ -30,6 +30,8 @@ TF32 = 2.0**-11
 # Roundings of an entry: of each array at most so many terms of its own size.
 ROUNDINGS = 8
 LR, BETAS, COUNT = 0.02, (0.9, 0.98), 3.0
+# Of the momenta of NAdam up to this step.
+PRODUCT = 0.1
 
 # Rows, columns, directions, floats between rows, clusters: one of everything; less than a quad; two tiles and
 # many; one block, a second one with a single column, odd numbers of columns, 16 blocks.
@@ -55,7 +57,16 @@ SGD: list[dict[str, Any]] = [
     {"momentum": 0.9, "nesterov": True, "maximize": True, "scale": 3.0},
     {"momentum": 0.9, "dampening": 0.3, "first": True},
 ]
-CASES = [("adamw", o) for o in ADAMW] + [("sgd", o) for o in SGD]
+NADAM: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.1, "maximize": True, "scale": 3.0},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True, "momentum_decay": 0.1},
+]
+CASES = [
+    *(("adamw", o) for o in ADAMW),
+    *(("sgd", o) for o in SGD),
+    *(("nadam", o) for o in NADAM),
+]
 
 
 class Run(NamedTuple):
@@ -80,17 +91,23 @@ class Update:
         self.l, self.q, self.m, extra, self.groups = shape
         g = torch.Generator().manual_seed(self.l * 1009 + self.q)
         stride = (self.q + 3) // 4 * 4 + extra
-        kind = "adamw" if rule == "adamw" else "momentum" if options.get("momentum") else "sgd"
-        self.kind, held = kind, {"adamw": 3, "momentum": 2, "sgd": 1}[kind]
+        held = 3 if rule != "sgd" else 2 if options.get("momentum") else 1
         # What lies between the rows is neither to be read nor written.
         self.arrays = [torch.full((self.l, stride), torch.nan) for _ in range(1 + held)]
         for X, scale in zip(self.arrays, (1.0, 0.3, 0.3, 0.3), strict=False):
             X[:, : self.q] = scale * torch.randn(self.l, self.q, generator=g)
-        if rule == "adamw":
+        if rule != "sgd":
             self.arrays[3].abs_()
         if options.get("first"):
             self.arrays[2].fill_(torch.nan)
         self.V = torch.randn(self.m, self.q, generator=g).mT
+        settings = {name: value for name, value in options.items() if name not in ("scale", "count")}
+        scalars = {"lr": LR, "update_count": options.get("count", COUNT), "mu_product": PRODUCT}
+        kind = RULES[rule]
+        betas = {} if rule == "sgd" else {"beta2": BETAS[1], "weight_decay": 0.0}
+        self.how: Rule = kind(
+            **{name: torch.tensor(scalars[name]) for name in kind.SCALARS}, **(betas | settings)
+        )
 
     def run(
         self,
@@ -104,17 +121,10 @@ class Update:
     ) -> Run:
         o, stride = self.o, self.arrays[0].shape[1]
         found = "none" if found_inf is None else found_inf
-        rule = (
-            [o.get("count", COUNT), o.get("beta1", BETAS[0]), BETAS[1], o.get("eps", 1e-8)]
-            if self.rule == "adamw"
-            else [o.get("momentum", 0.0), o.get("dampening", 0.0)]
-        )
-        rule.append(o.get("weight_decay", 0.0))
-        if self.rule == "sgd":
-            rule += [int(o.get("nesterov", False)), int(o.get("first", False))]
-        shape = [self.l, self.q, stride, self.m, self.groups]
-        how = [order, int(races), fault, LR, o.get("scale", "none"), found, int(o.get("maximize", False))]
-        arguments = [program, self.kind, *shape, *how, int(write), *rule]
+        rule = [*(float(x) for x in self.how.scalars()), *self.how.settings()]
+        shape = [self.rule, len(self.arrays) - 1, self.l, self.q, stride, self.m, self.groups]
+        how = [order, int(races), fault, o.get("scale", "none"), found, int(write)]
+        arguments = [program, *shape, *how, *rule]
         data = b"".join(X.numpy().tobytes() for X in (*self.arrays, self.V.mT.contiguous()))
         result = subprocess.run(
             [str(argument) for argument in arguments], input=data, capture_output=True, timeout=600
@@ -147,8 +157,15 @@ class Update:
             denominator = (square / (1 - beta2**n)).sqrt() + o.get("eps", 1e-8)
             return [M * (1 - LR * decay) - LR * mean / (1 - beta1**n) / denominator, grad, mean, square]
         # Nothing is added where there is no decay: 0 * inf is NaN.
-        d = g + decay * M if decay else g
-        if self.kind == "sgd":
+        d = g + decay * M if decay and not o.get("decoupled_weight_decay") else g
+        if self.rule == "nadam":
+            (beta1, beta2), n = BETAS, COUNT
+            now, then = (mu(k, beta1, o.get("momentum_decay", 4e-3)) for k in (n, n + 1))
+            mean, square = beta1 * state[0] + (1 - beta1) * d, beta2 * state[1] + (1 - beta2) * d**2
+            step = (1 - now) / (1 - PRODUCT) * d + then / (1 - PRODUCT * then) * mean
+            kept = M * (1 - LR * decay) if o.get("decoupled_weight_decay") else M
+            return [kept - LR * step / ((square / (1 - beta2**n)).sqrt() + 1e-8), grad, mean, square]
+        if not state:
             return [M - LR * d, grad]
         momentum = o["momentum"]
         b = d if o.get("first") else momentum * state[0] + (1 - o.get("dampening", 0.0)) * d
@@ -156,21 +173,13 @@ class Update:
 
     def rebuilt(self, after: Run) -> Tensor:
         """M' of the default kernel, from the old weight and what the kernel left of the rest."""
-        M, o = self.inner(self.arrays)[0].clone(), self.o
+        M = self.inner(self.arrays)[0].clone()
         _, grad, *state = self.inner(after.arrays)
         nothing = (M.new_zeros(self.l, 0), M.new_zeros(0), M.new_zeros(self.q, 0), torch.tensor(False))
-        lr, step, decay = torch.tensor(LR), torch.tensor(0), o.get("weight_decay", 0.0)
-        if self.rule == "adamw":
-            beta1, eps = o.get("beta1", BETAS[0]), o.get("eps", 1e-8)
-            count = torch.tensor(o.get("count", COUNT))
-            betas = (beta1, BETAS[1])
-            # The square root that torch takes from MKL on CPU is not always the nearest number.
-            with patch.object(Tensor, "sqrt", lambda X: torch.pow(X.double(), 0.5).to(X.dtype)):
-                adamw_rebuild_(M, *state, None, *nothing, lr, count, step, None, *betas, eps, decay, False, 0)
-        else:
-            buffer = state[0] if state else None
-            flags = (o.get("nesterov", False), o.get("maximize", False), False, 0)
-            sgd_rebuild_(M, grad, buffer, *nothing, lr, step, None, o.get("momentum", 0.0), decay, *flags)
+        how = (self.how.scalars(), None, self.rule, self.how.settings(), False, 0)
+        # The square root that torch takes from MKL on CPU is not always the nearest number.
+        with patch.object(Tensor, "sqrt", lambda X: torch.pow(X.double(), 0.5).to(X.dtype)):
+            update_rebuild_(M, grad, state, *nothing, torch.tensor(0), *how)
         return M
 
 
@@ -232,7 +241,7 @@ def test_the_step_is_that_of_float64(
     assert unwritten._replace(arrays=after.arrays[:1] + unwritten.arrays[1:]).same(after)
 
 
-@pytest.mark.parametrize(("rule", "options"), [CASES[1], CASES[4], CASES[5]], ids=_name)
+@pytest.mark.parametrize(("rule", "options"), [CASES[1], CASES[4], CASES[5], CASES[9]], ids=_name)
 @pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[5]], ids=str)
 def test_the_order_of_threads_does_not_matter(
     program: Path, shape: tuple[int, int, int, int, int], rule: str, options: dict[str, Any]
@@ -245,7 +254,7 @@ def test_the_order_of_threads_does_not_matter(
         assert other.same(first)
 
 
-@pytest.mark.parametrize("kind", [CASES[0], CASES[3], CASES[5]], ids=str)
+@pytest.mark.parametrize("kind", [CASES[0], CASES[3], CASES[5], CASES[9]], ids=str)
 @pytest.mark.parametrize("shape", [(210, 256, 80, 0, 1), (150, 300, 33, 0, 1)], ids=str)
 def test_there_are_no_races(
     program: Path, shape: tuple[int, int, int, int, int], kind: tuple[str, Any]
@@ -267,7 +276,7 @@ def test_a_fault_is_noticed(program: Path, fault: object) -> None:
     assert seen
 
 
-@pytest.mark.parametrize("kind", [CASES[1], CASES[3], CASES[6]], ids=str)
+@pytest.mark.parametrize("kind", [CASES[1], CASES[3], CASES[6], CASES[9]], ids=str)
 def test_found_inf_leaves_every_bit(program: Path, kind: tuple[str, Any]) -> None:
     update = Update(kind[0], (37, 301, 9, 0, 1), **kind[1])
     update.arrays[1][5, 6] = torch.inf
@@ -297,7 +306,7 @@ def test_infinite_and_huge_weights(program: Path, rule: str, options: dict[str, 
     atol = ROUNDINGS * EPS * float(usual.abs().mean())
     torch.testing.assert_close(got.double(), expected, rtol=ROUNDINGS * EPS, atol=atol, equal_nan=True)
     torch.testing.assert_close(got, update.rebuilt(after), rtol=0, atol=0, equal_nan=True)
-    if rule == "adamw" or not options.get("weight_decay"):
+    if rule == "adamw" or (rule == "sgd" and not options.get("weight_decay")):
         assert (float(got[0, 1]), float(got[1, 4])) == (torch.inf, -torch.inf)
 
 

@@ -1,9 +1,9 @@
 // The one-read kernels with an update in the emulator, for a test in Python that knows what they should give:
 //
-//   update_program KIND ROWS COLUMNS STRIDE M GROUPS ORDER RACES FAULT  LR SCALE FOUND_INF MAXIMIZE WRITE  RULE...
+//   update_program RULE HELD ROWS COLUMNS STRIDE M GROUPS ORDER RACES FAULT  SCALE FOUND_INF WRITE  SCALARS... SETTINGS...
 //
-// KIND: adamw (RULE: update count, beta1, beta2, eps, weight decay), sgd or momentum (momentum, dampening, weight
-// decay, nesterov, first). ORDER: forward, backward, or the seed of a random one. FAULT: what is left out, a barrier, "copies"
+// RULE and HELD: an update by its name and the number of its arrays. SCALARS and SETTINGS: those of the rule.
+// ORDER: forward, backward, or the seed of a random one. FAULT: what is left out, a barrier, "copies"
 // or "signals"; or "none". SCALE and FOUND_INF: a value, or "none". Read: the weight, the gradient and the state, each
 // ROWS x STRIDE floats, then V (M, COLUMNS). Written: the same arrays, Y (M, ROWS) and Z (M, COLUMNS); to the standard
 // error stream, the number of races and what is broken.
@@ -16,10 +16,8 @@
 
 namespace {
 
-using lip_fast::AdamWUpdate;
 using lip_fast::OneRead;
 using lip_fast::OneReadPlan;
-using lip_fast::SGDUpdate;
 
 constexpr std::size_t kHopperShared = 232448;
 
@@ -70,47 +68,29 @@ emulator::Options options_from(Arguments& arguments) {
   return options;
 }
 
-struct Common {
-  float lr;
-  bool scaled, maximize, write;
-};
-
-void complete(AdamWUpdate& update, const Common& common, Arguments& arguments, float* scalars) {
-  const auto count = static_cast<float>(arguments.real());
-  const double beta1 = arguments.real(), beta2 = arguments.real();
-  update.eps = static_cast<float>(arguments.real());
-  update.share1 = static_cast<float>(1.0 - beta1);
-  update.share2 = static_cast<float>(1.0 - beta2);
-  AdamWUpdate::prepare(common.lr, count, beta1, beta2, arguments.real(), scalars);
-}
-
-template <bool Buffered>
-void complete(SGDUpdate<Buffered>& update, const Common& common, Arguments& arguments, float* scalars) {
-  update.momentum = static_cast<float>(arguments.real());
-  update.share = static_cast<float>(1.0 - arguments.real());
-  update.weight_decay = static_cast<float>(arguments.real());
-  update.nesterov = arguments.integer() != 0;
-  update.first = arguments.integer() != 0;
-  SGDUpdate<Buffered>::prepare(common.lr, scalars);
-}
-
 template <class Update>
 int run(Arguments& arguments) {
   const int rows = arguments.integer(), columns = arguments.integer(), stride = arguments.integer();
   const int m = arguments.integer(), most_groups = arguments.integer();
   const emulator::Options options = options_from(arguments);
-  Common common{};
-  common.lr = static_cast<float>(arguments.real());
   const std::string scale = arguments.text(), found = arguments.text();
   const float grad_scale = scale == "none" ? 0.0f : std::stof(scale);
   const float found_inf = found == "none" ? 0.0f : std::stof(found);
   Update update{};
   update.scaled = scale != "none";
-  update.sign = arguments.integer() != 0 ? -1.0f : 1.0f;
   update.write = arguments.integer() != 0;
+  lip_fast::UpdateInputs inputs{};
+  inputs.grad_scale = update.scaled ? &grad_scale : nullptr;
+  inputs.found_inf = found == "none" ? nullptr : &found_inf;
+  float values[Update::kInputs];
+  for (int i = 0; i < Update::kInputs; ++i) {
+    values[i] = static_cast<float>(arguments.real());
+    inputs.values[i] = &values[i];
+  }
+  for (int i = 0; i < Update::kSettings; ++i) inputs.settings[i] = arguments.real();
+  update.set(inputs.settings);
   float scalars[lip_fast::kMaxScalars];
-  lip_fast::prepare_update(scale == "none" ? nullptr : &grad_scale, found == "none" ? nullptr : &found_inf, scalars);
-  complete(update, common, arguments, scalars);
+  lip_fast::prepare_update<Update>(inputs, scalars);
   update.scalars = scalars;
 
   const std::size_t size = static_cast<std::size_t>(rows) * stride;
@@ -161,9 +141,10 @@ int run(Arguments& arguments) {
 
 int main(int argc, char** argv) {
   Arguments arguments(argc, argv);
-  const std::string kind = arguments.text();
-  if (kind == "adamw") return run<AdamWUpdate>(arguments);
-  if (kind == "momentum") return run<SGDUpdate<true>>(arguments);
-  if (kind == "sgd") return run<SGDUpdate<false>>(arguments);
-  return 2;
+  const std::string rule = arguments.text();
+  const int held = arguments.integer();
+  int code = 2;
+  lip_fast::with_update(lip_fast::AllUpdates(), rule, held,
+                        [&](auto update) { code = run<decltype(update)>(arguments); });
+  return code;
 }

@@ -15,14 +15,13 @@ from problems import relative_error
 from torch import Tensor
 
 import lip_fast
+from benchmarks.small_svd import small_svd
 from lip_fast import ops
-from lip_fast.backends.default.small_svd import small_svd as default_small_svd
+from lip_fast.backends.default.svd import warm_svd as default_warm_svd
 from lip_fast.backends.default.tail_svd import tail_svd as default_tail_svd
-from lip_fast.backends.default.warm_svd import warm_svd as default_warm_svd
 from lip_fast.backends.native import library
-from lip_fast.backends.native.small_svd import small_svd as native_small_svd
+from lip_fast.backends.native.svd import warm_svd as native_warm_svd
 from lip_fast.backends.native.tail_svd import tail_svd as native_tail_svd
-from lip_fast.backends.native.warm_svd import warm_svd as native_warm_svd
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT
 
 RANK, FRESH = 10, 8
@@ -153,10 +152,10 @@ def test_tail_svd(
 
 @pytest.mark.parametrize("m", [20, 60, 128])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", [default_small_svd, pytest.param(native_small_svd, marks=native)])
-def test_small_svd(family: str, scale: float, kernel: Callable, dtype: torch.dtype, m: int) -> None:
+@native
+def test_small_svd(family: str, scale: float, dtype: torch.dtype, m: int) -> None:
     T = (FAMILIES[family](m, m) * scale).to(dtype)
-    U, S, V, _, status = kernel(T, None)
+    U, S, V, _, status = small_svd(T)
     eps, s = _eps(dtype, T.shape), torch.linalg.svdvals(T.double())
     assert int(status) & ~RANK_DEFICIENT == 0
     assert ((S.double() - s).abs() <= eps * s[0]).all()

@@ -4,25 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from update_rules import CASES, RULES, SHAPES, Exact, Fused, case_name, close, gradients, head, sketched
 
 from lip_fast import ops
-
-
-def one_read(
-    fused: Fused, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None
-) -> tuple[Tensor, Tensor]:
-    """Both products of the next step."""
-    scaling = scaling or ops.Scaling()
-    fused.steps += 1
-    if fused.name == "adamw":
-        fused.count += 1
-        return ops.adamw_one_read_(fused.M, grad, fused.state, V, fused.rule, write=write, scaling=scaling)
-    first = fused.steps == 1
-    return ops.sgd_one_read_(
-        fused.M, grad, fused.buffer, V, fused.rule, first=first, write=write, scaling=scaling
-    )
 
 
 @pytest.mark.parametrize("write", [True, False])
@@ -36,7 +20,7 @@ def test_both_products_are_those_of_float64(
     for grad in gradients(M):
         exact.update(grad)
         before = fused.M.clone()
-        Y, Z = one_read(fused, grad, V, write=write)
+        Y, Z = fused.one_read(grad, V, write=write)
         assert torch.equal(fused.M, before) != write
         sketched(Y, exact.M, V)
         sketched(Z, exact.M.mT, Y)
@@ -55,7 +39,7 @@ def test_found_inf_leaves_every_bit(rule: str, write: bool, arithmetic: str) -> 
     grad[2, 3] = torch.inf
     before, grad_before = fused.copies(), grad.clone()
     scaling = ops.Scaling(torch.tensor(4.0), torch.ones(()))
-    Y, Z = one_read(fused, grad, V, write=write, scaling=scaling)
+    Y, Z = fused.one_read(grad, V, write=write, scaling=scaling)
     assert torch.equal(grad, grad_before)
     for name, X in fused.tensors().items():
         assert torch.equal(X.view(torch.int32), before[name].view(torch.int32)), name
@@ -67,14 +51,14 @@ def test_found_inf_leaves_every_bit(rule: str, write: bool, arithmetic: str) -> 
 @pytest.mark.parametrize("rule", RULES)
 def test_empty_weights(rule: str, shape: tuple[int, int]) -> None:
     l, q = shape
-    Y, Z = one_read(Fused(rule, {}, torch.empty(l, q)), torch.empty(l, q), torch.ones(q, 3), write=True)
+    Y, Z = Fused(rule, {}, torch.empty(l, q)).one_read(torch.empty(l, q), torch.ones(q, 3), write=True)
     assert torch.equal(Y, torch.zeros(l, 3))
     assert torch.equal(Z, torch.zeros(q, 3))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_versions_say_what_was_written(rule: str) -> None:
-    options = {"momentum": 0.9} if rule == "sgd" else {"amsgrad": True}
+    options = {"sgd": {"momentum": 0.9}, "adamw": {"amsgrad": True}}.get(rule, {})
     M, grad, V, *_ = head(3, 5, 2)
     fused = Fused(rule, options, M)
     state = {name: X for name, X in fused.tensors().items() if name != "M"}
@@ -82,7 +66,7 @@ def test_versions_say_what_was_written(rule: str) -> None:
     for write in (True, False):
         for scale in (None, torch.tensor(2.0)):
             versions = {name: X._version for name, X in named.items()}
-            one_read(fused, grad, V, write=write, scaling=ops.Scaling(scale))
+            fused.one_read(grad, V, write=write, scaling=ops.Scaling(scale))
             written = {name for name, X in named.items() if X._version > versions[name]}
             expected = {*state} | ({"M"} if write else set()) | ({"grad"} if scale is not None else set())
             assert written == expected
@@ -93,30 +77,24 @@ def test_bad_arguments_are_refused_before_anything_is_written() -> None:
     adamw, sgd = Fused("adamw", {}, M), Fused("sgd", {"momentum": 0.9}, M)
     before = M.clone()
     with pytest.raises(ValueError, match=r"expected grad of shape \(3, 5\), got \(5, 3\)"):
-        one_read(adamw, grad.mT, V, write=True)
+        adamw.one_read(grad.mT, V, write=True)
     with pytest.raises(ValueError, match=r"expected V with 5 rows \(the columns of M\), got \(3, 2\)"):
-        one_read(sgd, grad, V[:3], write=True)
+        sgd.one_read(grad, V[:3], write=True)
     assert torch.equal(M, before)
 
 
-def test_opcheck() -> None:
+@pytest.mark.parametrize("options", [{"amsgrad": True}, {}], ids=str)
+def test_opcheck(options: dict[str, Any]) -> None:
     M, grad, V, *_ = head(5, 6, 2)
-    zeros, one, lr = lambda: torch.zeros(5, 6), torch.ones(()), torch.tensor(0.1)
-    state, betas = (zeros(), zeros(), zeros()), (0.9, 0.999, 1e-8, 0.1)
-    no_scaling = (None, None)
-    for largest, scaling, flags in (
-        (state[2], (one, 0 * one), (True, True)),
-        (None, no_scaling, (False, False)),
-    ):
-        torch.library.opcheck(
-            torch.ops.lip_fast.adamw_one_read_.default,
-            (M, grad, *state[:2], largest, V, lr, one, *scaling, *betas, *flags),
-        )
+    fused, one = Fused("adamw", options, M), torch.ones(())
+    fused.count()
+    scaling = (one, 0 * one) if options else (None, None)
+    state, how = [*fused.state.values()], ("adamw", fused.rule.settings(), bool(options))
     torch.library.opcheck(
-        torch.ops.lip_fast.sgd_one_read_.default,
-        (M, grad, zeros(), V, lr, one, 0 * one, 0.9, 0.0, 0.1, True, False, True, True),
+        torch.ops.lip_fast.update_one_read_.default,
+        (M, grad, state, V, fused.rule.scalars(), *scaling, *how),
     )
     torch.library.opcheck(
-        torch.ops.lip_fast.sgd_one_read_.default,
-        (M, grad, None, V, lr, None, None, 0.0, 0.0, 0.1, False, False, False, False),
+        torch.ops.lip_fast.update_one_read_.default,
+        (M, grad, [], V, [torch.tensor(0.1)], *scaling, "sgd", [0.0, 0.0, 0.1, 0.0, 0.0, 0.0], False),
     )

@@ -14,7 +14,7 @@ from problems import gapped_matrix, linear, relative_error
 from torch import Tensor, nn
 
 from lip_fast import ops
-from lip_fast.optim import LIPSGD, LIPAdamW
+from lip_fast.optim import LIPSGD, LIPAdamW, LIPNAdam
 
 Q, L, N, INPUTS = 60, 40, 24, 16
 RULES: dict[str, tuple[type, dict[str, Any]]] = {
@@ -23,9 +23,15 @@ RULES: dict[str, tuple[type, dict[str, Any]]] = {
     "nesterov": (LIPSGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "maximize": True}),
     "adamw": (LIPAdamW, {"lr": 0.01}),
     "amsgrad": (LIPAdamW, {"lr": 0.01, "amsgrad": True, "maximize": True, "betas": (0.8, 0.95), "eps": 1e-3}),
+    "nadam": (LIPNAdam, {"lr": 0.01, "weight_decay": 0.01}),
+    "decoupled": (
+        LIPNAdam,
+        {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True, "eps": 1e-3},
+    ),
 }
+BASES = {LIPAdamW: torch.optim.AdamW, LIPNAdam: torch.optim.NAdam, LIPSGD: torch.optim.SGD}
 # In the interpreter, where a step takes a second, those that have most of the terms.
-STEPPED = ["nesterov", "adamw"] if os.environ.get("TRITON_INTERPRET") else list(RULES)
+STEPPED = ["nesterov", "adamw", "nadam"] if os.environ.get("TRITON_INTERPRET") else list(RULES)
 LIPS = {
     "keep": {"lip_rank": 6, "lip_tail_rank": 5},
     "drop": {"lip_rank": 12, "lip_tail_rank": 10, "lip_rest": "drop"},
@@ -101,7 +107,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return spy
 
-    for name in ("adamw_one_read_", "sgd_one_read_", "adamw_rebuild_", "sgd_rebuild_"):
+    for name in ("update_one_read_", "update_rebuild_"):
         monkeypatch.setattr(ops, name, spied(name, getattr(ops, name)))
     return called
 
@@ -113,10 +119,9 @@ def _composed(rule: str, lip: dict[str, Any], last: int, **options: Any) -> Run:
         return Run(rule, lip, **options).steps(0, last)
 
 
-def _ops(rule: str, rebuild: bool) -> list[str]:
+def _ops(rebuild: bool) -> list[str]:
     """What a fused step calls."""
-    name = "adamw" if RULES[rule][0] is LIPAdamW else "sgd"
-    return [f"{name}_one_read_", f"{name}_rebuild_"] if rebuild else [f"{name}_one_read_"]
+    return ["update_one_read_", "update_rebuild_"] if rebuild else ["update_one_read_"]
 
 
 @pytest.mark.parametrize("lip", LIPS)
@@ -153,7 +158,7 @@ def _check_each_step(rule: str, lip: dict[str, Any], fused: list[str], *, rebuil
         for a, b in zip(run.body.parameters(), plain.body.parameters(), strict=True):
             assert torch.equal(a, b)
         assert run.optimizer.lip.stats() == plain.optimizer.lip.stats()
-        acts += fused[called:] == _ops(rule, rebuild)
+        acts += fused[called:] == _ops(rebuild)
     # All but the first step on which LIP acts, which has no basis yet.
     assert acts == (9 if lip.get("lip_every") == 2 else 19)
     assert plain.optimizer.lip.stats()["3"]["skipped"] == 0
@@ -167,7 +172,7 @@ def test_a_trajectory_of_twenty_steps(rule: str, lip: str, fused: list[str]) -> 
     moved = torch.linalg.vector_norm(plain.weight - gapped_matrix(L, Q))
     assert torch.linalg.vector_norm(run.weight - plain.weight) < 2e-3 * moved
     assert run.optimizer.lip.stats() == plain.optimizer.lip.stats()
-    assert fused == _ops(rule, False) * 4
+    assert fused == _ops(False) * 4
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -180,9 +185,8 @@ def test_where_lip_is_skipped_the_step_is_the_update_alone(rule: str, fused: lis
     basis = run.optimizer.lip.state_dict()["3"]["subspace"]["basis"][0]
     run.optimizer.step()
     # The update alone, as torch takes it.
-    kind = torch.optim.AdamW if RULES[rule][0] is LIPAdamW else torch.optim.SGD
     weight = plain.head.weight
-    base = kind([weight], **RULES[rule][1])
+    base = BASES[RULES[rule][0]]([weight], **RULES[rule][1])
     base.state[weight] = copy.deepcopy(plain.optimizer.state[weight])
     base.step()
     assert relative_error(run.weight, plain.weight) < 2e-7
@@ -211,7 +215,7 @@ def test_an_overflow_leaves_every_bit(rule: str, fused: list[str]) -> None:
     assert run.optimizer.lip.stats()["3"]["skipped"] == 1
 
 
-@pytest.mark.parametrize("rule", ["momentum", "adamw"])
+@pytest.mark.parametrize("rule", ["momentum", "adamw", "nadam"])
 def test_narrow_weights_are_written_once(rule: str, fused: list[str]) -> None:
     plain = Run(rule, LIPS["keep"], dtype=torch.bfloat16)
     for i in range(10):
@@ -222,10 +226,23 @@ def test_narrow_weights_are_written_once(rule: str, fused: list[str]) -> None:
             patch.setattr(ops, "fuses_updates", lambda device: False)
             plain.step(i)
         if i:
-            assert fused[called:] == _ops(rule, True)
+            assert fused[called:] == _ops(True)
         # Drawn from the two neighbours of nearly the same number; torch's was rounded once more before.
         assert run.weight.dtype == torch.bfloat16
         assert relative_error(run.weight, plain.weight) < 2 * torch.finfo(torch.bfloat16).eps
+
+
+def test_a_gradient_that_is_not_finite_leaves_every_bit_of_nadam(fused: list[str]) -> None:
+    # torch has no fused NAdam that a scaler could tell of an overflow.
+    run = Run("nadam", LIPS["keep"], skip_nonfinite=True).steps(0, 3)
+    run.backward(3)
+    run.body.weight.grad[0, 0] = torch.inf
+    before, state, called = run.weight, run.state, len(fused)
+    run.optimizer.step()
+    assert len(fused) == called + 1
+    assert torch.equal(run.weight, before)
+    assert all(torch.equal(run.state[name], value) for name, value in state.items())
+    assert run.optimizer.lip.stats()["3"]["skipped"] == 1
 
 
 def test_gradients_are_as_they_were(fused: list[str]) -> None:
@@ -292,7 +309,7 @@ def test_an_unscaled_gradient_is_what_the_update_takes(rule: str, fused: list[st
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("where", ["start_basis", "adamw_one_read_", "finish_svd", "label_sums", "refit"])
+@pytest.mark.parametrize("where", ["start_basis", "update_one_read_", "finish_svd", "label_sums", "refit"])
 def test_an_error_half_way_leaves_a_whole_step(
     where: str, narrow: bool, fused: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,13 +342,12 @@ def test_an_error_half_way_leaves_a_whole_step(
     assert torch.isfinite(run.weight).all()
 
 
-@pytest.mark.parametrize("rule", ["momentum", "adamw"])
+@pytest.mark.parametrize("rule", ["momentum", "adamw", "nadam"])
 def test_an_error_in_the_write_leaves_a_whole_step(
     rule: str, fused: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, plain = (Run(rule, LIPS["keep"], dtype=torch.bfloat16).steps(0, 3) for _ in range(2))
-    name = "adamw_rebuild_" if rule == "adamw" else "sgd_rebuild_"
-    write, calls = getattr(ops, name), 0
+    write, calls = ops.update_rebuild_, 0
 
     def fail_once(*arguments: Any, **options: Any) -> Tensor:
         nonlocal calls
@@ -343,12 +359,12 @@ def test_an_error_in_the_write_leaves_a_whole_step(
     for r in (run, plain):
         r.backward(3)
     with monkeypatch.context() as patch:
-        patch.setattr(ops, name, fail_once)
+        patch.setattr(ops, "update_rebuild_", fail_once)
         with pytest.raises(torch.OutOfMemoryError):
             run.optimizer.step()
     assert calls == 2
     weight = plain.head.weight
-    base = (torch.optim.AdamW if rule == "adamw" else torch.optim.SGD)([weight], **RULES[rule][1])
+    base = BASES[RULES[rule][0]]([weight], **RULES[rule][1])
     base.state[weight] = copy.deepcopy(plain.optimizer.state[weight])
     before = plain.weight
     base.step()
@@ -379,7 +395,7 @@ def test_a_learning_rate_of_zero_is_no_step_to_fuse(fused: list[str]) -> None:
     assert len(run.optimizer.lip.state_dict()["3"]["pending"]) == 1
 
 
-@pytest.mark.parametrize("rule", ["momentum", "adamw"])
+@pytest.mark.parametrize("rule", ["momentum", "adamw", "nadam"])
 def test_without_state_the_first_step_is_torchs(rule: str, fused: list[str]) -> None:
     run = Run(rule, LIPS["keep"]).steps(0, 2)
     called = len(fused)
@@ -397,6 +413,8 @@ def test_without_state_the_first_step_is_torchs(rule: str, fused: list[str]) -> 
         ("nesterov", {"dampening": 0.1}),
         ("adamw", {"weight_decay": 0.3}),
         ("momentum", {"momentum": 0.5, "weight_decay": 0.0}),
+        ("nadam", {"decoupled_weight_decay": True}),
+        ("decoupled", {"momentum_decay": 0.1, "maximize": False}),
     ],
     ids=str,
 )

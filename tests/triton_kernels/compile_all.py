@@ -19,9 +19,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import lip_fast
+from lip_fast import backends
 from lip_fast.backends.triton.configuration import Configuration
-from lip_fast.backends.triton.kernels import FILES
 
+FILES = sorted(
+    {each.file for kernels in backends.declared().values() for each in kernels if each.backend == "triton"}
+)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # Triton compiles in that an address or a number is a multiple of 16, as those of whole tensors mostly are.
 DIVISIBLE = [["tt.divisibility", 16]]

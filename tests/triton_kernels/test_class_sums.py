@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lip_fast.backends.triton.kernels import KERNELS
+from lip_fast import backends
 
-class_sums = KERNELS["class_sums"].run
+class_sums = backends.kernel("class_sums", "triton", "cuda").run
 # A tile is summed in float32, with at most 15 additions to an entry, and the result is rounded once.
 BUDGET = 16 * 2.0**-24
 # More features than a narrow and than a wide block, chunks that end where a class does, and not.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from lip_fast import backends
 from lip_fast.backends.default.fresh_columns import fresh_columns as numpy_fresh_columns
-from lip_fast.backends.triton.kernels import KERNELS
 
-fresh_columns = KERNELS["fresh_columns"].run
+fresh_columns = backends.kernel("fresh_columns", "triton", "cuda").run
 
 
 @pytest.mark.parametrize("rows", [0, 1, 127, 128, 131])

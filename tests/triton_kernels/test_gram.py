@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lip_fast.backends.triton.kernels import KERNELS
+from lip_fast import backends
 
-gram = KERNELS["gram"].run
+gram = backends.kernel("gram", "triton", "cuda").run
 # Products, additions within a run of 256 rows, and up to 4 of runs; then one rounding of the float64 total.
 OPERATIONS = 256 + 4 + 2
 # Tensor cores cut where they add, and a product of TF32 parts lacks that of the remainders, up to 2^-22.
@@ -17,9 +17,9 @@ def _random(n: int, q: int, device: torch.device) -> torch.Tensor:
     return torch.randn(n, q, generator=torch.Generator().manual_seed(n + q)).to(device)
 
 
-def _check(X: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
-    G = gram(X, counts)
-    kept = (X if counts is None else X[counts]).double()
+def _check(X: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    G = gram(X, mask)
+    kept = (X if mask is None else X[mask]).double()
     assert G.dtype == torch.float32
     assert torch.equal(G, G.mT)
     sizes = kept.abs().mT @ kept.abs()
@@ -34,21 +34,21 @@ def test_it_is_that_of_float64(
     shape: tuple[int, int], dtype: torch.dtype, marked: bool, device: torch.device
 ) -> None:
     X = _random(*shape, device=device).to(dtype)
-    counts = None
+    mask = None
     if marked:
-        counts = torch.arange(len(X), device=device) % 3 != 1
-        X[~counts] = torch.nan
-    assert torch.isfinite(_check(X, counts)).all()
+        mask = torch.arange(len(X), device=device) % 3 != 1
+        X[~mask] = torch.nan
+    assert torch.isfinite(_check(X, mask)).all()
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_the_rows_may_be_split_in_parts(
     most: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, counts = _random(1031, 33, device), torch.arange(1031, device=device) % 5 < 3
+    X, mask = _random(1031, 33, device), torch.arange(1031, device=device) % 5 < 3
     # By its name: where Triton is missing, the module cannot be imported.
     monkeypatch.setattr("lip_fast.backends.triton.update._MOST_PARTS", most)
-    _check(X, counts)
+    _check(X, mask)
 
 
 def test_narrow_formats_have_exact_products(device: torch.device) -> None:
@@ -65,8 +65,8 @@ def test_tiles_of_many_features(device: torch.device, monkeypatch: pytest.Monkey
 
 
 def test_any_strides_and_the_same_bits(device: torch.device) -> None:
-    X, counts = _random(600, 70, device), torch.arange(600, device=device) % 5 < 3
-    G = _check(X, counts)
-    marks = torch.stack([counts, ~counts], -1)[:, 0]
+    X, mask = _random(600, 70, device), torch.arange(600, device=device) % 5 < 3
+    G = _check(X, mask)
+    marks = torch.stack([mask, ~mask], -1)[:, 0]
     for other in (X.mT.contiguous().mT, torch.stack([X, torch.full_like(X, torch.nan)], -1)[..., 0], X):
         assert torch.equal(gram(other, marks), G)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lip_fast.backends.triton.kernels import KERNELS
+from lip_fast import backends
 
 # What overflows on purpose is a warning of numpy in the interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
-label_sums, label_sums_csr = KERNELS["label_sums"].run, KERNELS["label_sums_csr"].run
+label_sums = backends.kernel("label_sums", "triton", "cuda").run
+label_sums_csr = backends.kernel("label_sums_csr", "triton", "cuda").run
 # Empty, one row, less than a tile, primes, more directions than a block, more rows than a tile, no direction.
 SHAPES = [(0, 5, 3, 2), (1, 1, 1, 1), (37, 41, 10, 5), (9, 20, 80, 67), (131, 17, 7, 33), (70, 33, 6, 0)]
 FORMS = ["indices", "dense", "integers", "csr"]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from lip_fast import backends
 from lip_fast.backends.default.fresh_columns import philox
 from lip_fast.backends.default.rebuild_ import DROPPED_BITS
-from lip_fast.backends.triton.kernels import KERNELS
 
 # What overflows on purpose is a warning of numpy in the interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
-rebuild_ = KERNELS["rebuild_"].run
+rebuild_ = backends.kernel("rebuild_", "triton", "cuda").run
 NARROW = [torch.bfloat16, torch.float16]
 # One entry, less than a tile, primes, more than a tile, tall, wide, several blocks of directions, none.
 SHAPES = [(1, 1, 1), (3, 5, 2), (7, 129, 5), (130, 33, 16), (257, 64, 17), (64, 128, 40), (5, 6, 0)]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.backends.default.update import compute_dtype
+from lip_fast.rounding import compute_dtype
 from lip_fast.targets import indices_in_range
 
 

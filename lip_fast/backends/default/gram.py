@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.backends.default.update import compute_dtype
+from lip_fast.rounding import compute_dtype
 
 
-def gram(X: Tensor, counts: Tensor | None) -> Tensor:
+def gram(X: Tensor, mask: Tensor | None) -> Tensor:
     """G (q, q). See :func:`lip_fast.ops.gram`."""
     X = X.to(compute_dtype(X))
-    if counts is not None and not (X.device.type in host.READABLE and bool(counts.all())):
-        X = X.masked_fill(~counts[:, None], 0)
+    if mask is not None and not (X.device.type in host.READABLE and bool(mask.all())):
+        X = X.masked_fill(~mask[:, None], 0)
     return X.mT @ X

@@ -20,21 +20,12 @@ def rebuild_(
     step: Tensor,
     accumulate: bool,
     seed: int,
+    rounded: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """In place, and only where ``ok``. See :func:`lip_fast.ops.rebuild_`."""
-    return rebuild_with(lambda new: stochastic_round(new, M.dtype, step, seed), M, A, s, B, ok, accumulate)
+    """In place, and only where ``ok``. See :func:`lip_fast.ops.rebuild_`.
 
-
-def rebuild_with(
-    rounded: Callable[[Tensor], Tensor],
-    M: Tensor,
-    A: Tensor,
-    s: Tensor,
-    B: Tensor,
-    ok: Tensor,
-    accumulate: bool,
-) -> Tensor:
-    """The same with a rounding of one's own: a new weight in, its values in the narrow dtype of M out."""
+    ``rounded`` rounds to a narrow format in place of :func:`stochastic_round`, with its arguments.
+    """
     on_host = ok.device.type in host.READABLE
     if on_host and not bool(ok):
         return ok.clone()
@@ -47,7 +38,7 @@ def rebuild_with(
         return ok.clone()
     new = torch.addmm(M.to(A.dtype), scaled, B.mT) if accumulate else scaled @ B.mT
     if M.dtype in DROPPED_BITS:
-        new = rounded(new)
+        new = (rounded or stochastic_round)(new, M.dtype, step, seed)
         # Only float16 can overflow here: its range is far smaller than that of the sums.
         ok = ok & torch.isfinite(new).all()
     M.copy_(torch.where(ok, new.to(M.dtype), M))

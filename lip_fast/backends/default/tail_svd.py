@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.backends.default.failed_svd import failed_svd
+from lip_fast.backends.default.svd import failed_svd
+from lip_fast.rounding import compute_dtype
 from lip_fast.status import NOT_FINITE
 
 # Small sides up to this are decomposed directly: one call of LAPACK costs less than the way round it.
@@ -19,15 +20,11 @@ def tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A (l, d - rank), S (d,), B (q, d - rank), status (). See :func:`lip_fast.ops.tail_svd`."""
     try:
         if M.dtype == torch.float64 or min(M.shape) <= _SMALL:
-            return _by_svd(M.to(_compute_dtype(M)), rank)
+            return _by_svd(M.to(compute_dtype(M)), rank)
         return _by_gram(M, rank)
     except torch.linalg.LinAlgError:  # no convergence
-        A, S, B, status = failed_svd(M.to(_compute_dtype(M)), (len(M), M.shape[1]), min(M.shape))
+        A, S, B, status = failed_svd(M.to(compute_dtype(M)), (len(M), M.shape[1]), min(M.shape))
         return A[:, rank:].contiguous(), S, B[:, rank:].contiguous(), status
-
-
-def _compute_dtype(M: Tensor) -> torch.dtype:
-    return torch.float64 if M.dtype == torch.float64 else torch.float32
 
 
 def _by_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,85 +1,144 @@
-"""What the updates of the optimizers share: the two products, the flags, and the one write of the weight."""
+"""An optimizer's update with the products of the power step, for any rule, in plain torch."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lip_fast import host
 from lip_fast.backends.default.rebuild_ import DROPPED_BITS, stochastic_round
+from lip_fast.rounding import compute_dtype
+from lip_fast.rules import Rule, rule_of
+from lip_fast.rules.rule import write
 
 
-def compute_dtype(M: Tensor) -> torch.dtype:
-    """What an update computes in, as the optimizers of torch do: float32 for every narrower format too."""
-    return torch.float64 if M.dtype == torch.float64 else torch.float32
-
-
-def skipped(found_inf: Tensor | None) -> Tensor | bool:
-    """Whether nothing may be written: on the host where that is free, else () bool."""
-    if found_inf is None:
-        return False
-    return bool(found_inf != 0) if found_inf.device.type in host.READABLE else found_inf != 0
-
-
-def write(X: Tensor, new: Tensor, skip: Tensor | bool) -> None:
-    """X = new in the dtype of X, rounded to nearest, except where ``skip``."""
-    if isinstance(skip, Tensor):
-        new = torch.where(skip, X, new.to(X.dtype))
-    elif skip:
-        return
-    X.copy_(new)
-
-
-def unscaled(grad: Tensor, grad_scale: Tensor | None, skip: Tensor | bool, dtype: torch.dtype) -> Tensor:
-    """The gradient without the scale, written to ``grad`` and with its rounding, in ``dtype``."""
+def update_sketch_(
+    M: Tensor,
+    grad: Tensor,
+    state: Sequence[Tensor],
+    V: Tensor,
+    scalars: Sequence[Tensor],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    rule: str,
+    settings: Sequence[float],
+    write_weight: bool,
+) -> Tensor:
+    """Y (l, m). See :func:`lip_fast.ops.update_sketch_`."""
+    skip, dtype = _skipped(found_inf), compute_dtype(M)
+    if skip is True:
+        return _first_product(M, V)
     if grad_scale is not None:
         write(grad, grad.to(dtype) / grad_scale.to(dtype), skip)
-    return grad.to(dtype)
+    how = rule_of(rule, scalars, settings)
+    how.advance(M, grad, state, skip)
+    new = _updated(how, M, grad, state, skip)
+    if write_weight:
+        write(M, new, skip)
+        new = M
+    return _first_product(new, V)
 
 
-def first_product(M: Tensor, V: Tensor) -> Tensor:
-    """Y = M V (l, m) in the dtype of V, columns contiguous."""
-    return (V.mT @ M.to(V.dtype).mT).contiguous().mT
-
-
-def second_product(M: Tensor, Y: Tensor) -> Tensor:
-    """Z = M^T Y (q, m) in the dtype of Y, columns contiguous."""
-    return (Y.mT @ M.to(Y.dtype)).contiguous().mT
-
-
-def rebuild(
+def update_project(
     M: Tensor,
-    updated: Callable[[], Tensor],
+    grad: Tensor,
+    state: Sequence[Tensor],
+    Y: Tensor,
+    scalars: Sequence[Tensor],
+    found_inf: Tensor | None,
+    rule: str,
+    settings: Sequence[float],
+) -> Tensor:
+    """Z (q, m). See :func:`lip_fast.ops.update_project`."""
+    return project(_updated(rule_of(rule, scalars, settings), M, grad, state, _skipped(found_inf)), Y)
+
+
+def update_rebuild_(
+    M: Tensor,
+    grad: Tensor,
+    state: Sequence[Tensor],
     A: Tensor,
     s: Tensor,
     B: Tensor,
     ok: Tensor,
     step: Tensor,
-    skip: Tensor | bool,
+    scalars: Sequence[Tensor],
+    found_inf: Tensor | None,
+    rule: str,
+    settings: Sequence[float],
     accumulate: bool,
     seed: int,
 ) -> Tensor:
-    """Write A diag(s) B^T (+ M') where ``ok``, else M', except where ``skip``; ``updated()`` is M'.
-
-    Returns () bool: whether the factors were written.
-    """
-    on_host = ok.device.type in host.READABLE
+    """In place. See :func:`lip_fast.ops.update_rebuild_`."""
+    on_host, skip = ok.device.type in host.READABLE, _skipped(found_inf)
     if skip is True:
         return torch.zeros_like(ok)
+    how = rule_of(rule, scalars, settings)
     if on_host and not bool(ok):
-        write(M, updated(), skip)
+        write(M, _updated(how, M, grad, state, skip), skip)
         return ok.clone()
     new = (A * s) @ B.mT
     base = None
     if accumulate:
-        base = updated()
+        base = _updated(how, M, grad, state, skip)
         new = base + new
     if M.dtype in DROPPED_BITS:
         new = stochastic_round(new, M.dtype, step, seed)
         # Only float16 can overflow here: its range is far smaller than that of the sums.
         ok = ok & torch.isfinite(new).all()
     if not (on_host and bool(ok)):
-        base = updated() if base is None else base
+        base = _updated(how, M, grad, state, skip) if base is None else base
         new = torch.where(ok, new.to(M.dtype), base.to(M.dtype))
     write(M, new, skip)
     return ok & ~skip if isinstance(skip, Tensor) else ok.clone()
+
+
+def update_one_read_(
+    M: Tensor,
+    grad: Tensor,
+    state: Sequence[Tensor],
+    V: Tensor,
+    scalars: Sequence[Tensor],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    rule: str,
+    settings: Sequence[float],
+    write_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Y (l, m), Z (q, m): one op after the other, each by the kernel that serves it here.
+
+    See :func:`lip_fast.ops.update_one_read_`.
+    """
+    Y = torch.ops.lip_fast.update_sketch_(
+        M, grad, state, V, scalars, grad_scale, found_inf, rule, settings, write_weight
+    )
+    if write_weight:
+        return Y, torch.ops.lip_fast.project(M, Y)
+    Z = torch.ops.lip_fast.update_project(M, grad, state, Y, scalars, found_inf, rule, settings)
+    return Y, Z
+
+
+def project(M: Tensor, Y: Tensor) -> Tensor:
+    """Z = M^T Y (q, m) in the dtype of Y, columns contiguous. See :func:`lip_fast.ops.project`."""
+    return (Y.mT @ M.to(Y.dtype)).contiguous().mT
+
+
+def _first_product(M: Tensor, V: Tensor) -> Tensor:
+    """Y = M V (l, m) in the dtype of V, columns contiguous."""
+    return (V.mT @ M.to(V.dtype).mT).contiguous().mT
+
+
+def _skipped(found_inf: Tensor | None) -> Tensor | bool:
+    """Whether nothing may be written: on the host where that is free, else () bool."""
+    if found_inf is None:
+        return False
+    return bool(found_inf != 0) if found_inf.device.type in host.READABLE else found_inf != 0
+
+
+def _updated(rule: Rule, M: Tensor, grad: Tensor, state: Sequence[Tensor], skip: Tensor | bool) -> Tensor:
+    """M' in the dtype of the computation; M where ``skip``."""
+    old = M.to(compute_dtype(M))
+    if skip is True:
+        return old
+    new = rule.updated(M, grad, state)
+    return torch.where(skip, old, new) if isinstance(skip, Tensor) else new

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lip_fast.backends.native.front_door import address, module_and_stream
+from lip_fast.backends.native.library import MODULES, stream_of
 
 
 def fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
@@ -14,14 +14,7 @@ def fresh_columns(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
 
 
 def write_fresh_columns(out: Tensor, step: Tensor, seed: int) -> None:
-    """Fill ``out`` (columns, rows), the transpose of what the op returns."""
+    """Fill ``out`` (columns, rows), contiguous, the transpose of what the op returns."""
     columns, rows = out.shape
-    module, stream = module_and_stream(out.device)
-    module.fresh_columns(
-        address("out", out, (columns, rows), torch.float32, out.device),
-        rows,
-        columns,
-        address("step", step, (), torch.int64, out.device),
-        seed,
-        stream,
-    )
+    module = MODULES[out.device.type]
+    module.fresh_columns(out.data_ptr(), rows, columns, step.data_ptr(), seed, stream_of(out.device))

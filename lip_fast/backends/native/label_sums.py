@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lip_fast.backends.native.front_door import address, module_and_stream
+from lip_fast.backends.native.library import MODULES
 from lip_fast.targets import IGNORE_INDEX
 
 
@@ -15,24 +15,24 @@ def label_sums(
     if X.stride(1) != 1:
         X = X.contiguous()
     Y = Y.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
     numerator = X.new_empty(r, dtype=torch.float64)
     denominator, energy = torch.empty_like(numerator), X.new_empty((), dtype=torch.float64)
     masked = X.new_empty((), dtype=torch.int64)
-    module, _ = module_and_stream(X.device)
-    module.label_sums(
+    MODULES["cpu"].label_sums(
         X.data_ptr(),
         n,
         q,
         X.stride(0),
-        address("Y", Y, (n,), torch.int64, X.device),
+        Y.data_ptr(),
         A.data_ptr(),
         l,
         *A.stride(),
         B.data_ptr(),
         *B.stride(),
         r,
-        0 if bias is None else address("bias", bias, (l,), torch.float32, X.device),
+        0 if bias is None else bias.data_ptr(),
         IGNORE_INDEX,
         numerator.data_ptr(),
         denominator.data_ptr(),

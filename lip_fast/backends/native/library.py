@@ -11,7 +11,10 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["covers", "cpu", "cuda", "problems", "serves"]
+__all__ = ["MAX_COLUMNS", "MODULES", "covers", "cpu", "cuda", "problems", "serves", "stream_of"]
+
+# Widest small problem of the solver: kMaxColumns in csrc/core/small_svd.h.
+MAX_COLUMNS = 128
 
 _problems: dict[str, str] = {}
 
@@ -100,3 +103,27 @@ def _load(name: str) -> ModuleType | None:
         _problems[name] = f"built for lip_fast {built}, installed is {installed}"
         return None
     return module
+
+
+class _Modules(dict[str, ModuleType]):
+    """By the kind of device, each loaded when it is first asked for."""
+
+    def __missing__(self, kind: str) -> ModuleType:
+        module = cuda() if kind == "cuda" else cpu()
+        if module is None:
+            raise RuntimeError(f"expected the native kernels for {kind}, got none: {problems()}")
+        self[kind] = module
+        return module
+
+
+MODULES = _Modules()
+"""The modules for the launchers, which hand them addresses.
+
+What a launcher is given fits: the check of its op and what the op says of the kernel have seen shapes, dtypes
+and devices, and the launcher makes contiguous what must be. The modules refuse null and misaligned addresses.
+"""
+
+
+def stream_of(device: torch.device) -> int:
+    """The address of the stream that work for a device is queued on."""
+    return 0 if device.type == "cpu" else torch.cuda.current_stream(device).cuda_stream

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lip_fast.backends.default.rebuild_ import DROPPED_BITS, rebuild_with
-from lip_fast.backends.native.front_door import address, module_and_stream
+from lip_fast.backends.default import rebuild_ as default
+from lip_fast.backends.native.library import MODULES, stream_of
 
 
 def rebuild_(
@@ -18,18 +18,12 @@ def rebuild_(
     seed: int,
 ) -> Tensor:
     """In place, and only where ``ok``. See :func:`lip_fast.ops.rebuild_`."""
+    return default.rebuild_(M, A, s, B, ok, step, accumulate, seed, _rounded)
 
-    def rounded(new: Tensor) -> Tensor:
-        new = new.contiguous()
-        module, stream = module_and_stream(new.device)
-        module.round(
-            address("the new weight", new, M.shape, new.dtype, M.device),
-            *M.shape,
-            DROPPED_BITS[M.dtype],
-            address("step", step, (), torch.int64, M.device),
-            seed,
-            stream,
-        )
-        return new.to(M.dtype)
 
-    return rebuild_with(rounded, M, A, s, B, ok, accumulate)
+def _rounded(new: Tensor, dtype: torch.dtype, step: Tensor, seed: int) -> Tensor:
+    new = new.float().contiguous()
+    rows, columns = new.shape
+    module, stream = MODULES[new.device.type], stream_of(new.device)
+    module.round(new.data_ptr(), rows, columns, default.DROPPED_BITS[dtype], step.data_ptr(), seed, stream)
+    return new.to(dtype)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lip_fast.backends.native.front_door import address, module_and_stream
+from lip_fast.backends.native.library import MODULES, stream_of
 
 
 def refit(
@@ -17,28 +17,27 @@ def refit(
     clip: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """s (r,), ok (), clipped (). See :func:`lip_fast.ops.refit`."""
-    device, r, t = S.device, len(numerator), len(S)
-    S, numerator, denominator = S.contiguous(), numerator.contiguous(), denominator.contiguous()
+    device, (r,), (t,) = S.device, numerator.shape, S.shape
     S, numerator, denominator = S.contiguous(), numerator.contiguous(), denominator.contiguous()
     s = S.new_empty(r)
     sound = torch.empty_like(ok)
     clipped = S.new_empty((), dtype=torch.int64)
-    module, stream = module_and_stream(device)
+    module = MODULES[device.type]
     kernel = module.refit_float64 if S.dtype == torch.float64 else module.refit_float32
     kernel(
-        address("S", S, (t,), S.dtype, device),
+        S.data_ptr(),
         t,
-        address("numerator", numerator, (r,), torch.float64, device),
-        address("denominator", denominator, (r,), torch.float64, device),
+        numerator.data_ptr(),
+        denominator.data_ptr(),
         r,
-        address("energy", energy, (), torch.float64, device),
-        address("ok", ok, (), torch.bool, device),
+        energy.data_ptr(),
+        ok.data_ptr(),
         rank,
         tolerance,
         clip,
         s.data_ptr(),
         sound.data_ptr(),
         clipped.data_ptr(),
-        stream,
+        0 if device.type == "cpu" else stream_of(device),
     )
     return s, sound, clipped

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lip_fast.backends.native.front_door import module_and_stream
+from lip_fast.backends.native.library import MODULES
 
 
 def tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -11,6 +11,6 @@ def tail_svd(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     M = M.float()
     (l, q), d = M.shape, min(M.shape)
     A, S, B = M.new_empty(l, d - rank), M.new_empty(d), M.new_empty(q, d - rank)
-    module, _ = module_and_stream(M.device)
+    module = MODULES["cpu"]
     status = module.tail_svd(M.data_ptr(), l, q, *M.stride(), rank, A.data_ptr(), S.data_ptr(), B.data_ptr())
     return A, S, B, torch.tensor(status)

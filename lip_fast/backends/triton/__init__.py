@@ -11,7 +11,12 @@ import re
 
 import torch
 
-__all__ = ["problem", "serves", "version"]
+__all__ = ["MAX_COLUMNS", "STORED", "problem", "serves", "version"]
+
+STORED = (torch.float32, torch.bfloat16, torch.float16)
+"""Formats of weights and features that the kernels read."""
+MAX_COLUMNS = 128
+"""Widest tile of columns that the products of an update keep in registers."""
 
 # The oldest release whose language the kernels keep to: that of torch 2.9.
 _OLDEST = (3, 5)

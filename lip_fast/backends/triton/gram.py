@@ -37,10 +37,10 @@ _MANY_FEATURES = 2048
 
 @triton.jit
 def gram_kernel(
-    X, counts, partial, n, q, runs, X_s0, X_s1, counts_s0,
+    X, mask, partial, n, q, runs, X_s0, X_s1, mask_s0,
     RUN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile (BLOCK, BLOCK) of G from ``runs`` runs of rows; ``counts`` (n,) bool or None: which count."""
+    """A tile (BLOCK, BLOCK) of G from ``runs`` runs of rows; ``mask`` (n,) bool or None: which rows count."""
     i, j = tl.program_id(0), tl.program_id(1)
     part = tl.program_id(2).to(tl.int64)
     if i <= j:
@@ -52,8 +52,8 @@ def gram_kernel(
             for first in range(0, RUN, ROWS):
                 rows = (part * runs + run) * RUN + first + tl.arange(0, ROWS)
                 there = rows < n
-                if counts is not None:
-                    there = there & (tl.load(counts + rows * counts_s0, mask=there, other=0) != 0)
+                if mask is not None:
+                    there = there & (tl.load(mask + rows * mask_s0, mask=there, other=0) != 0)
                 a = tl.load(
                     X + offsets(rows, left, X_s0, X_s1), mask=there[:, None] & (left[None, :] < q), other=0.0
                 ).to(tl.float32)
@@ -87,15 +87,15 @@ def gram_total_kernel(partial, G, parts, q, BLOCK: tl.constexpr):
 
 
 @functools.cache
-def _form(dtype: torch.dtype, features_are_many: bool, marked: bool) -> Configuration:
+def _form(dtype: torch.dtype, features_are_many: bool, masked: bool) -> Configuration:
     """For the dtype of the features, and with marks of the rows that count or without."""
     narrow = dtype != torch.float32
-    pointers = {"X": POINTERS[dtype], "partial": "*fp32", **({"counts": "*i1"} if marked else {})}
+    pointers = {"X": POINTERS[dtype], "partial": "*fp32", **({"mask": "*i1"} if masked else {})}
     return Configuration(
         gram_kernel,
         signature(pointers, "n q runs X_s0", ""),
         {
-            **({"counts_s0": 1} if marked else {"counts": None, "counts_s0": 0}),
+            **({"mask_s0": 1} if masked else {"mask": None, "mask_s0": 0}),
             "X_s1": 1,
             "RUN": _RUN,
             "ROWS": _ROWS,
@@ -115,34 +115,34 @@ _TOTAL = Configuration(
 CONFIGURATIONS = [
     _TOTAL,
     *(
-        _form(dtype, features_are_many, marked)
+        _form(dtype, features_are_many, masked)
         for dtype, features_are_many in itertools.product(POINTERS, (False, True))
         if dtype != torch.float32 or not features_are_many
-        for marked in (False, True)
+        for masked in (False, True)
     ),
 ]
 
 
-def gram(X: Tensor, counts: Tensor | None) -> Tensor:
+def gram(X: Tensor, mask: Tensor | None) -> Tensor:
     """G (q, q). See :func:`lip_fast.ops.gram`."""
     n, q = X.shape
     G = X.new_empty((q, q), dtype=torch.float32)
     if not q:
         return G
-    form = _form(X.dtype, q >= _MANY_FEATURES, counts is not None)
+    form = _form(X.dtype, q >= _MANY_FEATURES, mask is not None)
     tiles = triton.cdiv(q, form.constexprs["BLOCK"])
     split, runs = parts(tiles * (tiles + 1) // 2, n, _RUN)
     partial = X.new_empty((split, q, q), dtype=torch.float32)
     form.launch(
         (tiles, tiles, split),
         X=X,
-        counts=counts,
+        mask=mask,
         partial=partial,
         n=n,
         q=q,
         runs=runs,
         **strides("X", X),
-        counts_s0=0 if counts is None else counts.stride(0),
+        mask_s0=0 if mask is None else mask.stride(0),
     )
     mirrored = triton.cdiv(q, _MIRRORED)
     _TOTAL.launch((mirrored, mirrored), partial=partial, G=G, parts=split, q=q)

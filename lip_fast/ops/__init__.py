@@ -1,0 +1,57 @@
+"""The operations of the step: one a file, with its declaration, its kernels and its public function.
+
+Layout: M (l, q) is the weight as ``nn.Linear`` holds it, A (l, t) holds class-side and B (q, t) feature-side
+singular vectors in columns, so that M ~ A diag(S) B^T. Flags, counts and the status word
+(:mod:`lip_fast.status`) are 0-d tensors on the device of their operands, so that a kernel need not stop for
+the host.
+
+A public function checks its arguments and runs the kernel that serves them here; kernels live in
+:mod:`lip_fast.backends` and trust the checks. None of the ops is differentiable: they run inside an optimizer
+step.
+"""
+
+from lip_fast.ops.class_sums import ClassSums, class_sums
+from lip_fast.ops.finish_svd import finish_svd
+from lip_fast.ops.fresh_columns import fresh_columns
+from lip_fast.ops.gram import gram, sums_in_place
+from lip_fast.ops.label_sums import Sums, label_sums
+from lip_fast.ops.orthonormalize import orthonormalize
+from lip_fast.ops.project import project
+from lip_fast.ops.rebuild_ import rebuild_
+from lip_fast.ops.refit import Refit, refit
+from lip_fast.ops.sketch import sketch
+from lip_fast.ops.start_basis import start_basis
+from lip_fast.ops.tail_svd import tail_svd
+from lip_fast.ops.update_one_read_ import reads_once, update_one_read_
+from lip_fast.ops.update_project import update_project
+from lip_fast.ops.update_rebuild_ import update_rebuild_
+from lip_fast.ops.update_sketch_ import Scaling, fuses_updates, update_sketch_
+from lip_fast.ops.warm_svd import SVD, warm_svd
+
+__all__ = [
+    "SVD",
+    "ClassSums",
+    "Refit",
+    "Scaling",
+    "Sums",
+    "class_sums",
+    "finish_svd",
+    "fresh_columns",
+    "fuses_updates",
+    "gram",
+    "label_sums",
+    "orthonormalize",
+    "project",
+    "reads_once",
+    "rebuild_",
+    "refit",
+    "sketch",
+    "start_basis",
+    "sums_in_place",
+    "tail_svd",
+    "update_one_read_",
+    "update_project",
+    "update_rebuild_",
+    "update_sketch_",
+    "warm_svd",
+]

@@ -1,0 +1,98 @@
+"""The declaration of an op: its schema, its checks, what it returns, and the kernels that may serve it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lip_fast import backends
+from lip_fast.backends.kernel import Kernel
+
+__all__ = ["OPS", "Op", "on_its_device"]
+
+OPS: dict[str, "Op"] = {}
+"""Every op, by its name."""
+
+
+class Op:
+    """One op of the namespace ``lip_fast``, defined by making it.
+
+    None of the ops is differentiable: they run inside an optimizer step.
+
+    Args:
+        schema: as ``torch.library.define`` takes it, with the name before it: "gram(Tensor X) -> Tensor".
+        check: raises where the arguments do not fit. Run before every call and while the op is traced;
+            kernels trust it.
+        outputs: makes empty tensors like those that the op returns, for tracing.
+        default: the path of the kernel in plain torch, as of :class:`Kernel`.
+        kernels: those that come before it where they take the arguments, best first.
+
+    Attributes:
+        run: the op as torch dispatches it, without the check.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        check: Callable[..., None],
+        outputs: Callable[..., Any],
+        default: str,
+        kernels: tuple[Kernel, ...] = (),
+    ) -> None:
+        self.name = schema.partition("(")[0]
+        self.check = check
+
+        def fake(*arguments: Any) -> Any:
+            check(*arguments)
+            return outputs(*arguments)
+
+        name = f"lip_fast::{self.name}"
+        torch.library.define(name, schema.removeprefix(self.name))
+        torch.library.register_fake(name, fake)
+        fallback = Kernel(default)
+        backends.declare(self.name, (fallback, *kernels))
+        # "default" is one kernel for every device that has none of its own.
+        torch.library.register_kernel(name, "default", _first_that_takes([], fallback))
+        for device in backends.devices():
+            if found := backends.candidates(self.name, device):
+                chosen = _first_that_takes(found, fallback)
+                torch.library.register_kernel(
+                    name, device, on_its_device(chosen) if device == "cuda" else chosen
+                )
+        # Bound once: the attribute look-ups of torch.ops cost as much as a small kernel.
+        self.run: Callable[..., Any] = getattr(torch.ops.lip_fast, self.name).default
+        OPS[self.name] = self
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Check the arguments, and run the kernel that serves them."""
+        self.check(*arguments)
+        return self.run(*arguments)
+
+
+def _first_that_takes(found: list[backends.Candidate], fallback: Kernel) -> Callable[..., Any]:
+    choices = [(candidate.takes, candidate.kernel) for candidate in found]
+
+    def chosen(*arguments: Any) -> Any:
+        for takes, kernel in choices:
+            if takes(*arguments):
+                return kernel.run(*arguments)
+        return fallback.run(*arguments)
+
+    return chosen
+
+
+def on_its_device(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` with the device of its first argument as the current one, on which CUDA launches."""
+
+    def guarded(first: Tensor, *rest: Any) -> Any:
+        if first.device.index == torch.cuda.current_device():
+            return run(first, *rest)
+        with torch.cuda.device(first.device):
+            return run(first, *rest)
+
+    return guarded
+
+
+backends.check_choice()
