@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from capture_runs import same
-from optim.twins import BASES, IMPLEMENTATIONS, LIPS, STEPS, L, N, Q, Side, assert_equal, random, settings
+from optim.twins import BASES, LIPS, STEPS, L, N, Q, Side, assert_equal, implementations_of, random, settings
 from problems import linear
 from torch import Tensor, nn
 from torch.optim.optimizer import (
@@ -59,7 +59,7 @@ INFOS = [_info(optimizer) for optimizer in BASES]
 def _inputs(info: OptimizerInfo, device: str, dtype: torch.dtype = torch.float32) -> list[OptimizerInput]:
     """Every input with every implementation, and a rate that is a tensor for those that take it."""
     inputs = _get_optim_inputs_including_global_cliquey_kwargs(device, dtype, info, skip=("differentiable",))
-    for implementation in IMPLEMENTATIONS.values():
+    for implementation in implementations_of(info.optim_cls):
         if implementation != {"foreach": True}:
             options = {"lr": torch.tensor(0.01, device=device), **implementation}
             inputs.append(OptimizerInput(None, options, "tensor lr"))
@@ -122,13 +122,13 @@ class TestOptimizers(TestCase):
                         with pytest.raises(raised, match=told):
                             optimizer.step()
 
-    @optims(INFOS)
+    @optims([info for info in INFOS if "fused" in info.supported_impls])
     def test_what_does_not_go_together(self, device: str, dtype: torch.dtype, optim_info: OptimizerInfo):
         for options in ({"foreach": True}, {"differentiable": True}):
             with pytest.raises(RuntimeError, match="`fused`"):
                 optim_info.optim_cls([random((2, 3), 0)], fused=True, **options)
 
-    @optims(INFOS)
+    @optims([info for info in INFOS if "fused" in info.supported_impls])
     def test_fused_refuses_parameters_without_numbers(
         self, device: str, dtype: torch.dtype, optim_info: OptimizerInfo
     ) -> None:
@@ -181,7 +181,7 @@ class TestOptimizers(TestCase):
             with self.subTest(given.desc, lip=lip):
                 a, *others = (
                     Side(optim_info.optim_cls, _options(given) | options, lip, dtype=dtype, device=device)
-                    for options in IMPLEMENTATIONS.values()
+                    for options in implementations_of(optim_info.optim_cls)
                     if not (isinstance(given.kwargs.get("lr"), Tensor) and "foreach" in options)
                     or options == {"foreach": False}
                 )
@@ -586,7 +586,7 @@ class TestOptimizers(TestCase):
             torch.save(saved | {"values": ours.values}, buffer)
             buffer.seek(0)
             loaded = torch.load(buffer, weights_only=True)
-            implementation = {"fused": True} if optimizer.defaults["fused"] else {}
+            implementation = {"fused": True} if optimizer.defaults.get("fused") else {}
             fresh = Side(optim_info.optim_cls, implementation, _lip_of(ours), device=device)
             with torch.no_grad():
                 for p, value in zip(fresh.parameters, loaded["values"], strict=True):

@@ -16,13 +16,13 @@ from capture_runs import same
 from contract.changed_bytes import ChangedBytes
 from contract.runs import EXACT, KINDS, TRACKED, Run
 from contract.traps import TRAPS
-from optim.twins import settings
+from optim.twins import IMPLEMENTATIONS, implementations_of, settings
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 
 from lip_fast import LIP
-from lip_fast.optim import LIPSGD, LIPAdamW
+from lip_fast.optim import LIPSGD, LIPAdamW, LIPNAdam
 
 pytestmark = [
     pytest.mark.contract,
@@ -30,8 +30,19 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
 ]
 
-OURS = {"LIPSGD": ("sgd", LIPSGD), "LIPSGD-momentum": ("momentum", LIPSGD), "LIPAdamW": ("adamw", LIPAdamW)}
-OPTIMIZERS = [f"{kind} {implementation}" for kind in OURS for implementation in ("for-loop", "fused")]
+OURS = {
+    "LIPSGD": ("sgd", LIPSGD),
+    "LIPSGD-momentum": ("momentum", LIPSGD),
+    "LIPAdamW": ("adamw", LIPAdamW),
+    "LIPNAdam": ("nadam", LIPNAdam),
+}
+OPTIMIZERS = [
+    f"{kind} {implementation}"
+    for kind, (_, optimizer) in OURS.items()
+    # torch updates plainly, or in one kernel that may skip the update inside.
+    for implementation in ("for-loop", "fused")
+    if IMPLEMENTATIONS[implementation] in implementations_of(optimizer)
+]
 OPTIONS = {"exact": EXACT, "tracked": TRACKED}
 
 
@@ -67,6 +78,7 @@ class InGroup:
 
 @pytest.fixture(autouse=True)
 def _our_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "nadam", (torch.optim.NAdam, {"lr": 0.01}))
     for name, (kind, optimizer) in OURS.items():
         monkeypatch.setitem(KINDS, name, (optimizer, KINDS[kind][1]))
 

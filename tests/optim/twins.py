@@ -3,23 +3,34 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from capture_runs import same
 from problems import linear
 from torch import Tensor, nn
 
 from lip_fast import LIP
-from lip_fast.optim import LIPSGD, LIPAdamW
+from lip_fast.optim import LIPSGD, LIPAdamW, LIPNAdam
 
 L, Q, N = 7, 11, 13
 STEPS = 7
-BASES: dict[type, type[torch.optim.Optimizer]] = {LIPSGD: torch.optim.SGD, LIPAdamW: torch.optim.AdamW}
+BASES: dict[type, type[torch.optim.Optimizer]] = {
+    LIPSGD: torch.optim.SGD,
+    LIPAdamW: torch.optim.AdamW,
+    LIPNAdam: torch.optim.NAdam,
+}
 IMPLEMENTATIONS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 # The exact path, and the one that tracks a basis, which random columns and averages over batches enter.
 LIPS: dict[str, dict[str, Any]] = {
     "exact": {"rank": 3},
     "tracked": {"rank": 2, "tail_rank": 1, "decay": 0.9},
 }
+
+
+def implementations_of(optimizer: type) -> list[dict[str, bool]]:
+    """Those that torch has of an optimizer: there is no fused NAdam."""
+    without = issubclass(optimizer, torch.optim.NAdam)
+    return [options for options in IMPLEMENTATIONS.values() if not (without and "fused" in options)]
 
 
 def settings(lip: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +64,8 @@ class Side:
         others: Callable[[], list[Tensor]] | None = None,
         names: bool = False,
     ) -> None:
+        if options.get("fused") and {"fused": True} not in implementations_of(optimizer):
+            pytest.skip("torch has no fused NAdam")
         self.dtype, self.device = dtype, device
         self.name = f"{options} with LIP {lip}"
         self.head = linear(Q, L, bias=True, dtype=dtype).to(device)
