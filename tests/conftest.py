@@ -1,8 +1,8 @@
 """Fixtures that every test gets, and the laws of the two tiers of tests.
 
 A test that starts a process (a compiler, an emulator, an interpreter) is marked ``process`` and fails without
-the mark; git, which answers in milliseconds, needs none. ``make test`` leaves out what is marked so, but for the
-few that are ``smoke`` tests too.
+the mark; git, which answers in milliseconds, needs none. ``make test`` runs those of them that are marked
+``smoke`` as well, and no other.
 """
 
 import multiprocessing.util
