@@ -1,7 +1,8 @@
 """Fixtures that every test gets, and the laws of the two tiers of tests.
 
 A test that starts a process (a compiler, an emulator, an interpreter) is marked ``process`` and fails without
-the mark. ``make test`` leaves out what is marked so, unless it is marked ``smoke`` as well.
+the mark; git, which answers in milliseconds, needs none. ``make test`` runs those of them that are marked
+``smoke`` as well, and no other.
 """
 
 import multiprocessing.util
@@ -27,7 +28,7 @@ class _Watch:
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _STARTS and _Watch.test is not None:
+    if event in _STARTS and _Watch.test is not None and arguments[:1] != ("git",):
         started = (
             f"{_Watch.test} starts a process ({event} {arguments!r:.200}): mark it as pytest.mark.process"
         )

@@ -53,6 +53,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, make: Callable[[Row, torch.device], Ca
 # What it prints and writes --------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_all_rows_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.json"
     path.write_text("an earlier one")
@@ -86,7 +87,6 @@ def test_all_rows_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert {time.get("calls", 1) for time in record["times"].values()} == {1}
 
 
-@pytest.mark.process
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_the_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str, folder: Path = ROOT) -> str:
@@ -122,6 +122,7 @@ def test_ours_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torchao" not in out
 
 
+@pytest.mark.process
 def test_the_same_numbers_whatever_was_drawn_before(tmp_path: Path) -> None:
     found = []
     for seed in (1, 2):
@@ -209,6 +210,7 @@ def test_a_step_without_memory_is_skipped(
     assert capsys.readouterr().out.count("skipped: needs ") == 2
 
 
+@pytest.mark.process
 def test_what_was_measured_is_printed_where_it_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
+from harness.listed_figures import list_figures
 
-from benchmarks import report, results
+from benchmarks import report
 from benchmarks.decomposition_rows import OURS
 from benchmarks.results import LEFT_OUT, load
 from benchmarks.rows import ROWS, row
@@ -79,13 +79,6 @@ class Files:
 
     def run(self, *options: str) -> int:
         return report.main([str(self.result), "--write", str(self.readme), *options])
-
-
-@pytest.fixture(autouse=True)
-def _no_git(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commits are known by their form alone, as where there is no git."""
-    if request.node.get_closest_marker("process") is None:
-        monkeypatch.setattr(results.subprocess, "run", Mock(side_effect=FileNotFoundError("git")))
 
 
 @pytest.fixture
@@ -463,8 +456,9 @@ def test_refuses_a_missing_result(files: Files, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_refuses_a_readme_without_its_markers(
-    files: Files, capsys: pytest.CaptureFixture[str], text: str
+    files: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
+    list_figures(monkeypatch)
     files.readme.write_text(text)
     said = refused(files, capsys, "--details", str(files.folder / "page.md"))
     assert (
@@ -517,7 +511,6 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.process
 def test_in_a_checkout_the_commit_must_exist(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     git(files.folder, "init", "--quiet")
     git(files.folder, "commit", "--quiet", "--allow-empty", "--message", "first")

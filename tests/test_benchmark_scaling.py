@@ -68,6 +68,7 @@ def test_rounds_end_at_the_limit_but_there_are_three(monkeypatch: pytest.MonkeyP
     assert {len(times) for times in found.values()} == {fresh_process.LEAST_ROUNDS}
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the mark cannot be set back")
 def test_both_peaks_from_one_process() -> None:
     peaks = peak_memory.extra_peaks(row("scaling-n-10000"))

@@ -66,6 +66,7 @@ def sample(folder: Path, wrong: int = 0, more: str = "") -> list[str]:
     return ["-c", str(folder / "pytest.ini"), str(path)]
 
 
+@pytest.mark.process
 def test_passed_tests_and_what_they_recorded_are_counted(tmp_path: Path) -> None:
     assert reliability.count(sample(tmp_path)) == {
         "contract": 3,
@@ -78,6 +79,7 @@ def test_passed_tests_and_what_they_recorded_are_counted(tmp_path: Path) -> None
     }
 
 
+@pytest.mark.process
 def test_a_failure_is_refused(tmp_path: Path) -> None:
     failing = "\n@pytest.mark.contract\ndef test_fails():\n    assert False\n"
     with pytest.raises(Refused, match="a test failed: pytest ended with code 1"):

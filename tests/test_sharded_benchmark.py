@@ -236,6 +236,7 @@ def test_the_page_is_what_the_formulas_say() -> None:
     assert f"{scale.SLOT.begin}\n{scale.render()}\n{scale.SLOT.end}" in page
 
 
+@pytest.mark.process
 def test_the_page_counts_the_bytes_that_simulated_worlds_send() -> None:
     # The cases of the page, on fewer classes, which bytes do not depend on.
     makers: list[Callable[..., Case]] = [

@@ -71,6 +71,7 @@ def reports() -> dict[Case, Report]:
     return dict(zip(cases, simulated(cases), strict=True))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_step_sends_this_and_nothing_else(name: str, reports: dict[Case, Report]) -> None:
     case, names = CASES[name]
@@ -86,6 +87,7 @@ def test_a_step_sends_this_and_nothing_else(name: str, reports: dict[Case, Repor
     assert report.applied == case.steps
 
 
+@pytest.mark.process
 def test_torch_counts_as_many(reports: dict[Case, Report]) -> None:
     for case, report in reports.items():
         assert report.counted == tuple(map(len, report.steps)), case
@@ -103,12 +105,14 @@ def test_the_formulas_are_those_counted_by_hand() -> None:
     assert gram.payload == 8 * (512**2 + 15)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("data", [False, True])
 def test_bytes_do_not_depend_on_the_number_of_classes(data: bool, reports: dict[Case, Report]) -> None:
     steps = {reports[case].steps for case in GROWING if case.data == data}
     assert len(steps) == 1
 
 
+@pytest.mark.process
 def test_nothing_is_as_large_as_the_part_of_a_process(reports: dict[Case, Report]) -> None:
     for case in [*GROWING[1:3], *GROWING[4:], *LARGE]:
         report = reports[case]
@@ -119,6 +123,7 @@ def test_nothing_is_as_large_as_the_part_of_a_process(reports: dict[Case, Report
             assert ring_bytes(collective, case.world) < report.shard * case.world, case
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("case", LARGE)
 def test_memory_is_what_is_counted(case: Case, reports: dict[Case, Report]) -> None:
     # Beside what grows with the rows, there are small matrices and the batch.

@@ -1,7 +1,6 @@
 """Figures that are listed instead of drawn: to draw those of a small run takes longer than the run."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from matplotlib.text import Text
 def list_figures(patch: pytest.MonkeyPatch) -> None:
     """Let the file of a figure say what is on it: it is the same file only where the figure is the same."""
 
-    def listed(figure: Figure, path: Path, **options: Any) -> None:
+    def listed(figure: Figure, target: Any, **options: Any) -> None:
         lines = [str(figure.get_size_inches())]
         for artist in figure.findobj():
             if isinstance(artist, Line2D):
@@ -29,6 +28,12 @@ def list_figures(patch: pytest.MonkeyPatch) -> None:
             else:
                 continue
             lines.append(f"{type(artist).__name__} {hashlib.sha256(content).hexdigest()}")
-        Path(path).write_text("\n".join(lines))
+        text = "\n".join(lines).encode()
+        if hasattr(target, "write"):
+            target.write(text)
+        else:
+            # As libraries write files, and not by a way that tests count.
+            with open(target, "wb") as file:
+                file.write(text)
 
     patch.setattr(Figure, "savefig", listed)

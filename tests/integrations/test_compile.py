@@ -16,7 +16,11 @@ BACKENDS = [
     "eager",
     "aot_eager",
     pytest.param(
-        "inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on CPU")
+        "inductor",
+        marks=[
+            pytest.mark.process,
+            pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on CPU"),
+        ],
     ),
 ]
 OF_A_STEP = [

@@ -179,6 +179,7 @@ def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(tmp_path: Path) ->
 SHORT = {"epochs": 2, "samples": 200, "seeds": 1}
 
 
+@pytest.mark.process
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_settings(tmp_path, **SHORT, optimizer="sgd", lr=[0.01, 1e9])
