@@ -6,7 +6,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pytest
 import torch
 from problems import linear
 
@@ -34,14 +33,13 @@ def _calls(work: Callable[[], Any]) -> list[tuple[str, str]]:
     return calls
 
 
-@pytest.mark.xfail(strict=False, reason="145 calls in 22 files: until the step has fewer parts")
 def test_a_warm_step_is_read_in_a_few_files(generator: torch.Generator) -> None:
     """A warm truncated step of the plug-in on CPU calls few functions of this package, in few files.
 
     On a small head the calls themselves are much of what LIP costs: each takes a tenth of a microsecond, and
     most of them look up, check or pack something at several times that. And whoever follows a step through
-    the code opens each of these files. A step needs one for each of its parts: the plug-in, the head and its
-    schedule, the directions, the observations, the counters, each op and its kernel. More is indirection.
+    the code opens each of these files. A step needs one for each of its parts: the head and its schedule, the
+    observations, the directions, the world, each op and its kernel. More is indirection.
     """
     l, q, rows = 100, 512, 64
     head = linear(q, l, bias=True)
