@@ -21,7 +21,7 @@ test-all: test test-rest
 
 # Ops that have a native kernel for a CPU. Their tests run again with each backend: a GPU runs the native arithmetic,
 # a machine without a compiler the default one.
-NATIVE_OPS := finish_svd fresh_columns label_sums rebuild_ refit small_svd tail_svd warm_svd
+NATIVE_OPS := finish_svd fresh_columns label_sums rebuild_ refit tail_svd warm_svd
 NATIVE_TESTS := $(NATIVE_OPS:%=tests/ops/test_%.py) tests/test_directions.py tests/test_plugin.py tests/test_capture.py
 
 # Ops that have a Triton kernel, which all run in Triton's interpreter.
