@@ -75,6 +75,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.process
 def test_without_a_gpu_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert device.main(["--out", str(tmp_path)]) == 2
     assert "torch sees no CUDA device" in capsys.readouterr().err
