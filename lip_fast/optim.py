@@ -42,15 +42,14 @@ class LIPSGD(WithLIP, torch.optim.SGD):
             of the arguments with ``lip_`` for itself; all of them are scalars.
         lr, momentum, dampening, weight_decay, nesterov, maximize, foreach, differentiable, fused: as in
             torch.
-        lip_rank: ``rank`` of :class:`lip_fast.LIP` for groups that do not say; None for no LIP.
-        lip_tail_rank, lip_tail, lip_rest, lip_every, lip_start, lip_decay, lip_clip: likewise. Another rank,
-            tail or decay in the midst of training makes LIP begin anew; the others may change at any time.
-        data_group: the processes whose batches differ, as of :class:`lip_fast.LIP`; a group of parameters has
-            scalars alone.
-        seed: of random columns and stochastic rounding.
-        strict: raise :class:`lip_fast.LIPError` where a step's LIP is skipped as unsound.
-        skip_nonfinite: where a gradient is not finite, leave weights and state as they are. Waits for the
-            device, except with ``fused=True``.
+        lip: ``lip_rank``, the ``rank`` of :class:`lip_fast.LIP` for groups that do not say; None for no LIP.
+            ``lip_tail_rank``, ``lip_tail``, ``lip_rest``, ``lip_every``, ``lip_start``, ``lip_decay`` and
+            ``lip_clip``: likewise. Another rank, tail or decay in the midst of training makes LIP begin anew;
+            the others may change at any time. And for all groups, ``data_group``: the processes whose batches
+            differ, as of :class:`lip_fast.LIP`; ``seed`` of random columns and stochastic rounding;
+            ``strict``: raise :class:`lip_fast.LIPError` where a step's LIP is skipped as unsound;
+            ``skip_nonfinite``: where a gradient is not finite, leave weights and state as they are, which
+            waits for the device, except with ``fused=True``.
 
     Raises:
         TypeError, ValueError: as in torch; a parameter of a LIP group that is not a dense real matrix, or a
@@ -175,8 +174,8 @@ class LIPNAdam(WithLIP, torch.optim.NAdam):
 
     Args:
         params: parameters or groups, as in torch.
-        lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay, foreach, maximize, capturable,
-            differentiable: as in torch.
+        lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay: as in torch.
+        foreach, maximize, capturable, differentiable: as in torch.
         lip: the arguments of LIP, which :class:`LIPSGD` explains with all else. torch has no fused NAdam, so
             that ``skip_nonfinite`` waits for the device.
 

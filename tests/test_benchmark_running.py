@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import running
 from benchmarks.rows import row
 from benchmarks.running import Plan, measure, plan, require, run
 from benchmarks.signed_steps import signed_steps
@@ -81,8 +82,23 @@ def test_variants_take_turns() -> None:
     assert all(result["q1_us"] <= result["median_us"] <= result["q3_us"] for result in results.values())
 
 
-def test_slow_variants_take_part_less_often() -> None:
-    calls = Calls()
+class Clock:
+    """Goes on by what is slept, and by nothing else."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_slow_variants_take_part_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, clock = Calls(), Clock()
+    monkeypatch.setattr(running, "time", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
     seconds = {"ours": 1e-3, "alike": 2e-3, "slow": 2e-2}
     how = plan([calls.variant(name, cost) for name, cost in seconds.items()], 1.0)
     assert how.every["alike"] == 1

@@ -26,7 +26,7 @@ from lip_fast.backends.native import library
 from lip_fast.bench.cases import Bound, Case, Skip, run_cases
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.timing import Timer, Variant, captured
-from lip_fast.fused import AdamWUpdate
+from lip_fast.fused import FusedUpdate
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -168,15 +168,15 @@ def test_rows_of_fused_updates_are_void_where_the_update_is_wrong(
     stray: float, void: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the kernels that stand in for those of a device."""
-    original, calls = AdamWUpdate.products, []
+    original, calls = FusedUpdate.products, []
 
-    def products(self: AdamWUpdate, V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def products(self: FusedUpdate, V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(self._M.dtype)
         self._M.mul_(stray)
         return original(self, V)
 
     monkeypatch.setattr(ops, "fuses_updates", lambda device: True)
-    monkeypatch.setattr(AdamWUpdate, "products", products)
+    monkeypatch.setattr(FusedUpdate, "products", products)
     forms = [(key, make) for key, make in optim_cases(CPU, True) if "LIPAdamW 60x80" in key]
     records: list[dict[str, Any]] = []
     with torch.random.fork_rng(devices=[]):

@@ -280,6 +280,7 @@ def test_the_widest_problem_is_that_of_the_sources() -> None:
     assert library.cpu().MAX_COLUMNS == MAX_COLUMNS
 
 
+@pytest.mark.process
 def test_nothing_but_tables_is_imported_before_a_kernel_is_needed() -> None:
     code = (
         "import sys, torch, lip_fast; from lip_fast import ops; "

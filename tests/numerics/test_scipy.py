@@ -51,8 +51,10 @@ INAPPLICABLE = [
 ]
 
 
-# On its matrix one column without company ends at the same bits from every start.
-CONVERGED = Inapplicable("test_svd_v0", "expects other bits from another start; all end at the same")
+# On their matrices one column without company ends at the same bits from every start; on the second it does so
+# on some CPUs.
+SAME_BITS = "expects other bits from another start; all end at the same"
+CONVERGED = [Inapplicable("test_svd_v0", SAME_BITS), Inapplicable("test_svd_rng", SAME_BITS)]
 
 
 class _Common(upstream.SVDSCommonTests):  # type: ignore[misc, name-defined]
@@ -75,9 +77,9 @@ class TestSvds(_Common):
 
 class TestSvdsWithoutOversampling(_Common):
     oversample = 0
-    inapplicable: ClassVar = [*INAPPLICABLE, CONVERGED]
+    inapplicable: ClassVar = [*INAPPLICABLE, *CONVERGED]
 
 
 def test_the_named_cases_are_there() -> None:
     tests = {name for name in dir(upstream.SVDSCommonTests) if name.startswith("test_")}
-    assert {case.test for case in [*INAPPLICABLE, CONVERGED]} < tests
+    assert {case.test for case in [*INAPPLICABLE, *CONVERGED]} < tests

@@ -14,8 +14,10 @@ TARGETS = {
     "elr": ("symmetric", 0.4, (0.9472, 2.062340), (0.7722, 2.109048)),
     "cc": ("partial", 0.3, (0.9250, 0.985222), (0.7944, 1.018809)),
 }
-# The order of sums differs between BLAS libraries: what that does to a loss, and to predictions later on.
+# The order of sums differs between BLAS libraries and CPUs: what that does to a loss, and to predictions later on.
 LOSS, ACCURACY = 1e-3, 0.015
+# LIP at so low a rank is at the mercy of rounding: 1.2e-3 and 0.042 between an AMD and an Intel CPU (gce).
+LIP_LOSS, LIP_ACCURACY = 2e-3, 0.05
 
 
 def records(digits: Dataset, algorithm: str, **settings: object) -> dict[str, Record]:
@@ -31,10 +33,10 @@ def records(digits: Dataset, algorithm: str, **settings: object) -> dict[str, Re
 def test_what_training_gives(digits: Dataset, algorithm: str) -> None:
     _, _, *targets = TARGETS[algorithm]
     found = records(digits, algorithm, methods=("plain", "in-step"))
-    for record, (accuracy, loss) in zip(found.values(), targets, strict=True):
-        assert record.train_loss[0] == pytest.approx(loss, rel=LOSS)
-        # LIP at so low a rank is at the mercy of rounding for longer.
-        assert record.test_accuracy[-1] == pytest.approx(accuracy, abs=ACCURACY)
+    tolerances = [(LOSS, ACCURACY), (LIP_LOSS, LIP_ACCURACY)]
+    for record, (accuracy, loss), (rel, most) in zip(found.values(), targets, tolerances, strict=True):
+        assert record.train_loss[0] == pytest.approx(loss, rel=rel)
+        assert record.test_accuracy[-1] == pytest.approx(accuracy, abs=most)
 
 
 def test_lip_in_the_step_that_does_not_act_would_be_seen(digits: Dataset) -> None:
@@ -42,8 +44,8 @@ def test_lip_in_the_step_that_does_not_act_would_be_seen(digits: Dataset) -> Non
     plain, lip = found["plain"], found["in-step"]
     _, _, (accuracy, loss), (lip_accuracy, lip_loss) = TARGETS["cross-entropy"]
     # Farther apart than the tolerances of both together.
-    assert abs(lip_loss - loss) > 2 * LOSS * loss
-    assert abs(lip_accuracy - accuracy) > 2 * ACCURACY
+    assert abs(lip_loss - loss) > (LOSS + LIP_LOSS) * loss
+    assert abs(lip_accuracy - accuracy) > ACCURACY + LIP_ACCURACY
     assert lip.lip["applied"] == lip.lip["steps"] == 5 * 21
     assert lip.train_loss[0] > plain.train_loss[0] * (1 + LOSS)
     # Of ten directions six are refitted to class means: the spectrum falls off after the fourth.
