@@ -330,7 +330,7 @@ class LabelStatistics:
     @full_precision
     @torch.no_grad()
     def with_rows(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple["LabelStatistics", Tensor]:
-        """A copy with the rows of ``batches``, and whether these are finite; :meth:`absorb` works in place."""
+        """A copy with the rows of ``batches``, and whether they are finite; :meth:`absorb` is in place."""
         C, G = self._products(batches)
         finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
         new = copy.copy(self)

@@ -51,8 +51,8 @@ INAPPLICABLE = [
 ]
 
 
-# On their matrices one column without company ends at the same bits from every start; on the second it does so
-# on some CPUs.
+# On these matrices one column without company ends at the same bits from every start; on the second one it
+# does so on some CPUs.
 SAME_BITS = "expects other bits from another start; all end at the same"
 CONVERGED = [Inapplicable("test_svd_v0", SAME_BITS), Inapplicable("test_svd_rng", SAME_BITS)]
 

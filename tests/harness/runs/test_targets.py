@@ -14,7 +14,7 @@ TARGETS = {
     "elr": ("symmetric", 0.4, (0.9472, 2.062340), (0.7722, 2.109048)),
     "cc": ("partial", 0.3, (0.9250, 0.985222), (0.7944, 1.018809)),
 }
-# The order of sums differs between BLAS libraries and CPUs: what that does to a loss, and to predictions later on.
+# Other BLAS libraries and CPUs add up in another order: what that does to a loss, and to predictions later.
 LOSS, ACCURACY = 1e-3, 0.015
 # LIP at so low a rank is at the mercy of rounding: 1.2e-3 and 0.042 between an AMD and an Intel CPU (gce).
 LIP_LOSS, LIP_ACCURACY = 2e-3, 0.05
