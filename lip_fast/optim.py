@@ -715,8 +715,8 @@ class LIPNAdam(_WithLIP, torch.optim.NAdam):
     Args:
         params: parameters or groups, as in torch. A LIP group holds matrices (l, q) alone, and may set each
             of the arguments with ``lip_`` for itself; all of them are scalars.
-        lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay, foreach, maximize, capturable,
-            differentiable: as in torch.
+        lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay: as in torch.
+        foreach, maximize, capturable, differentiable: as in torch.
         lip_rank: ``rank`` of :class:`lip_fast.LIP` for groups that do not say; None for no LIP.
         lip_tail_rank, lip_tail, lip_rest, lip_every, lip_start, lip_decay, lip_clip: likewise. Another rank,
             tail or decay in the midst of training makes LIP begin anew; the others may change at any time.

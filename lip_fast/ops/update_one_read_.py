@@ -17,7 +17,7 @@ __all__ = ["reads_once", "update_one_read_"]
 
 
 def reads_once(M: Tensor) -> bool:
-    """Whether one kernel takes the update of a float32 weight and both products."""
+    """Whether one kernel takes the update of a float32 weight ``M`` and both products."""
     return backends.backend_of("update_one_read_", M.device.type) == "native" and not is_cached(M)
 
 

@@ -45,7 +45,7 @@ NO_SCALING = Scaling()
 
 
 def fuses_updates(device: torch.device) -> bool:
-    """Whether kernels of ours take updates; elsewhere torch's step comes before that of LIP."""
+    """Whether kernels of ours take updates on ``device``; elsewhere torch's step comes before that of LIP."""
     return backends.backend_of("update_sketch_", device.type) != "default"
 
 
