@@ -126,6 +126,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
 
 
 @pytest.mark.process
+@pytest.mark.smoke
 @needs_gxx
 def test_only_what_changed_is_compiled_again(tree: Path) -> None:
     libraries, _ = build(tree)

@@ -14,7 +14,7 @@ __all__ = ["gram", "sums_in_place"]
 
 
 def sums_in_place(X: Tensor) -> bool:
-    """Whether kernels of ours read the features where they lie, in their own format, however many rows."""
+    """Whether kernels of ours read features ``X`` where they lie, in their own format, however many rows."""
     return X.dtype != torch.float64 and backends.backend_of("gram", X.device.type) != "default"
 
 

@@ -55,11 +55,9 @@ def _check(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, rows
     if bias is not None and bias.shape != (l,):
         raise wrong_shape("a bias", bias, (l,))
     device = X.device
-    if Y.device != device or A.device != device or B.device != device:
-        name, other = next((name, F) for name, F in (("Y", Y), ("A", A), ("B", B)) if F.device != device)
-        raise elsewhere(name, other, "X", device)
-    if bias is not None and bias.device != device:
-        raise elsewhere("a bias", bias, "X", device)
+    for name, F in (("Y", Y), ("A", A), ("B", B), ("a bias", bias)):
+        if F is not None and F.device != device:
+            raise elsewhere(name, F, "X", device)
 
 
 def _check_csr(

@@ -43,16 +43,14 @@ def _check(
     if rank < 0 or rank + r > S.shape[0]:
         raise expected(f"rank + {r} refitted values within the {S.shape[0]} singular values", f"rank {rank}")
     device = S.device
-    if numerator.device != device or denominator.device != device:
-        raise _elsewhere(S, numerator, denominator, energy, ok)
-    if energy.device != device or ok.device != device:
-        raise _elsewhere(S, numerator, denominator, energy, ok)
-
-
-def _elsewhere(S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor) -> ValueError:
-    named = {"a numerator": numerator, "a denominator": denominator, "energy": energy, "ok": ok}
-    name = next(name for name, X in named.items() if X.device != S.device)
-    return elsewhere(name, named[name], "S", S.device)
+    for name, X in (
+        ("a numerator", numerator),
+        ("a denominator", denominator),
+        ("energy", energy),
+        ("ok", ok),
+    ):
+        if X.device != device:
+            raise elsewhere(name, X, "S", device)
 
 
 def _wrong_shape(S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor) -> ValueError:
@@ -66,14 +64,7 @@ def _wrong_shape(S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tens
 
 
 def _outputs(
-    S: Tensor,
-    numerator: Tensor,
-    denominator: Tensor,
-    energy: Tensor,
-    ok: Tensor,
-    rank: int,
-    tolerance: float,
-    clip: bool,
+    S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor, *rest: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     s = S.new_empty(numerator.shape[0])
     return s, torch.empty_like(ok), S.new_empty((), dtype=torch.int64)

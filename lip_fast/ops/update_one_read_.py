@@ -1,6 +1,7 @@
 """An optimizer's update of a weight with both products of the power step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,23 +18,12 @@ __all__ = ["reads_once", "update_one_read_"]
 
 
 def reads_once(M: Tensor) -> bool:
-    """Whether one kernel takes the update of a float32 weight and both products."""
+    """Whether one kernel takes the update of a float32 weight ``M`` and both products."""
     return backends.backend_of("update_one_read_", M.device.type) == "native" and not is_cached(M)
 
 
-def _check(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    V: Tensor,
-    scalars: Sequence[Tensor],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-    write: bool,
-) -> None:
-    check_update(M, grad, state, scalars, grad_scale, found_inf, rule, settings)
+def _check(M: Tensor, grad: Tensor, state: Sequence[Tensor], V: Tensor, *how: Any) -> None:
+    check_update(M, grad, state, *how[:-1])
     check_sketch(M, V)
 
 
@@ -45,21 +35,15 @@ def _outputs(
 
 
 def _can_native(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    V: Tensor,
-    scalars: Sequence[Tensor],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    *rest: object,
+    M: Tensor, grad: Tensor, state: Sequence[Tensor], V: Tensor, scalars: Sequence[Tensor], *how: Any
 ) -> bool:
+    grad_scale, found_inf = how[:2]
     given = (M, grad, *state, V, *scalars, grad_scale, found_inf)
     return all(X is None or X.dtype == torch.float32 for X in given)
 
 
-def _pays_native(M: Tensor, *rest: object) -> bool:
-    return not is_cached(M) and _can_native(M, *rest)  # type: ignore[arg-type]
+def _pays_native(M: Tensor, *rest: Any) -> bool:
+    return not is_cached(M) and _can_native(M, *rest)
 
 
 _OP = Op(

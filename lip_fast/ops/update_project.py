@@ -1,6 +1,7 @@
 """The second product of a power step of a weight that is updated and not written."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -15,15 +16,9 @@ __all__ = ["update_project"]
 
 
 def _check(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    Y: Tensor,
-    scalars: Sequence[Tensor],
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
+    M: Tensor, grad: Tensor, state: Sequence[Tensor], Y: Tensor, scalars: Sequence[Tensor], *how: Any
 ) -> None:
+    found_inf, rule, settings = how
     check_update(M, grad, state, scalars, None, found_inf, rule, settings)
     check_project(M, Y)
 

@@ -7,7 +7,7 @@ needed.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ NO_SCALING = Scaling()
 
 
 def fuses_updates(device: torch.device) -> bool:
-    """Whether kernels of ours take updates; elsewhere torch's step comes before that of LIP."""
+    """Whether kernels of ours take updates on ``device``; elsewhere torch's step comes before that of LIP."""
     return backends.backend_of("update_sketch_", device.type) != "default"
 
 
@@ -104,19 +104,8 @@ def versions(M: Tensor | None, grad: Tensor | None, state: Sequence[Tensor]) -> 
             torch.autograd.graph.increment_version(tensor)
 
 
-def _check(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    V: Tensor,
-    scalars: Sequence[Tensor],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-    write: bool,
-) -> None:
-    check_update(M, grad, state, scalars, grad_scale, found_inf, rule, settings)
+def _check(M: Tensor, grad: Tensor, state: Sequence[Tensor], V: Tensor, *how: Any) -> None:
+    check_update(M, grad, state, *how[:-1])
     check_sketch(M, V)
 
 

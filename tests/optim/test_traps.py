@@ -101,6 +101,8 @@ SAME_AS_A_PLUG_IN = [trap for trap in TRAPS if trap not in ("deepcopy", "pickle"
 @pytest.mark.parametrize("trap", SAME_AS_A_PLUG_IN)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_lip_in_a_group_passes(trap: str, name: str, options: dict, weights: ChangedBytes) -> None:
+    if trap == "cast of the state" and "NAdam" in name:
+        pytest.skip("torch casts the mu_product of its NAdam to the dtype of the parameters, too")
     TRAPS[trap].check(lambda head: InGroup(head, **options), name, weights)
 
 
