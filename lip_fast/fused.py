@@ -102,14 +102,14 @@ class FusedUpdate:
         return written
 
     def settle(self) -> bool:
-        """Write M' where an error came before :meth:`rebuild_`; False where the update was not even taken."""
+        """Write M' where the step failed before :meth:`rebuild_`; False where it failed before the update."""
         if self._taken and not self._written:
             self.rebuild_(**_nothing(self._M))
         return self._taken
 
 
 def _nothing(M: Tensor) -> dict[str, Any]:
-    """Arguments of a write that is not to be: what is stored is M'."""
+    """Arguments of :meth:`FusedUpdate.rebuild_` that write M' and no factors."""
     l, q = M.shape
     empty = torch.zeros(0, dtype=torch.float32, device=M.device)
     return {

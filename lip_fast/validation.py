@@ -97,7 +97,7 @@ def check_like(name: str, value: object, template: object) -> None:
 
 
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """``function`` with autocast off: a decomposition in bfloat16 is none."""
+    """``function`` with autocast off: in bfloat16 a decomposition would have no correct digits."""
 
     @wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:

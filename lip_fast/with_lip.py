@@ -71,7 +71,7 @@ class ParameterHead:
         return (names[bias],) if bias in names else (bias.detach().to("cpu", copy=True),)
 
     def restored_bias(self, state: object, parameters: Mapping[str, Tensor]) -> Tensor | None:
-        """The bias that :meth:`saved_bias` returned; ValueError where it is none of this weight."""
+        """The bias that :meth:`saved_bias` returned; ValueError where it does not fit this weight."""
         saved = state.get("bias") if isinstance(state, Mapping) else None
         if not isinstance(saved, list | tuple) or len(saved) > 1:
             raise ValueError(f"expected a state with the bias of the head in a tuple, got {describe(saved)}")

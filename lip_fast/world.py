@@ -79,7 +79,7 @@ class Alone:
     """By how much the counter of the steps goes up."""
 
     def __init__(self, batches: Sequence[Batch], ok: Tensor, sharding: Sharding | None = None) -> None:
-        self.ok = self._entered = ok
+        self.ok = self._base_stepped = ok
         self._batches, self._sharding = batches, sharding
         self._statistics: LabelStatistics | None = None
 
@@ -171,9 +171,9 @@ class Alone:
             () int64, 0 where there is no reason; () bool.
         """
         status, ok = _admit(status, self.ok)
-        if self.ok is not self._entered:
+        if self.ok is not self._base_stepped:
             # A batch was not finite.
-            status = lost(status, self._entered, self.ok, NOT_FINITE)
+            status = lost(status, self._base_stepped, self.ok, NOT_FINITE)
         return status, ok
 
     def total(self, part: Tensor) -> Tensor:
@@ -210,12 +210,12 @@ class Peers(Group):
 
     @property
     def increment(self) -> Tensor:
-        """A step that no process has observed is none."""
-        return (~self.idle).long()
+        """1, or 0 for a step of which no process has observed a batch."""
+        return (~self.nothing_observed).long()
 
     def nobody_observed(self) -> bool:
         """Where that has to be known on the host."""
-        return self.device.type in host.READABLE and bool(self.idle)
+        return self.device.type in host.READABLE and bool(self.nothing_observed)
 
     def choose_rank(self, choose: Callable[[], tuple[int | None, int]]) -> tuple[int | None, int] | None:
         """See :class:`Alone`. Every host waits for the choice, since the shapes of later sums depend on it.
@@ -225,7 +225,7 @@ class Peers(Group):
         """
         self.run_with_peers(self.agree)
         self._raise_if_out_of_step()
-        if bool(self.idle):
+        if bool(self.nothing_observed):
             return None
         choice = self.run_with_peers(lambda: self._same_rank(*choose()))
         self._raise_if_out_of_step()
@@ -333,7 +333,7 @@ class Peers(Group):
 
     def verdict(self, status: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Alone`."""
-        status, ok = _admit(status | self.status, self.entered)
+        status, ok = _admit(status | self.status, self.base_stepped)
         return status, ok & self.ok
 
     def total(self, part: Tensor) -> Tensor:

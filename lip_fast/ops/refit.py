@@ -104,7 +104,7 @@ def refit(S: Tensor, sums: Sums, ok: Tensor, *, rank: int, tolerance: float, cli
         sums: of the directions rank..rank+r-1.
         ok: () bool, whether the step can still be taken.
         rank: number of kept directions.
-        tolerance: relative size below which a direction is none, usually max(l, q) eps.
+        tolerance: singular values up to this share of s_1 count as rounding, usually max(l, q) eps.
         clip: limit s_i* to [-s_rank, s_rank] ([-s_1, s_1] where rank = 0): one small batch can ask for
             several s_1, which the next step would keep as principal.
 

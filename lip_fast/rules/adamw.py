@@ -98,7 +98,7 @@ class AdamW(Rule):
 
 
 def check_betas(beta1: float, beta2: float) -> None:
-    """ValueError where one of the decay rates of the moments is none."""
+    """ValueError where a decay rate of the moments is not in [0, 1)."""
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= beta < 1:
             raise ValueError(f"expected {name} in [0, 1), got {beta}")

@@ -61,8 +61,8 @@ class Group:
         device: of the weight.
         ok: () bool: whether all processes take the step, as far as the sums so far say; the same on all of
             them.
-        entered: () bool: whether the base optimizer took it on all of them, likewise.
-        idle: () bool: whether none of them has observed anything, likewise.
+        base_stepped: () bool: whether the base optimizer took it on all of them, likewise.
+        nothing_observed: () bool: whether none of them has observed anything, likewise.
         status: () int64, the reasons against the step that the sums have shown, as bits of
             :mod:`lip_fast.status`.
         exchanges: whether rows go from process to process in this step.
@@ -83,9 +83,9 @@ class Group:
         self._observed = len(batches)
         self.batches = list(batches) or [no_rows(sharding.shape[1], ok.device)]
         # What this process votes for beside what all have voted so far; likewise its reasons and all reasons.
-        self._mine = self.ok = self._entered = self.entered = ok
+        self._mine = self.ok = self._base_stepped = self.base_stepped = ok
         self._reasons = self.status = torch.zeros((), dtype=torch.int64, device=ok.device)
-        self.idle = torch.zeros_like(ok)
+        self.nothing_observed = torch.zeros_like(ok)
         self.exchanges = bool(sharding.gathered) or (collects and sharding.batches_differ)
         self.sizes: Sizes | None = None
         # After how many collectives the sizes came to be known.
@@ -221,7 +221,10 @@ class Group:
             told = torch.cat(
                 [torch.full((1,), float(n), dtype=torch.float64, device=self.device) for n in known]
             )
-        parts = [told, torch.stack([self._mine.double(), self._entered.double(), labels, labels.square()])]
+        parts = [
+            told,
+            torch.stack([self._mine.double(), self._base_stepped.double(), labels, labels.square()]),
+        ]
         parts.append(torch.stack([(self._reasons & bit) > 0 for bit in NAMES.values()]).double())
         if self.exchanges:
             places = torch.zeros(2, self.sharding.peers, dtype=torch.float64)
@@ -240,26 +243,26 @@ class Group:
                 most_rows, most_entries = places.amax(1).tolist()
                 self.sizes = Sizes(int(most_rows), int(most_entries), float(told[4]) > 0)
                 self._sizes_known_after = self._reached
-        failed, rank, rows, rows2, _, observed, ok, entered, labels, labels2, *reasons = told
+        failed, rank, rows, rows2, _, observed, ok, stepped, labels, labels2, *reasons = told
         differ = torch.zeros_like(self.ok)
         if not self.sharding.batches_differ:
             differ = (count * rows2 != rows.square()) | (
                 (count * labels2 - labels.square()).abs() > _SAME * count * labels2.abs()
             )
         finite = torch.isfinite(labels)
-        self.entered = self.entered & (entered == count)
+        self.base_stepped = self.base_stepped & (stepped == count)
         self.ok = self.ok & (ok == count) & (failed == 0) & ~differ & finite
         for bit, some in zip(NAMES.values(), reasons, strict=True):
             self.status = self.status | (some > 0) * bit
         self.status = self.status | ~finite * NOT_FINITE
         if everyone:
-            self.idle = observed == 0
-            self.ok = self.ok & ~self.idle
+            self.nothing_observed = observed == 0
+            self.ok = self.ok & ~self.nothing_observed
         on_host = told.device.type in host.READABLE
         if not on_host:
             self.status = self.status | ((failed > 0) | differ) * OUT_OF_STEP
         # What one group of several has learned, its processes tell the next.
-        self._mine, self._entered = self._mine & self.ok, self._entered & self.entered
+        self._mine, self._base_stepped = self._mine & self.ok, self._base_stepped & self.base_stepped
         self._reasons = self._reasons | self.status
         if on_host and self._error is None and float(failed) > 0:
             who = f"rank {int(rank)}" if float(failed) == 1 else f"{int(failed)} of {count} processes"
