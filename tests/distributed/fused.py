@@ -17,13 +17,13 @@ def compare() -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     mine = rows_of(dist.get_world_size(), dist.get_rank(), even=True)
     taken = [0]
-    take = fused._Update.products
+    take = fused.FusedUpdate.products
 
     def products(self: Any, V: torch.Tensor) -> Any:
         taken[0] += 1
         return take(self, V)
 
-    fused._Update.products = products  # type: ignore[method-assign]
+    fused.FusedUpdate.products = products  # type: ignore[method-assign]
     results = {}
     problem = make_problem(30, 12, dtype=torch.float32)
     for maker in ("sgd", "adamw"):
