@@ -33,8 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide b
 STEPS = 2
 # Many columns of the sketch, and several parts of both sums.
 LARGE = [(33, 70, 100), (40, 300, 3), (150, 40, 7)]
-# Every shape with AdamW and SGD. NAdam differs from them entry by entry alone: an odd shape, and several parts
-# of a sum.
+# Every shape with AdamW and SGD. NAdam differs from them entry by entry alone: an odd shape, and one with
+# several parts of a sum.
 OF_NADAM = [(7, 129, 9), (40, 300, 3)]
 STEPPED = [
     (shape, rule, options) for rule, options in CASES for shape in (OF_NADAM if rule == "nadam" else SHAPES)
