@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 
 from lip_fast import ops
+from lip_fast.backends.triton import MAX_COLUMNS, STORED
 from lip_fast.rules import Rule
 from lip_fast.sharded.tensors import is_sharded, local_part
 
 __all__ = ["FusedUpdate", "can_fuse"]
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Widest products of the kernels.
-_MAX_COLUMNS = 128
 
 
 def can_fuse(weight: Tensor, columns: int) -> bool:
@@ -28,12 +25,12 @@ def can_fuse(weight: Tensor, columns: int) -> bool:
     grad = weight.grad
     return (
         ops.fuses_updates(weight.device)
-        and columns <= _MAX_COLUMNS
-        and weight.dtype in _DTYPES
+        and columns <= MAX_COLUMNS
+        and weight.dtype in STORED
         and grad is not None
         and grad.layout == torch.strided
         and _lies_alike(weight, grad)
-        and grad.dtype in _DTYPES
+        and grad.dtype in STORED
     )
 
 

@@ -151,8 +151,6 @@ def test_arrows_run_one_way() -> None:
     assert not wrong, "\n" + "\n".join(wrong)
 
 
-# Known today: each pair is a file and the private name of another file that it uses. To be empty.
-KNOWN_PRIVATE: set[tuple[str, str]] = set()
 # Methods of every NamedTuple, which are public in spite of their names.
 NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
 
@@ -211,13 +209,12 @@ def _private_of_others(tree: ast.Module) -> dict[str, int]:
 
 
 def test_no_file_uses_the_private_names_of_another() -> None:
-    found = {}
+    found = []
     for path in FILES:
         file = path.relative_to(PACKAGE).as_posix()
         for name, line in _private_of_others(ast.parse(path.read_text())).items():
-            found[file, name] = f"{file}:{line} uses {name}, which is private to another file"
-    new = [text for key, text in found.items() if key not in KNOWN_PRIVATE]
-    assert not new, "\n" + "\n".join(new)
+            found.append(f"{file}:{line} uses {name}, which is private to another file")
+    assert not found, "\n" + "\n".join(found)
 
 
 @pytest.mark.parametrize(
@@ -247,16 +244,14 @@ def test_private_names_of_the_same_file_and_of_other_packages_are_no_matter() ->
 
 
 MOST_LINES = 600
-# Known today. To be without all but the statistics, which are one formula after the other.
-KNOWN_LONG: set[str] = set()
+# The statistics are one formula after the other.
 MAY_BE_LONG = {"statistics.py"}
 
 
 def test_no_file_is_too_long_to_read_at_once() -> None:
     lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in FILES}
     long = {file: lines for file, lines in lengths.items() if lines > MOST_LINES and file not in MAY_BE_LONG}
-    new = {file: lines for file, lines in long.items() if file not in KNOWN_LONG}
-    assert not new, f"over {MOST_LINES} lines"
+    assert not long, f"over {MOST_LINES} lines"
 
 
 @pytest.mark.parametrize(
