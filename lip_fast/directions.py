@@ -11,7 +11,7 @@ from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
-from lip_fast.world import Change, Update, World
+from lip_fast.world import Change, Operand, Update, World
 
 __all__ = ["FRESH", "Directions", "StepReport"]
 
@@ -107,7 +107,8 @@ class Directions:
                 "take a step first"
             )
         k, r, settings = self.rank, self.tail_rank, self.settings
-        svd = self.decompose(M, world, update)
+        on = Operand(M, self.step, settings.seed, update)
+        svd = self.decompose(on, world)
         # The exact decomposition returns the tail's vectors only, the truncated one all k + r.
         first = 0 if self.exact else k
         A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
@@ -132,7 +133,7 @@ class Directions:
             change = Change(svd.A, torch.cat([s - svd.S[k : k + r], -svd.S[k + r :]]), svd.B, added=True)
         else:
             change = Change(A, s - svd.S[k : k + r], B, added=True)
-        ok = world.write(M, change, svd.S[:1], ok, self.step, settings.seed, update)
+        ok = world.write(on, change, svd.S[:1], ok)
         # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
         if M.device.type not in host.READABLE or not bool(ok):
             status = lost(status, sound, ok, NOT_FINITE)
@@ -142,14 +143,11 @@ class Directions:
         self.step += world.increment
         return StepReport(ok, status, clipped, masked)
 
-    def decompose(self, M: Tensor, world: World, update: Update | None = None) -> ops.SVD:
+    def decompose(self, on: Operand, world: World) -> ops.SVD:
         """What a step works on: all singular values and the tail's vectors, or the leading k + r triplets."""
         if self.exact:
-            return world.tail_svd(M, self.rank)
-        t = self.rank + self.tail_rank
-        return world.warm_svd(
-            M, self.basis, t, self.step, fresh=FRESH, seed=self.settings.seed, update=update
-        )
+            return world.tail_svd(on.M, self.rank)
+        return world.warm_svd(on, self.basis, self.rank + self.tail_rank, FRESH)
 
     def _keep(self, B: Tensor, ok: Tensor, status: Tensor) -> None:
         """Carry ``B`` on where ``ok``, off the host without waiting and in place.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lip_fast import ops
 from lip_fast.holdout import check_holdout, label_agreement
+from lip_fast.rounding import compute_dtype
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
 from lip_fast.validation import (
@@ -179,7 +180,7 @@ def lip_path(
     data = _check_data(W, X, Y)
 
     with torch.no_grad():
-        compute = _compute_dtype(W.dtype)
+        compute = compute_dtype(W)
         weight = W.detach().to(compute)
         first = min(ks)
         U, S, V = _decompose(weight, first)
@@ -325,10 +326,6 @@ def select_rank(
     raise ValueError(f"expected method to be 'energy', 'gavish-donoho' or 'holdout', got {method!r}")
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _check_bias(bias: Tensor, W: Tensor) -> None:
     if not isinstance(bias, Tensor) or not bias.is_floating_point():
         raise TypeError(f"expected bias as a floating-point vector, got {describe(bias)}")
@@ -346,6 +343,4 @@ def _raise_not_finite(X: Tensor, Y: Targets) -> None:
         check_finite("Y", Y)
     else:
         check_finite("the values of Y", Y.values)
-    raise ValueError(
-        f"expected features whose squares can be summed in {_compute_dtype(X.dtype)}, got an overflow"
-    )
+    raise ValueError(f"expected features whose squares can be summed in {compute_dtype(X)}, got an overflow")

@@ -14,6 +14,7 @@ from lip_fast.counters import Counters
 from lip_fast.directions import Directions, StepReport
 from lip_fast.functional import select_rank
 from lip_fast.observations import Observation, Observations
+from lip_fast.rounding import compute_dtype
 from lip_fast.settings import Settings
 from lip_fast.sharded.layout import DataGroup, Sharding
 from lip_fast.sharded.tensors import full_tensor, is_sharded, local_part, trained_weight, warn_of_replicas
@@ -174,7 +175,7 @@ class HeadStep:
     def _make_statistics(self, weight: Tensor) -> LabelStatistics:
         l, q = self.shape
         statistics = LabelStatistics(
-            q, l, decay=self.settings.decay, dtype=_sums_dtype(weight), device=weight.device
+            q, l, decay=self.settings.decay, dtype=compute_dtype(weight), device=weight.device
         )
         statistics.place(self.sharding(weight))
         return statistics
@@ -403,7 +404,7 @@ class HeadStep:
                 sharding,
                 turn.pending,
                 turn.ok,
-                dtype=_sums_dtype(weight),
+                dtype=compute_dtype(weight),
                 error=refused,
                 collects=self.statistics is not None,
             )
@@ -592,7 +593,3 @@ def _learns(lr: float | Tensor) -> bool:
 def _takes_a_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether some group has a learning rate that is not known to be 0."""
     return any(_learns(group["lr"]) for group in optimizer.param_groups)
-
-
-def _sums_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32

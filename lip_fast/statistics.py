@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.rounding import compute_dtype
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums
 from lip_fast.sharded.layout import Sharding
@@ -231,7 +232,7 @@ class LabelStatistics:
                 "expected features whose squares can be summed in float32, got an overflow"
                 + ("" if self._sharding is None else ", or rows of another process that are not finite")
             )
-        self.rounding = max(self.rounding, torch.finfo(_product_dtype(batches[0][0])).eps)
+        self.rounding = max(self.rounding, torch.finfo(compute_dtype(batches[0][0])).eps)
         return self
 
     def _checked(self, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
@@ -522,10 +523,6 @@ class LabelStatistics:
         self.rounding = state_dict["rounding"]
 
 
-def _product_dtype(X: Tensor) -> torch.dtype:
-    return torch.float64 if X.dtype == torch.float64 else torch.float32
-
-
 def _rows_of(Y: Targets, i: int, j: int) -> Targets:
     if not isinstance(Y, CSR):
         return Y[i:j]
@@ -545,7 +542,7 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets, offset: int, classes
     C has the columns of the classes ``offset`` and on, of ``classes`` in all.
     """
     if not (_are_indices(Y) and ops.sums_in_place(X)):
-        X = X.to(_product_dtype(X))
+        X = X.to(compute_dtype(X))
     q, l = X.shape[1], C.shape[1]
     rows: Tensor | int = len(X)
     counted = None
@@ -577,7 +574,7 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets, offset: int, classes
             C[:q] += sums.mT
             C[q] += counts
         counted = (Y >= 0) & (Y < classes)
-        column = X.masked_fill(~counted[:, None], 0).sum(0, dtype=_product_dtype(X))
+        column = X.masked_fill(~counted[:, None], 0).sum(0, dtype=compute_dtype(X))
         rows = counted.sum()
     G[:q, :q] += ops.gram(X, counted)
     G[q, :q] += column

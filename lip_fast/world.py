@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.decompose import randomized_svd
+from lip_fast.rounding import compute_dtype
 from lip_fast.sharded import decompose as parts
 from lip_fast.sharded.collectives import PeerError
 from lip_fast.sharded.group import Group
@@ -21,15 +22,7 @@ from lip_fast.statistics import LabelStatistics
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, OUT_OF_STEP, lost
 from lip_fast.targets import CSR, Targets
 
-__all__ = [
-    "Alone",
-    "Batch",
-    "Change",
-    "Peers",
-    "Update",
-    "World",
-    "all_finite",
-]
+__all__ = ["Alone", "Batch", "Change", "Operand", "Peers", "Update", "World", "all_finite"]
 
 _T = TypeVar("_T")
 
@@ -55,6 +48,19 @@ class Update(Protocol):
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
     ) -> Tensor:
         """As :func:`lip_fast.ops.rebuild_` of M', and M' itself where not ``ok``."""
+
+
+class Operand(NamedTuple):
+    """What a step works on, and the random bits that it takes."""
+
+    M: Tensor
+    """(l, q) the weight, or this process's part of it."""
+    step: Tensor
+    """() int64, the counter of the random bits."""
+    seed: int
+    """Of the random columns and of stochastic rounding."""
+    update: Update | None = None
+    """Of the weight, which is taken with the first products; None where the weight is as it is."""
 
 
 class Change(NamedTuple):
@@ -113,38 +119,28 @@ class Alone:
         return ops.tail_svd(M, rank=rank)
 
     @staticmethod
-    def warm_svd(
-        M: Tensor,
-        basis: Tensor | None,
-        t: int,
-        step: Tensor,
-        *,
-        fresh: int,
-        seed: int,
-        update: Update | None,
-    ) -> ops.SVD:
+    def warm_svd(on: Operand, basis: Tensor | None, t: int, fresh: int) -> ops.SVD:
         """The top ``t`` triplets by one power step from ``basis``, or from scratch where that is None.
 
         Args:
-            M: (l, q) the weight.
+            on: the weight; with an update only where there is a basis.
             basis: (q, t) of the last step.
             t: number of triplets.
-            step: () int64, counter of the fresh columns.
             fresh: number of fresh columns.
-            seed: of the random columns.
-            update: of the weight, which is taken with the products; only where there is a basis.
         """
-        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        M, step, seed, update = on
         if update is not None:
             assert basis is not None
             V = ops.start_basis(basis.float(), step, fresh=fresh, seed=seed)
             return ops.finish_svd(*update.products(V), rank=t)
         if basis is None:
-            start = _cold_basis(M.to(dtype), t, fresh, seed)
+            start = _cold_basis(M.to(compute_dtype(M)), t, fresh, seed)
             if isinstance(start, int):
                 return parts.no_svd(M, M.shape[1], t, reason=start)
             basis = start
-        return ops.warm_svd(M, basis.to(dtype), step, fresh=fresh, seed=seed)
+        elif basis.dtype != M.dtype:
+            basis = basis.to(compute_dtype(M))
+        return ops.warm_svd(M, basis, step, fresh=fresh, seed=seed)
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """The sums of the labels along directions A (l, r) and B (q, r), of the statistics if there are."""
@@ -181,20 +177,16 @@ class Alone:
         return part
 
     @staticmethod
-    def write(
-        M: Tensor, change: Change, largest: Tensor, ok: Tensor, step: Tensor, seed: int, update: Update | None
-    ) -> Tensor:
+    def write(on: Operand, change: Change, largest: Tensor, ok: Tensor) -> Tensor:
         """Write the change where ``ok``, as :func:`lip_fast.ops.rebuild_` does; returns whether it was.
 
         Args:
-            M: the weight, or this process's part of it.
+            on: the weight, whose update :meth:`warm_svd` took.
             change: with the rows of A of this process, and B whole.
             largest: (1,) the largest singular value of the weight; (0,) of a weight without one.
             ok: () bool.
-            step: () int64.
-            seed: of stochastic rounding.
-            update: of the weight, which :meth:`warm_svd` took; None where the weight is as it is.
         """
+        M, step, seed, update = on
         A, s, B, added = change
         if update is not None:
             return update.rebuild_(A, s, B, ok=ok, step=step, accumulate=added, seed=seed)
@@ -273,25 +265,15 @@ class Peers(Group):
             lambda: parts.no_svd(M, M.shape[1], min(M.shape) - rank, kept=rank),
         )
 
-    def warm_svd(
-        self,
-        M: Tensor,
-        basis: Tensor | None,
-        t: int,
-        step: Tensor,
-        *,
-        fresh: int,
-        seed: int,
-        update: Update | None,
-    ) -> ops.SVD:
+    def warm_svd(self, on: Operand, basis: Tensor | None, t: int, fresh: int) -> ops.SVD:
         """See :class:`Alone`."""
+        M, step, seed, update = on
         q = self.sharding.shape[1]
         if self.sharding.dim is None:
             return self.compute_or(
-                lambda: self._told(Alone.warm_svd(M, basis, t, step, fresh=fresh, seed=seed, update=update)),
-                lambda: parts.no_svd(M, q, t),
+                lambda: self._told(Alone.warm_svd(on, basis, t, fresh)), lambda: parts.no_svd(M, q, t)
             )
-        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(M)
         if basis is None:
             generator = torch.Generator(device=M.device)
             generator.manual_seed(seed)
@@ -340,16 +322,7 @@ class Peers(Group):
         """See :class:`Alone`."""
         return part if self.sharding.dim is None else self.sum(lambda: (part,), [()])[0]
 
-    def write(
-        self,
-        M: Tensor,
-        change: Change,
-        largest: Tensor,
-        ok: Tensor,
-        step: Tensor,
-        seed: int,
-        update: Update | None,
-    ) -> Tensor:
+    def write(self, on: Operand, change: Change, largest: Tensor, ok: Tensor) -> Tensor:
         """See :class:`Alone`.
 
         Parts are rounded by seeds of their own: equal ones would round alike everywhere. Into float16 nothing
@@ -357,10 +330,10 @@ class Peers(Group):
         one of what is added at most the sum of its singular values: a bound of numbers that all processes
         have, where to look at the entries would need one more sum.
         """
-        if M.dtype == torch.float16 and self.sharding.dim is not None:
+        if on.M.dtype == torch.float16 and self.sharding.dim is not None:
             ok = ok & (largest.sum() + change.s.abs().sum() < torch.finfo(torch.float16).max)
         change = change._replace(B=self.sharding.features_of(change.B))
-        return Alone.write(M, change, largest, ok, step, self.rounding_seed(seed), update)
+        return Alone.write(on._replace(seed=self.rounding_seed(on.seed)), change, largest, ok)
 
     def rounding_seed(self, seed: int) -> int:
         """A seed of stochastic rounding for this process's part of the weight."""
