@@ -208,12 +208,8 @@ def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Itera
     if isinstance(X, LabelStatistics):
         if Y is not None:
             raise TypeError("expected no Y beside LabelStatistics, which hold the labels")
-        if (X.q, X.l) != tuple(W.shape):
-            raise ValueError(
-                f"expected statistics of {W.shape[0]} features and {W.shape[1]} classes, got {X.q} and {X.l}"
-            )
-        if not X.rows > 0:
-            raise ValueError("expected statistics of at least one labelled row, got none")
+        X.check_shape(*W.shape)
+        X.check_rows()
         return X
     if isinstance(X, Tensor) or Y is not None:
         if Y is None:

@@ -1,7 +1,8 @@
 """Label statistics: all that the features and labels of any number of rows say about a linear head."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class LinearWeight(NamedTuple):
     bias: Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class LinearPath:
     """A family of linear classifiers that share one eigendecomposition; made by :class:`LabelStatistics`.
 
@@ -40,20 +42,13 @@ class LinearPath:
         parameters: what tells the members apart (alphas, numbers of components).
     """
 
-    def __init__(
-        self,
-        V: Tensor,
-        VC: Tensor,
-        w: Tensor,
-        mean_x: Tensor,
-        mean_y: Tensor,
-        parameters: Sequence[float],
-        sharding: Sharding | None = None,
-    ) -> None:
-        self.parameters = tuple(parameters)
-        self._sharding = sharding
-        self._V, self._VC, self._w = V, VC, w
-        self._mean_x, self._mean_y = mean_x, mean_y
+    parameters: tuple[float, ...]
+    _V: Tensor
+    _VC: Tensor
+    _w: Tensor
+    _mean_x: Tensor
+    _mean_y: Tensor
+    _sharding: Sharding | None
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -280,11 +275,9 @@ class LabelStatistics:
             () bool on the device: False where not ``ok`` or something was not finite; the statistics are then
             unchanged.
         """
-        C, G = self._products(batches)
-        # Of the features, and of labels that are no indices.
-        finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
+        new, finite = self.with_rows(batches)
         ok = finite if ok is None else ok & finite
-        self._add(C, G, ok)
+        self.replace_where(new, ok)
         return ok
 
     def _products(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, Tensor]:
@@ -302,15 +295,6 @@ class LabelStatistics:
         # The last row of G was gathered alone.
         G[:-1, -1] = G[-1, :-1]
         return C, G
-
-    def _add(self, C: Tensor, G: Tensor, ok: Tensor) -> None:
-        """Fade what is there, and add, where ``ok``."""
-        fade = 1.0 if self.decay is None else self.decay
-        for have, new in ((self.C, C), (self.G, G)):
-            if have.device.type not in host.READABLE:
-                torch.where(ok, have * fade + new, have, out=have)
-            elif bool(ok):
-                have.mul_(fade).add_(new)
 
     def with_rows_of_all(self, group: Group) -> "LabelStatistics | None":
         """A copy with the rows of all processes, for :meth:`replace_where` once all know them to be finite.
@@ -331,12 +315,12 @@ class LabelStatistics:
     @full_precision
     @torch.no_grad()
     def with_rows(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple["LabelStatistics", Tensor]:
-        """A copy with the rows of ``batches``, and whether they are finite; :meth:`absorb` is in place."""
+        """Faded, a copy with the rows of ``batches``, and whether they are finite; else as :meth:`absorb`."""
         C, G = self._products(batches)
+        # Of the features, and of labels that are no indices.
         finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
-        new = copy.copy(self)
-        new.C, new.G = self.C.clone(), self.G.clone()
-        new._add(C, G, torch.ones_like(finite))
+        new, fade = copy.copy(self), 1.0 if self.decay is None else self.decay
+        new.C, new.G = C.add_(self.C * fade), G.add_(self.G * fade)
         return new, finite
 
     @torch.no_grad()
@@ -357,10 +341,7 @@ class LabelStatistics:
         """
         if not isinstance(other, LabelStatistics):
             raise TypeError(f"expected LabelStatistics, got {type(other).__name__}")
-        if (other.q, other.l) != (self.q, self.l):
-            raise ValueError(
-                f"expected statistics of {self.q} features and {self.l} classes, got {other.q} and {other.l}"
-            )
+        other.check_shape(self.q, self.l)
         if other.C.shape != self.C.shape:
             raise ValueError(
                 f"expected statistics of the same classes on this process, {self.C.shape[1]}, got "
@@ -439,10 +420,13 @@ class LabelStatistics:
         for alpha in alphas:
             if not 0 <= alpha < float("inf"):
                 raise ValueError(f"expected alphas >= 0 and finite, got {alpha}")
-        eigenvalues, V, VC, mean_x, mean_y = self._centred(intercept)
-        penalised = eigenvalues + torch.tensor(alphas, dtype=V.dtype, device=V.device)[:, None]
-        w = torch.where(penalised > self._floor(eigenvalues), penalised.reciprocal(), 0)
-        return LinearPath(V, VC, w, mean_x, mean_y, alphas, self._of_classes)
+
+        def weigh(eigenvalues: Tensor) -> Tensor:
+            penalties = torch.tensor(alphas, dtype=eigenvalues.dtype, device=eigenvalues.device)
+            penalised = eigenvalues + penalties[:, None]
+            return torch.where(penalised > self._floor(eigenvalues), penalised.reciprocal(), 0)
+
+        return self._path(alphas, weigh, intercept)
 
     @torch.no_grad()
     def pcr_path(self, components: Sequence[int], *, intercept: bool = True) -> LinearPath:
@@ -460,12 +444,14 @@ class LabelStatistics:
         """
         for d in components:
             check_int("components", d, 0, self.q)
-        eigenvalues, V, VC, mean_x, mean_y = self._centred(intercept)
-        inverse = torch.where(eigenvalues > self._floor(eigenvalues), eigenvalues.reciprocal(), 0)
-        index = torch.arange(self.q, device=V.device)
-        numbers = torch.tensor(components, device=V.device)[:, None]
-        w = torch.where(index < numbers, inverse, 0)
-        return LinearPath(V, VC, w, mean_x, mean_y, components, self._of_classes)
+
+        def weigh(eigenvalues: Tensor) -> Tensor:
+            inverse = torch.where(eigenvalues > self._floor(eigenvalues), eigenvalues.reciprocal(), 0)
+            index = torch.arange(self.q, device=eigenvalues.device)
+            numbers = torch.tensor(components, device=eigenvalues.device)[:, None]
+            return torch.where(index < numbers, inverse, 0)
+
+        return self._path(components, weigh, intercept)
 
     @torch.no_grad()
     def truncate(self, d: int) -> Tensor:
@@ -477,12 +463,14 @@ class LabelStatistics:
             ValueError: no rows, or d out of 0..q.
         """
         check_int("d", d, 0, self.q)
-        self._check_rows()
+        self.check_rows()
         return torch.linalg.eigh(self.G[:-1, :-1]).eigenvectors.flip(1)[:, :d].contiguous()
 
-    def _centred(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Eigenvalues (descending) and -vectors V of G, V^T C, and both means; centred with an intercept."""
-        self._check_rows()
+    def _path(
+        self, parameters: Sequence[float], weigh: Callable[[Tensor], Tensor], intercept: bool
+    ) -> LinearPath:
+        """The heads that ``weigh`` makes of the eigenvalues of G (descending), centred with an intercept."""
+        self.check_rows()
         n = self.G[-1, -1]
         mean_x, mean_y = self.G[-1, :-1] / n, self.C[-1] / n
         if not intercept:
@@ -490,13 +478,21 @@ class LabelStatistics:
         eigenvalues, V = torch.linalg.eigh(self.G[:-1, :-1] - n * torch.outer(mean_x, mean_x))
         eigenvalues, V = eigenvalues.flip(0).clamp(min=0), V.flip(1)
         VC = V.mT @ (self.C[:-1] - n * torch.outer(mean_x, mean_y))
-        return eigenvalues, V, VC, mean_x, mean_y
+        return LinearPath(tuple(parameters), V, VC, weigh(eigenvalues), mean_x, mean_y, self._of_classes)
 
     def _floor(self, eigenvalues: Tensor) -> Tensor:
         """Eigenvalues up to this are rounding: their inverse would be noise."""
         return self.rounding * self.q**0.5 * eigenvalues[:1]
 
-    def _check_rows(self) -> None:
+    def check_shape(self, q: int, l: int) -> None:
+        """ValueError where these are no statistics of ``q`` features and ``l`` classes."""
+        if (self.q, self.l) != (q, l):
+            raise ValueError(
+                f"expected statistics of {q} features and {l} classes, got {self.q} and {self.l}"
+            )
+
+    def check_rows(self) -> None:
+        """ValueError where no row has been added."""
         if not self.rows > 0:
             raise ValueError("expected statistics of at least one labelled row, got none")
 
