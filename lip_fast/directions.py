@@ -82,6 +82,11 @@ class Directions:
         """Whether the next step is warm-started: one that can begin with the update of the weight."""
         return not self.exact and self.basis is not None
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the next step has what to start from, and can be captured in a CUDA graph."""
+        return self.exact or self.basis is not None
+
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
     ) -> StepReport:
@@ -98,14 +103,7 @@ class Directions:
 
         Raises:
             PeerError: another process failed, or is gone; before anything is written.
-            RuntimeError: a CUDA graph is being captured, and there is no basis to start from.
         """
-        capturing = M.device.type not in host.READABLE and host.capturing(M.device)
-        if capturing and not self.exact and self.basis is None:
-            raise RuntimeError(
-                "expected a step that LIP acts on before one is captured, to start from, got none: "
-                "take a step first"
-            )
         k, r, settings = self.rank, self.tail_rank, self.settings
         on = Operand(M, self.step, settings.seed, update)
         svd = self.decompose(on, world)
@@ -125,7 +123,7 @@ class Directions:
             ok = sound & (svd.S.sum() < torch.finfo(svd.S.dtype).max / 4)  # as the refit bounds its values
             s = svd.S.new_zeros(r)
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        if settings.rest == "drop" and not self._warned and not capturing and bool(ok):
+        if settings.rest == "drop" and not self._warned and not host.capturing(M.device) and bool(ok):
             self._warn_if_large(M, svd.S[: k + r], world)
         if settings.rest == "drop" and not self.exact:
             change = Change(svd.A, torch.cat([svd.S[:k], s]), svd.B, added=False)
@@ -215,10 +213,6 @@ class Directions:
                 raise ValueError(f"expected a basis of shape {expected}, got {describe(basis)}")
             if basis.dtype not in (torch.float32, torch.float64) or not bool(torch.isfinite(basis).all()):
                 raise ValueError(f"expected a finite basis in float32 or float64, got {describe(basis)}")
-
-    def starts_from(self, state_dict: dict[str, Any]) -> bool:
-        """Whether a step that was captured can go on from what :meth:`state_dict` returned."""
-        return self.exact or len(state_dict["basis"]) > 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, in place: a captured step goes on from it.

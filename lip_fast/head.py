@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from lip_fast.targets import check_indices
 from lip_fast.validation import FLOATS, check_like, describe, full_precision
 from lip_fast.world import Alone, Peers, Update, World
 
-__all__ = ["Head", "HeadStep", "LIPError", "ModuleHead", "Turn", "check_bias", "check_matrix", "group_of"]
+__all__ = ["Head", "HeadStep", "LIPError", "Turn", "check_bias", "check_matrix", "group_of"]
 
 # After so many observations without a step the attached optimizer is surely not the one in use. Of a weight
 # that has a gradient there may be more: they may be micro-batches of one step.
@@ -38,35 +38,22 @@ class LIPError(RuntimeError):
     """A step's LIP could not be taken, and ``strict=True`` asked to be told."""
 
 
-class Head(Protocol):
-    """Where the weight and the bias of a classifier are looked up."""
-
-    def tensor(self) -> object:
-        """What is in the place of the weight at the moment, unchecked."""
-
-    def weight(self) -> Tensor:
-        """The weight (l, q) that an optimizer trains; TypeError or ValueError where there is none."""
-
-    def bias(self, l: int) -> Tensor | None:
-        """The bias (l,), if there is one; TypeError where there is something else."""
-
-
-class ModuleHead:
-    """The weight and the bias of a module, whatever they are at the moment."""
+class Head:
+    """Where the weight and the bias of a classifier are looked up: what a module has at the moment."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def tensor(self) -> object:
-        """See :class:`Head`."""
+        """What is in the place of the weight at the moment, unchecked."""
         return getattr(self.module, "weight", None)
 
     def weight(self) -> Tensor:
-        """See :class:`Head`."""
+        """The weight (l, q) that an optimizer trains; TypeError or ValueError where there is none."""
         return check_matrix(getattr(self.module, "weight", None), of=self.module)
 
     def bias(self, l: int) -> Tensor | None:
-        """See :class:`Head`."""
+        """The bias (l,), if there is one; TypeError where there is something else."""
         bias = getattr(self.module, "bias", None)
         return None if bias is None else check_bias(bias, l)
 
@@ -289,13 +276,11 @@ class HeadStep:
         if self.claim.known() is not weight and self.claim.in_use:
             self.claim.check(weight)
         sharding = self.sharding(weight)
-        differ = sharding is not None and sharding.batches_differ
-        if not differ or not self._acts_on(self._steps):
-            self._keep(weight, features, targets)
-            return
         try:
             self._keep(weight, features, targets)
         except (TypeError, ValueError) as error:
+            if sharding is None or not sharding.batches_differ or not self._acts_on(self._steps):
+                raise
             # Peers have seen other batches: they learn of this error in the next step.
             self._refused = self._refused or error
 
@@ -365,7 +350,7 @@ class HeadStep:
             )
         if settings.strict:
             raise RuntimeError("expected strict=False in a step that is captured: a replay cannot raise")
-        if self.directions is None:
+        if self.directions is None or not self.directions.can_be_captured:
             raise RuntimeError(
                 "expected a step that LIP acts on before one is captured, to start from, got none: "
                 "take a step first"
@@ -380,7 +365,7 @@ class HeadStep:
         Args:
             turn: what :meth:`due` returned.
             update: of the weight, which the step then begins with, whatever becomes of the rest; None where
-                the weight is updated. Only where :attr:`tracks`.
+                the weight is updated. Only where the directions are tracked.
             step: whether this is in a step of the optimizer.
 
         Raises:
@@ -464,11 +449,6 @@ class HeadStep:
             return None, status.NOT_FINITE
         return select_rank(svd.S, energy=_AUTO_ENERGY), 0
 
-    @property
-    def tracks(self) -> bool:
-        """Whether the next step is warm-started: one that can begin with the update of the weight."""
-        return self.directions is not None and self.directions.tracks
-
     # State -------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int | None]:
@@ -526,8 +506,8 @@ class HeadStep:
             if expected != got:
                 raise ValueError(f"expected the state of (rank, tail_rank) {expected}, got {got}")
             directions.check_state_dict(saved)
-        goes_on = directions is not None and directions is self.directions and directions.starts_from(saved)
-        if self._captured and not goes_on:
+        known = directions if directions is self.directions else None
+        if self._captured and (known is None or not (known.exact or saved["basis"])):
             raise ValueError(
                 "expected a state that a captured step can go on from, of the same rank and with a basis, "
                 "got another"
