@@ -292,14 +292,12 @@ class Peers(Group):
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """See :class:`Alone`."""
-        if self._statistics is None:
-            return label_sums_of_all(self, A, B, bias)
 
         def of_collected(A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
             assert self._collected is not None  # else this process failed, and is not asked
             return self._collected.sums(A, B, bias)
 
-        sums = label_sums_of_all(self, A, B, bias, of_collected)
+        sums = label_sums_of_all(self, A, B, bias, None if self._statistics is None else of_collected)
         self._keep_collected()
         return sums
 

@@ -113,11 +113,9 @@ class Sharding:
         """() float64: 1 on the first process of each of these groups, which counts for all; else 0."""
         one = torch.ones((), dtype=torch.float64, device=device)
         for group in groups:
-            if group in self.shards:
-                place = torch.full_like(one, self._coordinates[self.shards.index(group)])
-            else:
-                place = torch.full_like(one, dist.get_rank(group))
-            one = one * (place == 0)
+            held = group in self.shards
+            place = self._coordinates[self.shards.index(group)] if held else dist.get_rank(group)
+            one = one * (torch.full_like(one, place) == 0)
         return one
 
     @property
@@ -300,27 +298,21 @@ def _groups_of(data_group: object) -> list[Any]:
     from torch.distributed.device_mesh import DeviceMesh
 
     if isinstance(data_group, DeviceMesh):
-        if data_group.get_coordinate() is None:
-            raise ValueError(
-                f"expected a data_group that holds this process (rank {dist.get_rank()}), got {data_group}"
-            )
-        return data_group.get_all_groups()
-    # What new_group returns where it does not hold the process that calls it.
-    if data_group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            f"expected a data_group that holds this process (rank {dist.get_rank()}), got one that does not"
+        holds, got = data_group.get_coordinate() is not None, str(data_group)
+    elif data_group is dist.GroupMember.NON_GROUP_MEMBER:
+        # What new_group returns where it does not hold the process that calls it.
+        holds, got = False, "one that does not"
+    elif isinstance(data_group, dist.ProcessGroup):
+        ranks = dist.get_process_group_ranks(data_group)
+        holds, got = dist.get_rank() in ranks, f"the ranks {ranks}"
+    else:
+        raise TypeError(
+            "expected data_group as a torch.distributed.ProcessGroup or DeviceMesh of the processes whose "
+            f"batches differ, got {describe(data_group)}"
         )
-    if isinstance(data_group, dist.ProcessGroup):
-        if dist.get_rank() not in dist.get_process_group_ranks(data_group):
-            raise ValueError(
-                f"expected a data_group that holds this process (rank {dist.get_rank()}), got the ranks "
-                f"{dist.get_process_group_ranks(data_group)}"
-            )
-        return [data_group]
-    raise TypeError(
-        "expected data_group as a torch.distributed.ProcessGroup or DeviceMesh of the processes whose "
-        f"batches differ, got {describe(data_group)}"
-    )
+    if not holds:
+        raise ValueError(f"expected a data_group that holds this process (rank {dist.get_rank()}), got {got}")
+    return data_group.get_all_groups() if isinstance(data_group, DeviceMesh) else [data_group]
 
 
 def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
