@@ -97,24 +97,22 @@ class HeadStep:
         self.shape = (l, q)
         self.directions: Directions | None = None
         self.statistics: LabelStatistics | None = None
-        self._layout: tuple[weakref.ref[Tensor], Sharding | None] | None = None
+        self._layout: tuple[weakref.ref[Tensor], Sharding] | None = None
         sharding = self.sharding(weight)
         compared = {"shape": self.shape, **asdict(settings), "dtype": weight.dtype}
         told = ", ".join(f"{name}={value!r}" for name, value in compared.items())
         try:
             bias = head.bias(l)
-            if bias is not None and sharding is not None:
+            if bias is not None:
                 sharding.check_bias(bias)
             settings.check(min(l, q))
             if settings.decay is not None:
                 self.statistics = self._make_statistics(weight)
         except (TypeError, ValueError) as error:
-            if sharding is not None:
-                sharding.agree(told, error)
+            sharding.agree(told, error)
             raise
-        if sharding is not None:
-            sharding.agree(told)
-        else:
+        sharding.agree(told)
+        if sharding.alone:
             warn_of_replicas()
         self._observations = Observations()
         # What this process raises in the next step, where its peers wait for it.
@@ -142,12 +140,13 @@ class HeadStep:
             )
         return weight
 
-    def sharding(self, weight: Tensor) -> Sharding | None:
-        """Where the parts of the weight lie, looked up again where it was replaced; None of a plain one."""
+    def sharding(self, weight: Tensor) -> Sharding:
+        """Where the parts of the weight lie, looked up again where it was replaced."""
         if self._layout is None or self._layout[0]() is not weight:
             before, sharding = self._layout, Sharding.of(weight, self.data_group.value)
             self._layout = (weakref.ref(weight), sharding)
-            if self.statistics is not None and before is not None and not (before[1] is sharding is None):
+            moved = before is not None and not (before[1].alone and sharding.alone)
+            if self.statistics is not None and moved:
                 # The statistics follow the weight to its new layout.
                 state = self.statistics.state_dict()
                 self.statistics = self._make_statistics(weight)
@@ -156,8 +155,7 @@ class HeadStep:
 
     def _joins(self, weight: Tensor) -> bool:
         """Whether other processes wait for this one in each step that LIP is to act on."""
-        sharding = self.sharding(weight)
-        return sharding is not None and sharding.communicates
+        return self.sharding(weight).communicates
 
     def _make_statistics(self, weight: Tensor) -> LabelStatistics:
         l, q = self.shape
@@ -191,9 +189,7 @@ class HeadStep:
         if self.directions is not None:
             self.directions.settings = settings
 
-    # Not traced by torch.compile, as little as torch's own bookkeeping of optimizers: it would compile again
-    # and again what changes from step to step, and the small algebra would not be the one that is tested.
-    @torch._disable_dynamo
+    @host.untraced
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Act after a step of an optimizer: a hook of ``register_step_post_hook``."""
         weight = self.weight()
@@ -269,7 +265,7 @@ class HeadStep:
 
     # Observations ------------------------------------------------------------------------------------
 
-    @torch._disable_dynamo
+    @host.untraced
     def observe(self, features: Tensor, targets: Tensor) -> None:
         """Take what the head saw; see :meth:`lip_fast.LIP.observe`."""
         weight = self.weight()
@@ -279,7 +275,7 @@ class HeadStep:
         try:
             self._keep(weight, features, targets)
         except (TypeError, ValueError) as error:
-            if sharding is None or not sharding.batches_differ or not self._acts_on(self._steps):
+            if not sharding.batches_differ or not self._acts_on(self._steps):
                 raise
             # Peers have seen other batches: they learn of this error in the next step.
             self._refused = self._refused or error
@@ -321,7 +317,7 @@ class HeadStep:
         """Forget the buffers of captured steps, and what is in them."""
         self._observations.release()
 
-    @torch._disable_dynamo
+    @host.untraced
     def apply(self) -> None:
         """Act now, with the pending observations; see :meth:`lip_fast.LIP.apply`."""
         weight = self.weight()
@@ -343,7 +339,7 @@ class HeadStep:
                 f"got every={settings.every} and start={settings.start} at step {step}"
             )
         sharding = self.sharding(weight)
-        if sharding is not None and sharding.batches_differ and (sharding.gathered or self.statistics):
+        if sharding.batches_differ and (sharding.gathered or self.statistics):
             raise RuntimeError(
                 "expected a step that is captured to have the same batch on all processes, or a whole weight "
                 "on each, and no decay: rows of other processes are exchanged through the host"
@@ -382,9 +378,7 @@ class HeadStep:
         bias, sharding = self.head.bias(self.shape[0]), self.sharding(weight)
         refused, self._refused = self._refused, None
         world: World
-        if sharding is None or not sharding.communicates:
-            world = Alone(turn.pending, turn.ok, sharding)
-        else:
+        if sharding.communicates:
             world = Peers(
                 sharding,
                 turn.pending,
@@ -393,7 +387,11 @@ class HeadStep:
                 error=refused,
                 collects=self.statistics is not None,
             )
-        M = weight.detach() if sharding is None else local_part(weight)
+        else:
+            world = Alone(turn.pending, turn.ok)
+            if bias is not None and not sharding.alone:
+                bias = sharding.bias_part(bias)
+        M = weight.detach() if sharding.alone else local_part(weight)
         unknown = 0
         if self.directions is None:
             rank = settings.kept(min(self.shape))
@@ -408,7 +406,7 @@ class HeadStep:
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
         if world.nobody_observed():
             return
-        if sharding is not None and is_sharded(weight):
+        if not sharding.alone and is_sharded(weight):
             # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.
             torch.autograd.graph.increment_version(weight)
         if weight.device.type not in host.READABLE and host.capturing(weight.device):
@@ -475,8 +473,8 @@ class HeadStep:
             "pending": self._observations.state_dict() if alone else (),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """See :meth:`lip_fast.LIP.load_state_dict`."""
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> Directions | None:
+        """The directions that ``state_dict`` is of; ValueError as of :meth:`lip_fast.LIP.load_state_dict`."""
         weight = self.weight()
         missing = [key for key in _STATE_KEYS if key not in state_dict]
         if missing:
@@ -513,19 +511,24 @@ class HeadStep:
                 "got another"
             )
         self._counters.check_state_dict(state_dict["counters"])
+        if self.data_group.value is None:
+            self._observations.check_state_dict(state_dict["pending"], shape=self.shape)
+        return directions
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """See :meth:`lip_fast.LIP.load_state_dict`."""
+        weight, directions = self.weight(), self.check_state_dict(state_dict)
         alone = self.data_group.value is None
-        pending = state_dict["pending"] if alone else ()
-        self._observations.check_state_dict(pending, shape=self.shape)
         if self.statistics is not None:
             self.statistics.load_state_dict(state_dict["statistics"])
         if directions is not None:
-            directions.load_state_dict(saved)
+            directions.load_state_dict(state_dict["subspace"])
         self.directions = directions
         self._steps = state_dict["steps"]
         self._calls_since_step = state_dict["calls_since_step"] if alone else 0
         self._counters.move(weight.device)
         self._counters.load_state_dict(state_dict["counters"])
-        self._observations.load_state_dict(pending, weight.device)
+        self._observations.load_state_dict(state_dict["pending"] if alone else (), weight.device)
         self._refused = None
 
 

@@ -121,11 +121,11 @@ class LabelStatistics:
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"expected decay in (0, 1) or None, got {decay}")
         self.q, self.l, self.decay = q, l, decay
-        self._sharding: Sharding | None = None
         # Relative rounding of the products so far: that of the narrowest dtype they were taken in.
         self.rounding = torch.finfo(torch.float64).eps
         self.C = torch.zeros(q + 1, l, dtype=dtype, device=device)
         self.G = torch.zeros(q + 1, q + 1, dtype=dtype, device=device)
+        self._sharding = Sharding(self.C[:-1].mT, None)
 
     @classmethod
     def for_head(
@@ -157,16 +157,11 @@ class LabelStatistics:
         statistics = cls(q, l, decay=decay, dtype=dtype, device=weight.device)
         sharding = Sharding.of(weight, data_group)
         statistics.place(sharding)
-        if sharding is not None:
-            sharding.agree(f"q={q}, l={l}, decay={decay}, dtype={dtype}")
+        sharding.agree(f"q={q}, l={l}, decay={decay}, dtype={dtype}")
         return statistics
 
-    def place(self, sharding: Sharding | None) -> None:
-        """Lie as a weight does, from here on; what was collected is forgotten.
-
-        Args:
-            sharding: of the weight; None of one that this process has to itself.
-        """
+    def place(self, sharding: Sharding) -> None:
+        """Lie as a weight with this ``sharding`` does, from here on; what was collected is forgotten."""
         self._sharding = sharding
         classes = self.l if self._of_classes is None else self._of_classes.length
         self.C = torch.zeros(self.q + 1, classes, dtype=self.C.dtype, device=self.C.device)
@@ -175,7 +170,7 @@ class LabelStatistics:
     @property
     def _of_classes(self) -> Sharding | None:
         """The layout, where C has the columns of this process's classes alone."""
-        return self._sharding if self._sharding is not None and self._sharding.dim == 0 else None
+        return self._sharding if self._sharding.dim == 0 else None
 
     # Collecting --------------------------------------------------------------------------------------
 
@@ -215,7 +210,7 @@ class LabelStatistics:
         try:
             batches = [self._checked(X, Y)]
         except (TypeError, ValueError) as error:
-            if self._sharding is None or not self._sharding.communicates:
+            if not self._sharding.communicates:
                 raise
             # The others wait for this process: it tells them.
             refused = error
@@ -225,7 +220,7 @@ class LabelStatistics:
             check_finite("Y", targets.values if isinstance(targets, CSR) else targets)
             raise ValueError(
                 "expected features whose squares can be summed in float32, got an overflow"
-                + ("" if self._sharding is None else ", or rows of another process that are not finite")
+                + ("" if self._sharding.alone else ", or rows of another process that are not finite")
             )
         self.rounding = max(self.rounding, torch.finfo(compute_dtype(batches[0][0])).eps)
         return self
@@ -245,7 +240,7 @@ class LabelStatistics:
         self, batches: Sequence[tuple[Tensor, Targets]], refused: Exception | None = None
     ) -> Tensor:
         """:meth:`absorb` of the batches of all processes; raises on each where one refused its own."""
-        if self._sharding is None or not self._sharding.communicates:
+        if not self._sharding.communicates:
             return self.absorb(batches)
         ok = torch.ones((), dtype=torch.bool, device=self.C.device)
         # Rows go in the dtype of the sums: that of the features may be another on each process.
@@ -390,7 +385,7 @@ class LabelStatistics:
             (r,) in float64; NaN along a direction that no row sees.
         """
         A, B = local_part(A), local_part(B)
-        if self._sharding is None or not self._sharding.communicates:
+        if not self._sharding.communicates:
             sums = self.sums(A, B, None if bias is None else local_part(bias))
         else:
             ok = torch.ones((), dtype=torch.bool, device=self.C.device)
@@ -512,7 +507,7 @@ class LabelStatistics:
             if tuple(got.shape) != shape:
                 raise ValueError(f"expected {name} of shape {shape}, got {tuple(got.shape)}")
         C = local_part(C)
-        if self._sharding is not None and C.shape[1] != self.C.shape[1]:
+        if C.shape[1] != self.C.shape[1]:
             C = self._sharding.part(C, 1)
         self.C.copy_(C)
         self.G.copy_(local_part(G))

@@ -162,17 +162,10 @@ class LIPState:
             raise ValueError(f"expected the state of LIP on the parameters {sorted(heads)}, got {got}")
         parameters: dict[str, Tensor] = {name: p for name, _, p in self._optimizer.named_parameters()}
         biases = {name: of.head.restored_bias(state_dict[name], parameters) for name, of in heads.items()}
-        before = {name: of.step.state_dict() for name, of in heads.items()}
-        loaded: list[str] = []
-        try:
-            for name, of in heads.items():
-                of.step.load_state_dict(state_dict[name])
-                loaded.append(name)
-        except Exception:
-            for name in loaded:
-                heads[name].step.load_state_dict(before[name])
-            raise
         for name, of in heads.items():
+            of.step.check_state_dict(state_dict[name])
+        for name, of in heads.items():
+            of.step.load_state_dict(state_dict[name])
             of.head.see_bias(biases[name])
 
 
@@ -335,8 +328,7 @@ class WithLIP(Optimizer):
             follows = of.follows(group)
         return of if follows else self._make(group, p)
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
+    @host.untraced
     def _heads(self) -> list[GroupHead]:
         """Each weight of a LIP group; LIPs of other weights are forgotten.
 
@@ -406,8 +398,7 @@ class WithLIP(Optimizer):
             self._base_step()
         return loss
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
+    @host.untraced
     def _step_where_finite(self, heads: list[GroupHead]) -> None:
         """A step, or where a gradient is not finite none, as after an overflow that a scaler finds."""
         bad = self._non_finite_gradient(heads)
@@ -439,8 +430,7 @@ class WithLIP(Optimizer):
         norms = torch._foreach_norm([v for v in values if v.numel()], ord=float("inf"))
         bad = [~torch.isfinite(norm).to(device) for norm in norms]
         here = torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool, device=device)
-        shared = [layout for of in heads if (layout := of.step.sharding(of.weight)) is not None]
-        return anywhere(here, gradients, shared)
+        return anywhere(here, gradients, [of.step.sharding(of.weight) for of in heads])
 
     def _step_with_lip(self, heads: list[GroupHead], found_inf: Tensor | None, *, base: bool = True) -> None:
         """A step of torch, where ``base``, then LIP; LIP updates the weights itself whose update is fused."""
@@ -449,8 +439,7 @@ class WithLIP(Optimizer):
             self._base_step_without([turn.weight for turn, _ in fused.values()])
         self._repair(heads, fused, found_inf, base=base)
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
+    @host.untraced
     def _begin(
         self, heads: list[GroupHead], found_inf: Tensor | None
     ) -> dict[GroupHead, tuple[Turn, FusedUpdate]]:
@@ -471,13 +460,10 @@ class WithLIP(Optimizer):
         directions = step.directions
         if directions is None or not directions.tracks:
             return False
-        sharding = step.sharding(p)
-        by_feature = sharding is not None and sharding.dim == 1
-        fits = not by_feature and can_fuse(p, directions.columns) and self.RULE.fits(group, self.state[p])
-        return fits and step.acts_next(p, group["lr"])
+        can = can_fuse(p, directions.columns) and self.RULE.fits(group, self.state[p])
+        return can and step.sharding(p).dim != 1 and step.acts_next(p, group["lr"])
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
+    @host.untraced
     def _repair(
         self,
         heads: list[GroupHead],

@@ -17,7 +17,6 @@ from lip_fast.sharded import decompose as parts
 from lip_fast.sharded.collectives import PeerError
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums as label_sums_of_all
-from lip_fast.sharded.layout import Sharding
 from lip_fast.statistics import LabelStatistics
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, OUT_OF_STEP, lost
 from lip_fast.targets import CSR, Targets
@@ -78,15 +77,14 @@ class Alone:
     Args:
         batches: what the head saw.
         ok: () bool on the device of the weight: whether the base optimizer took the step.
-        sharding: where the weight lies; None of a plain tensor.
     """
 
     increment: int | Tensor = 1
     """By how much the counter of the steps goes up."""
 
-    def __init__(self, batches: Sequence[Batch], ok: Tensor, sharding: Sharding | None = None) -> None:
+    def __init__(self, batches: Sequence[Batch], ok: Tensor) -> None:
         self.ok = self._base_stepped = ok
-        self._batches, self._sharding = batches, sharding
+        self._batches = batches
         self._statistics: LabelStatistics | None = None
 
     def run_with_peers(self, work: Callable[[], _T]) -> _T:
@@ -144,8 +142,6 @@ class Alone:
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """The sums of the labels along directions A (l, r) and B (q, r), of the statistics if there are."""
-        if bias is not None and self._sharding is not None:
-            bias = self._sharding.bias_part(bias)
         if self._statistics is not None:
             return self._statistics.sums(A, B, bias)
         if len(self._batches) == 1:

@@ -223,4 +223,4 @@ def test_state_round_trip_is_bit_exact() -> None:
     assert torch.equal(M, copy)
     assert torch.equal(directions.basis, other.basis)
     with pytest.raises(ValueError, match=r"basis of shape \(60, 12\), got a tensor of shape \(60, 11\)"):
-        _directions(M, 7, 5).load_state_dict(directions.state_dict())
+        _directions(M, 7, 5).check_state_dict(directions.state_dict())
