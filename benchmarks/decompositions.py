@@ -16,7 +16,7 @@ from lip_fast.backends.native.one_read import is_cached
 from lip_fast.bench.cases import Case, shared_floors
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.timing import Variant, captured
-from lip_fast.directions import FRESH
+from lip_fast.projected import FRESH
 
 __all__ = ["Triplets", "decomposition"]
 

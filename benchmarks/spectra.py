@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.gpu.weights import BLOCK_VALUES, device_generator
 from lip_fast import ops, randomized_svd
 from lip_fast.bench.problems import LEARNING_RATE
-from lip_fast.directions import FRESH
+from lip_fast.projected import FRESH
 
 __all__ = ["SAYS", "Moved", "moved", "optimum", "values"]
 

@@ -1,24 +1,28 @@
 """The directions of a weight: which of them a step keeps, refits and drops, and the basis it carries on."""
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.projected import FRESH, GUARDS, Split, beside, first_basis
 from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 from lip_fast.world import Change, Operand, Update, World
 
-__all__ = ["FRESH", "Directions", "StepReport"]
+__all__ = ["Decomposition", "Directions", "StepReport"]
 
-# Fresh random columns of each truncated step: without them a warm start never sees a new direction.
-FRESH = 8
-# rest="drop" that removes more than this share of ||M||_F^2 is worth a warning.
+# What is removed below the tail is worth a warning above this share of ||M||_F^2.
 _DROPPED_ENERGY = 0.01
+# Columns of a truncated step, and of the tail, the guards and the fresh ones of a projected step: as many as
+# the native solver decomposes in one call.
+_MOST_COLUMNS = 128
+_LONGEST_TAIL = _MOST_COLUMNS - GUARDS - 2 * FRESH
 
 
 class StepReport(NamedTuple):
@@ -37,11 +41,51 @@ class StepReport(NamedTuple):
     masked: Tensor
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """What a step knows of a weight M (l, q): the tail that it refits, and how the weight is written with it.
+
+    Of a weight of several processes, what has l rows has those of this process.
+
+    Attributes:
+        A, B: (l, r), (q, r) the tail.
+        S: singular values, the largest one first, of which those of the tail follow ``kept`` others.
+        kept: number of singular values before the tail's.
+        status: () int64, bits of :mod:`lip_fast.status`.
+        basis: what the next step starts from; None where it starts from nothing.
+        factors: (l, n + r + m), (q, n + r + m) what is written, the tail after n and before m other columns.
+        values: (n,), (r,), (m,) of those columns, the middle ones where the refitted values are 0.
+        added: whether they are added to the weight; else they replace it.
+        known: singular values down to the tail's, where deeper directions are removed and all of these are
+            known.
+    """
+
+    A: Tensor
+    B: Tensor
+    S: Tensor
+    kept: int
+    status: Tensor
+    basis: Tensor | None
+    factors: tuple[Tensor, Tensor]
+    values: tuple[Tensor, Tensor, Tensor]
+    added: bool
+    known: Tensor | None = None
+
+    def change(self, s: Tensor) -> Change:
+        """What the weight becomes with the values s (r,) in the tail."""
+        above, tail, below = self.values
+        A, B = self.factors
+        return Change(A, torch.cat([above, tail + s, below]), B, self.added)
+
+
 class Directions:
     """Singular directions of one weight M (l, q): ``rank`` kept, ``tail_rank`` refitted, the rest deeper.
 
-    Where rank + tail_rank and the fresh columns reach min(l, q), each step decomposes M exactly. Otherwise it
-    tracks the leading rank + tail_rank directions: one warm-started power step from the last step's basis.
+    Up to 128 columns a step tracks the leading rank + tail_rank directions by a truncated decomposition.
+    Beyond that, and where all remaining directions are asked for, it splits the weight by products
+    (:mod:`lip_fast.projected`), and refits no more than 104. Both take one power step from the last step's
+    basis. A weight is decomposed exactly in each step where min(l, q) is within those columns, with
+    tail_rank="all", and where products are not enough: in float64, and of parts on several processes.
 
     Off the host, basis and step counter stay at their addresses once there is a basis, and nothing is read: a
     step can then be captured in a CUDA graph.
@@ -55,22 +99,31 @@ class Directions:
 
     Attributes:
         rank, settings: as given; of the settings, clip may be replaced at any time.
-        tail_rank: number of directions below the kept ones that ``tail`` governs.
+        tail_rank: number of directions below the kept ones that ``tail`` governs, as the basis has them.
         exact: whether each step decomposes the weight exactly.
-        basis: (q, rank + tail_rank), B of the last step; None on the exact path and before the first step.
+        projects: whether the weight is split by products.
+        basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
+        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last split; None before.
     """
 
     def __init__(self, l: int, q: int, *, rank: int, settings: Settings, device: torch.device) -> None:
-        most = min(l, q) - rank
         self.rank, self.settings = rank, settings
-        self.tail_rank = most if settings.tail_rank is None else min(settings.tail_rank, most)
-        self.exact = self.columns >= min(l, q)
+        d, asked = min(l, q), settings.tail_rank
+        self._remaining = d - rank
+        # Whether a tail has all directions below the kept ones, although no more than some are refitted.
+        self._refits_all = asked is None
+        tail = min(asked, d - rank) if isinstance(asked, int) else d - rank
+        wide = d > _MOST_COLUMNS and (asked is None or rank + tail + FRESH > _MOST_COLUMNS)
+        self.projects = wide and asked != "all" and tail > 0
+        self.tail_rank = min(tail, _LONGEST_TAIL) if self.projects else tail
+        self.exact = not self.projects and self.columns >= d
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = (l, q)
         self._tolerances = {dtype: negligible(l, q, dtype) for dtype in (torch.float32, torch.float64)}
         self._warned = False
+        self.told: Tensor | None = None
 
     @property
     def columns(self) -> int:
@@ -80,7 +133,7 @@ class Directions:
     @property
     def tracks(self) -> bool:
         """Whether the next step is warm-started: one that can begin with the update of the weight."""
-        return not self.exact and self.basis is not None
+        return not self.exact and not self.projects and self.basis is not None
 
     @property
     def can_be_captured(self) -> bool:
@@ -104,48 +157,76 @@ class Directions:
         Raises:
             PeerError: another process failed, or is gone; before anything is written.
         """
-        k, r, settings = self.rank, self.tail_rank, self.settings
+        settings = self.settings
         on = Operand(M, self.step, settings.seed, update)
-        svd = self.decompose(on, world)
-        # The exact decomposition returns the tail's vectors only, the truncated one all k + r.
-        first = 0 if self.exact else k
-        A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
+        found = self.decompose(on, world)
         if settings.tail == "refit":
-            sums = world.label_sums(A, B, bias)
-            status, sound = world.verdict(svd.status)
+            sums = world.label_sums(found.A, found.B, bias)
+            status, sound = world.verdict(found.status)
             s, ok, clipped = ops.refit(
-                svd.S, sums, sound, rank=k, tolerance=self._tolerances[svd.S.dtype], clip=settings.clip
+                found.S,
+                sums,
+                sound,
+                rank=found.kept,
+                tolerance=self._tolerances[found.S.dtype],
+                clip=settings.clip,
             )
             masked = sums.masked
         else:
             world.decide()
-            status, sound = world.verdict(svd.status)
-            ok = sound & (svd.S.sum() < torch.finfo(svd.S.dtype).max / 4)  # as the refit bounds its values
-            s = svd.S.new_zeros(r)
+            status, sound = world.verdict(found.status)
+            ok = sound & (
+                found.S.sum() < torch.finfo(found.S.dtype).max / 4
+            )  # as the refit bounds its values
+            s = found.S.new_zeros(found.A.shape[1])
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        if settings.rest == "drop" and not self._warned and not host.capturing(M.device) and bool(ok):
-            self._warn_if_large(M, svd.S[: k + r], world)
-        if settings.rest == "drop" and not self.exact:
-            change = Change(svd.A, torch.cat([svd.S[:k], s]), svd.B, added=False)
-        elif settings.rest == "drop":
-            change = Change(svd.A, torch.cat([s - svd.S[k : k + r], -svd.S[k + r :]]), svd.B, added=True)
-        else:
-            change = Change(A, s - svd.S[k : k + r], B, added=True)
-        ok = world.write(on, change, svd.S[:1], ok)
+        if found.known is not None and not self._warned and not host.capturing(M.device) and bool(ok):
+            self._warn_if_large(M, found.known, world)
+        ok = world.write(on, found.change(s), found.S[:1], ok)
         # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
         if M.device.type not in host.READABLE or not bool(ok):
             status = lost(status, sound, ok, NOT_FINITE)
-        if not self.exact:
-            # As it is: the next step starts from its span, whatever the signs and the order of its columns.
-            self._keep(svd.B, ok, svd.status)
+        if found.basis is not None:
+            self._keep(found.basis, ok, found.status)
         self.step += world.increment
         return StepReport(ok, status, clipped, masked)
 
-    def decompose(self, on: Operand, world: World) -> ops.SVD:
-        """What a step works on: all singular values and the tail's vectors, or the leading k + r triplets."""
-        if self.exact:
-            return world.tail_svd(on.M, self.rank)
-        return world.warm_svd(on, self.basis, self.rank + self.tail_rank, FRESH)
+    def decompose(self, on: Operand, world: World) -> Decomposition:
+        """What a step works on."""
+        k, r, drop = self.rank, self.tail_rank, self.settings.rest == "drop"
+        if self.projects and world.has_whole_weight and on.M.dtype != torch.float64:
+            if self.basis is not None:
+                split = world.split(on, self.basis, k)
+                if self._is_enough(split, world):
+                    return _projected(split, k, r, drop=drop or self._refits_all)
+            svd = world.tail_svd(on.M, 0)
+            basis = first_basis(svd.S, svd.B, k, r)
+            return _exact(svd, k, self._remaining if self._refits_all else r, drop=drop, basis=basis)
+        if self.exact or self._refits_all:
+            return _exact(world.tail_svd(on.M, k), k, self._remaining if self._refits_all else r, drop=drop)
+        return _truncated(world.warm_svd(on, self.basis, k + r, FRESH), k, drop=drop)
+
+    def _is_enough(self, split: Split, world: World) -> bool:
+        """Whether a split is to be used as it is; a look at it only where that is free."""
+        told = torch.stack([split.gamma.double(), split.deeper])
+        if self.told is None:
+            self.told = told
+        else:
+            self.told.copy_(told)
+        if not world.decides_alone or told.device.type not in host.READABLE:
+            return True
+        removes = self._refits_all or self.settings.rest == "drop"
+        share = float(split.deeper) if removes else 0.0
+        if share > _DROPPED_ENERGY and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{share:.1%} of ||M||_F^2 grew below rank + tail_rank = {self.rank + self.tail_rank} since "
+                "LIP acted last: it was paused, acts too seldom (every), or the weight was replaced. Such a "
+                "step decomposes the weight exactly",
+                UserWarning,
+                stacklevel=2,
+            )
+        return share <= _DROPPED_ENERGY and int(split.status) == 0
 
     def _keep(self, B: Tensor, ok: Tensor, status: Tensor) -> None:
         """Carry ``B`` on where ``ok``, off the host without waiting and in place.
@@ -205,6 +286,13 @@ class Directions:
             "warned": False,
         }
 
+    def goes_on_from(self, tail_rank: int) -> bool:
+        """Whether a saved state with so many directions in the tail may be loaded.
+
+        Version 0.1.0 refitted all that remain where now some are; it saved no basis then.
+        """
+        return tail_rank == self.tail_rank or (self._refits_all and tail_rank == self._remaining)
+
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """ValueError where the basis is of another weight, or not finite: no step would recover from it."""
         expected = (self._limits[1], self.rank + self.tail_rank)
@@ -223,3 +311,46 @@ class Directions:
             self.basis.copy_(basis)
         self.step.copy_(state_dict["step"])
         self._warned = state_dict["warned"]
+
+
+def _exact(svd: ops.SVD, k: int, r: int, *, drop: bool, basis: Tensor | None = None) -> Decomposition:
+    """All singular values, and the vectors of the last ones; r of them below the first ``k`` are the tail.
+
+    With ``drop`` deeper directions are removed; else they are left as they are.
+    """
+    first = svd.A.shape[1] - (len(svd.S) - k)
+    A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
+    tail, none = -svd.S[k : k + r], svd.S[:0]
+    factors, below = (A, B), none
+    if drop:
+        factors, below = (svd.A[:, first:], svd.B[:, first:]), -svd.S[k + r :]
+    values, known = (none, tail, below), svd.S[: k + r] if drop else None
+    return Decomposition(A, B, svd.S, k, svd.status, basis, factors, values, added=True, known=known)
+
+
+def _truncated(svd: ops.SVD, k: int, *, drop: bool) -> Decomposition:
+    """The leading singular triplets, of which those below the first ``k`` are the tail; ``drop`` as above."""
+    A, B, S = svd.A[:, k:], svd.B[:, k:], svd.S
+    none, tail = S[:0], S[k:]
+    factors, values = (A, B), (none, -tail, none)
+    if drop:
+        factors, values = (svd.A, svd.B), (S[:k], torch.zeros_like(tail), none)
+    # The next step starts from the span of the basis, whatever the signs and the order of its columns.
+    known = S if drop else None
+    return Decomposition(A, B, S, k, svd.status, svd.B, factors, values, added=not drop, known=known)
+
+
+def _projected(split: Split, k: int, r: int, *, drop: bool) -> Decomposition:
+    """A kept part of rank ``k`` and a tail of r directions; with ``drop`` the weight becomes both together.
+
+    Of the kept singular values the largest and the smallest are known.
+    """
+    limits = torch.stack([split.s_1, split.s_k][: 1 + min(k, 1)])
+    A, S, B = split.A[:, :r], split.S[:r], split.B[:, :r]
+    none = S[:0]
+    factors, values = (A, B), (none, -S, none)
+    if drop:
+        factors = (beside(split.Q, split.A), beside(split.Z, split.B))
+        values = (S.new_ones(split.Q.shape[1]), -S, -split.S[r:])
+    kept = torch.cat([limits, S])
+    return Decomposition(A, B, kept, len(limits), split.status, split.basis, factors, values, added=not drop)

@@ -110,7 +110,7 @@ class LIP:
         head: nn.Module,
         rank: int | float | str,
         *,
-        tail_rank: int | None = None,
+        tail_rank: int | str | None = None,
         tail: str = "refit",
         rest: str = "keep",
         every: int = 1,

@@ -13,7 +13,7 @@ from torch import Tensor
 from lip_fast import host, ops
 from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
 
-__all__ = ["FRESH", "GUARDS", "Split", "first_basis", "split"]
+__all__ = ["FRESH", "GUARDS", "Split", "beside", "first_basis", "no_split", "split"]
 
 FRESH = 8
 """Fresh random columns beside the tail: without them a warm start never sees a new direction."""
@@ -90,7 +90,7 @@ def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
     n = k - guards
     Y = M @ basis
     Q = _orthonormal(Y[:, :n], seed=0)
-    T = _beside(Y[:, n:], M @ fresh[:, : d - k - r])
+    T = beside(Y[:, n:], M @ fresh[:, : d - k - r])
     # In the complement of Q: twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
     T = _orthonormal(_without(Q, _unit(T)), nearly=False, seed=1)
     T = _orthonormal(_without(Q, T), seed=2)
@@ -109,8 +109,8 @@ def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
     S_tail = torch.linalg.vector_norm(C_tail, dim=0)
     B_tail = _divide(C_tail, S_tail)
     return Split(
-        Q=_beside(Q, A_kept, A),
-        Z=_beside(Z, B_kept * S_kept, C),
+        Q=beside(Q, A_kept, A),
+        Z=beside(Z, B_kept * S_kept, C),
         A=A_tail,
         S=S_tail,
         B=B_tail,
@@ -119,7 +119,27 @@ def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
         gamma=_divide(torch.linalg.vector_norm(E), s_k.square()),
         deeper=_divide(total - found, total),
         status=_soundness(Q, fresh[:n], found + total),
-        basis=_beside(_pseudo_inverse(Z, H, lengths), _divide(B_kept, S_kept), B_tail[:, :r]),
+        basis=beside(_pseudo_inverse(Z, H, lengths), _divide(B_kept, S_kept), B_tail[:, :r]),
+    )
+
+
+def no_split(M: Tensor, columns: int, k: int) -> Split:
+    """Zeros in the place of a split, with a basis of so many columns, that failed before it began."""
+    (l, q), r = M.shape, columns - k
+    zero = M.new_zeros((), dtype=torch.float32)
+    status = torch.full((), NOT_FINITE, dtype=torch.int64, device=M.device)
+    return Split(
+        Q=zero.new_zeros(l, columns),
+        Z=zero.new_zeros(q, columns),
+        A=zero.new_zeros(l, r),
+        S=zero.new_zeros(r),
+        B=zero.new_zeros(q, r),
+        s_1=zero,
+        s_k=zero,
+        gamma=zero,
+        deeper=zero.double(),
+        status=status,
+        basis=zero.new_zeros(q, columns),
     )
 
 
@@ -233,6 +253,6 @@ def _square(X: Tensor) -> Tensor:
     return torch.linalg.vector_norm(X).double().square()
 
 
-def _beside(*columns: Tensor) -> Tensor:
+def beside(*columns: Tensor) -> Tensor:
     """Matrices beside each other; tall ones are kept with their columns contiguous."""
     return torch.cat([X.mT for X in columns]).mT

@@ -18,7 +18,7 @@ class Settings:
     """
 
     rank: int | float | str | None = None
-    tail_rank: int | None = None
+    tail_rank: int | str | None = None
     tail: str = "refit"
     rest: str = "keep"
     every: int = 1
@@ -36,7 +36,10 @@ class Settings:
         """
         if self.rank != "auto":
             self.kept(d)
-        if self.tail_rank is not None:
+        if isinstance(self.tail_rank, str):
+            if self.tail_rank != "all":
+                raise ValueError(f'expected tail_rank as an int, None or "all", got {self.tail_rank!r}')
+        elif self.tail_rank is not None:
             check_int("tail_rank", self.tail_rank, 0)
         for name, value, choices in (
             ("tail", self.tail, ("refit", "zero")),

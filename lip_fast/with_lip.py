@@ -27,7 +27,7 @@ class LIPOptions(TypedDict, total=False):
     """The arguments of LIP that an optimizer takes beside those of torch; :class:`lip_fast.optim.LIPSGD`."""
 
     lip_rank: int | float | str | None
-    lip_tail_rank: int | None
+    lip_tail_rank: int | str | None
     lip_tail: str
     lip_rest: str
     lip_every: int

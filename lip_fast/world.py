@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.decompose import randomized_svd
+from lip_fast.projected import FRESH, Split, no_split, split
 from lip_fast.rounding import compute_dtype
 from lip_fast.sharded import decompose as parts
 from lip_fast.sharded.collectives import PeerError
@@ -24,6 +25,7 @@ from lip_fast.targets import CSR, Targets
 __all__ = ["Alone", "Batch", "Change", "Operand", "Peers", "Update", "World", "all_finite"]
 
 _T = TypeVar("_T")
+_D = TypeVar("_D", ops.SVD, Split)
 
 # Power iterations of the first, cold decomposition: 1e-3 of the optimum on slowly decaying spectra.
 _COLD_ITERATIONS = 4
@@ -81,6 +83,10 @@ class Alone:
 
     increment: int | Tensor = 1
     """By how much the counter of the steps goes up."""
+    has_whole_weight = True
+    """Whether this process has the whole weight."""
+    decides_alone = True
+    """Whether this process may go by what it finds, where others would have to do the same."""
 
     def __init__(self, batches: Sequence[Batch], ok: Tensor) -> None:
         self.ok = self._base_stepped = ok
@@ -140,6 +146,12 @@ class Alone:
             basis = basis.to(compute_dtype(M))
         return ops.warm_svd(M, basis, step, fresh=fresh, seed=seed)
 
+    @staticmethod
+    def split(on: Operand, basis: Tensor, k: int) -> Split:
+        """:func:`lip_fast.projected.split` of the weight, with ``k`` kept directions."""
+        fresh = ops.fresh_columns(on.step, len(basis), FRESH, seed=on.seed)
+        return split(on.M.float(), basis, fresh, k)
+
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """The sums of the labels along directions A (l, r) and B (q, r), of the statistics if there are."""
         if self._statistics is not None:
@@ -192,6 +204,7 @@ class Alone:
 class Peers(Group):
     """The world of a process that takes the step together with others; it answers what Alone does."""
 
+    decides_alone = False
     _statistics: LabelStatistics | None = None
     # The statistics with the rows of this step; None too where this process failed.
     _collected: LabelStatistics | None = None
@@ -200,6 +213,11 @@ class Peers(Group):
     def increment(self) -> Tensor:
         """1, or 0 for a step of which no process has observed a batch."""
         return (~self.nothing_observed).long()
+
+    @property
+    def has_whole_weight(self) -> bool:
+        """See :class:`Alone`."""
+        return self.sharding.dim is None
 
     def nobody_observed(self) -> bool:
         """Where that has to be known on the host."""
@@ -281,7 +299,13 @@ class Peers(Group):
             parts.warm_svd(self, M, basis.to(dtype), step, fresh=fresh, seed=seed, products=products)
         )
 
-    def _told(self, svd: ops.SVD) -> ops.SVD:
+    def split(self, on: Operand, basis: Tensor, k: int) -> Split:
+        """See :class:`Alone`."""
+        return self.compute_or(
+            lambda: self._told(Alone.split(on, basis, k)), lambda: no_split(on.M, basis.shape[1], k)
+        )
+
+    def _told(self, svd: _D) -> _D:
         """A decomposition whose status the others learn: one replica may be unsound where they are not."""
         self.report(svd.status)
         return svd

@@ -22,8 +22,8 @@ from lip_fast import ops, reference
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, synchronize
-from lip_fast.directions import FRESH
 from lip_fast.optim import LIPSGD, LIPAdamW
+from lip_fast.projected import FRESH
 from lip_fast.world import Alone
 
 __all__ = ["InsideTrainer", "cases"]

@@ -13,8 +13,9 @@ from lip_fast import LIP, backends, ops
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, at_most, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, captured, synchronize
-from lip_fast.directions import FRESH, Directions
+from lip_fast.directions import Directions
 from lip_fast.ops.op import OPS
+from lip_fast.projected import FRESH
 from lip_fast.settings import Settings
 from lip_fast.world import Alone
 

@@ -12,7 +12,8 @@ from lip_fast import backends, ops
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import captured
-from lip_fast.directions import FRESH, Directions
+from lip_fast.directions import Directions
+from lip_fast.projected import FRESH
 from lip_fast.rules import AdamW
 from lip_fast.settings import Settings
 from lip_fast.world import Alone

@@ -12,7 +12,7 @@ from lip_fast.backends.native.svd import warm_svd as native_warm_svd
 from lip_fast.bench.cases import Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate
 from lip_fast.bench.timing import Variant, captured
-from lip_fast.directions import FRESH
+from lip_fast.projected import FRESH
 
 __all__ = ["cases"]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lip_fast.directions import FRESH
+from lip_fast.projected import FRESH
 
 __all__ = ["BATCH", "CORE", "Row", "Target"]
 
