@@ -131,6 +131,11 @@ class Directions:
         return self.rank + self.tail_rank + FRESH
 
     @property
+    def changes_nothing(self) -> bool:
+        """Whether a step leaves the weight as it is: every direction is kept, or none of the others governed."""
+        return self.settings.changes_nothing(self.rank + self._remaining, self.rank)
+
+    @property
     def tracks(self) -> bool:
         """Whether the next step is warm-started: one that can begin with the update of the weight."""
         return not self.exact and not self.projects and self.basis is not None
@@ -158,6 +163,8 @@ class Directions:
             PeerError: another process failed, or is gone; before anything is written.
         """
         settings = self.settings
+        if self.changes_nothing and update is None:
+            return self._nothing(M, world)
         on = Operand(M, self.step, settings.seed, update)
         found = self.decompose(on, world)
         if settings.tail == "refit":
@@ -190,6 +197,14 @@ class Directions:
             self._keep(found.basis, ok, found.status)
         self.step += world.increment
         return StepReport(ok, status, clipped, masked)
+
+    def _nothing(self, M: Tensor, world: World) -> StepReport:
+        """A step that leaves the weight as it is, of which the processes agree all the same."""
+        none = torch.zeros((), dtype=torch.int64, device=M.device)
+        world.decide()
+        status, ok = world.verdict(none)
+        self.step += world.increment
+        return StepReport(ok, status, none, none)
 
     def decompose(self, on: Operand, world: World) -> Decomposition:
         """What a step works on."""

@@ -1,5 +1,6 @@
 """LIP on one weight: when it acts, what it does then, and the state that it carries from step to step."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -112,6 +113,15 @@ class HeadStep:
             sharding.agree(told, error)
             raise
         sharding.agree(told)
+        kept = settings.kept(min(l, q))
+        if kept is not None and settings.changes_nothing(min(l, q), kept):
+            warnings.warn(
+                f"LIP with rank={settings.rank!r} and tail_rank={settings.tail_rank!r} changes nothing: it keeps "
+                f"{kept} of the {min(l, q)} directions of the weight as they are, and so the others. Pass a rank "
+                f"of at most {max(min(l, q) - 2, 0)}, and a tail_rank other than 0",
+                UserWarning,
+                stacklevel=2,
+            )
         if sharding.alone:
             warn_of_replicas()
         self._observations = Observations()
@@ -400,6 +410,14 @@ class HeadStep:
                 if choice is None:
                     return
                 rank, unknown = choice
+                if rank is not None and self._steps <= 1:
+                    warnings.warn(
+                        f'rank="auto" keeps {rank} of {min(self.shape)} directions, by the spectrum that the '
+                        "weight had at the first step: a fresh head is flat and tells nothing. Pass start=, the "
+                        "step from which on LIP acts, once the head has learned",
+                        UserWarning,
+                        stacklevel=2,
+                    )
             # A weight that cannot be decomposed leaves the choice of the rank to a later step.
             if rank is not None:
                 self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
@@ -445,16 +463,22 @@ class HeadStep:
             return None, broken
         if not bool(torch.isfinite(svd.S).all()):
             return None, status.NOT_FINITE
-        return select_rank(svd.S, energy=_AUTO_ENERGY), 0
+        return min(select_rank(svd.S, energy=_AUTO_ENERGY), Settings.most_kept(min(self.shape))), 0
 
     # State -------------------------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, int | None]:
+    def stats(self) -> dict[str, Any]:
         """Counts since the start; see :meth:`lip_fast.LIP.stats`."""
         counters = self._counters.values()
         directions = self.directions
         rank = self.settings.kept(min(self.shape)) if directions is None else directions.rank
-        return {"steps": self._steps + counters.pop("replayed"), **counters, "rank": rank}
+        counters["empty"] = 0
+        if directions is not None and directions.changes_nothing:
+            counters["applied"], counters["empty"] = 0, counters["applied"]
+        told = None if directions is None or directions.told is None else directions.told.tolist()
+        gamma, removed = told or (None, None)
+        steps = self._steps + counters.pop("replayed")
+        return {"steps": steps, **counters, "rank": rank, "gamma": gamma, "removed": removed}
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`lip_fast.LIP.state_dict`."""

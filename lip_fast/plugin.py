@@ -80,11 +80,15 @@ class LIP:
         head: module with a 2-D ``weight`` (l, q) and an optional ``bias`` (l,), usually ``nn.Linear``. The
             weight is looked up at each step, so that it may be replaced, by one of its shape, or sharded in
             place.
-        rank: directions kept. An int; a float in (0, 1] as a fraction of min(l, q), rounded up; or "auto",
-            95% of ||M||_F^2, decided at the first step it acts on. The principal subspace of l classes has
-            about l directions: a small rank ruins a classifier of many classes.
-        tail_rank: directions below them that ``tail`` governs; None for all that remain. Together they are
-            limited to min(l, q).
+        rank: directions kept. An int; a float in (0, 1] as a fraction of d = min(l, q), rounded up, but to d
+            for 1.0 alone; or "auto", 95% of ||M||_F^2 at the first step it acts on (see ``start``: a fresh
+            head is flat), and at most d - max(2, d / 10). The principal subspace of l classes has about l
+            directions: a small rank ruins a classifier of many classes. With rank d LIP changes nothing.
+        tail_rank: directions below them that ``tail`` governs, limited to those that remain; None for all of
+            these: beyond 128 directions the first 104 of them are governed, and deeper ones, which regrew
+            since the step before, are set to 0; "all" governs every one by an exact decomposition in each
+            step, which costs several times as much. A number of directions takes the same way where
+            rank + tail_rank + 8 > 128.
         tail: "refit" their singular values to the labels, or set them to "zero".
         rest: "keep" deeper directions as they are, or "drop" them.
         every: act on each ``every``-th step.
@@ -231,12 +235,17 @@ class LIP:
         """
         self._step.apply()
 
-    def stats(self) -> dict[str, int | None]:
+    def stats(self) -> dict[str, Any]:
         """Counts since the start; waits for the device.
 
         ``steps`` of the attached optimizer; steps on which LIP was ``applied``, and ``skipped`` (something
         unsound, or an overflow found by a gradient scaler); refitted values ``clipped``; class indices out
-        of range ``masked``; and the ``rank`` in use, None before the first step of rank="auto".
+        of range ``masked``; and the ``rank`` in use, None before the first step of rank="auto". With a rank
+        that keeps every direction steps are ``empty``, not applied.
+
+        Of the last step that split the weight by products (see ``tail_rank``), ``gamma``, which predicts the
+        error of the kept part relative to what the step changes, and the share of ||M||_F^2 that was
+        ``removed`` below the tail; None where no step did.
 
         Of the skipped steps, those skipped as ``not_finite`` (weight, features, labels or their sums),
         ``rank_deficient``, ``not_converged`` (the solver), ``not_orthogonal`` (the basis) or ``out_of_step``

@@ -9,6 +9,9 @@ from lip_fast.validation import check_int, describe
 
 __all__ = ["GROUP_SETTINGS", "LASTING", "Settings"]
 
+# Directions of the smallest weight of which "auto" keeps some and refits two.
+_FEWEST = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -36,6 +39,11 @@ class Settings:
         """
         if self.rank != "auto":
             self.kept(d)
+        elif d < _FEWEST:
+            raise ValueError(
+                f'expected at least {_FEWEST} classes and features for rank="auto", got {d}: LIP has next to '
+                "nothing to repair there, since a tail needs two directions; to try it all the same pass rank=1"
+            )
         if isinstance(self.tail_rank, str):
             if self.tail_rank != "all":
                 raise ValueError(f'expected tail_rank as an int, None or "all", got {self.tail_rank!r}')
@@ -63,11 +71,24 @@ class Settings:
         if isinstance(self.rank, float):
             if not 0 < self.rank <= 1:
                 raise ValueError(f"expected a rank fraction in (0, 1], got {self.rank}")
-            # Up, so that no fraction of a small head means no direction at all.
-            return math.ceil(self.rank * d)
+            # Up, so that no fraction of a small head means no direction at all; but not to all of them.
+            return d if self.rank == 1 else min(math.ceil(self.rank * d), d - 1)
         if isinstance(self.rank, str):
             raise ValueError(f'expected rank as an int, a fraction or "auto", got {self.rank!r}')
         return check_int("rank", self.rank, 0, d)
+
+    @staticmethod
+    def most_kept(d: int) -> int:
+        """The largest rank that "auto" takes of ``d`` directions.
+
+        A softmax ignores equal logits, and their direction is where a trained head has its lowest singular
+        value: with one direction in the tail next to nothing is repaired.
+        """
+        return d - max(2, math.ceil(d / 10))
+
+    def changes_nothing(self, d: int, rank: int) -> bool:
+        """Whether a step that keeps ``rank`` of ``d`` directions leaves the weight as it is."""
+        return rank == d or (self.tail_rank == 0 and self.rest == "keep")
 
     @staticmethod
     def of_group(group: Mapping[str, Any], *, seed: int, strict: bool) -> "Settings":
