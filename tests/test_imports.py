@@ -77,7 +77,7 @@ LAYERS = [
     {"backends", "holdout"},
     {"ops"},
     {"sharded"},
-    {"decompose", "statistics"},
+    {"decompose", "projected", "statistics"},
     {"functional", "world"},
     {"directions", "repair"},
     {"counters", "fused", "observations"},

@@ -1,0 +1,238 @@
+"""A weight split in kept directions and a tail by products alone, whatever the number of kept directions.
+
+Where LIP acts in every step the tail was squashed a step ago, and singular values fall by an order of
+magnitude or more from the kept directions to the next. With that gap one warm-started power step finds the
+kept subspace, and no decomposition of the kept part is needed: only of the few columns below it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lip_fast import host, ops
+from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
+
+__all__ = ["FRESH", "GUARDS", "Split", "first_basis", "split"]
+
+FRESH = 8
+"""Fresh random columns beside the tail: without them a warm start never sees a new direction."""
+GUARDS = 8
+"""Kept directions that are decomposed together with the tail, so that up to so many change places with it in
+a step. A QR factorisation in the order kept, tail never swaps two of them, and the tail is squashed in that
+same step: a new strong direction would be lost for good."""
+
+# Of columns of like lengths, one shorter than this share of the longest is what rounding left of it.
+_VANISHED = 3e-6
+# Shifts of CholeskyQR of unit columns (Fukaya et al., SIAM J. Sci. Comput. 42, 2020): the first is above the
+# rounding of a float32 Gram matrix and leaves a condition of 300 at most, the second one of 3.
+_SHIFTS = (1e-5, 1e-7, 0.0)
+# The smallest pivot of unit columns with which one pass is orthonormal to 1e-5: the rounding of a float32
+# Gram matrix, 1e-7, over its square.
+_PIVOT = 0.1
+# As much as keeps the Cholesky factor of a float32 Gram matrix of a thousand unit columns from breaking down.
+_ROUNDING = 1e-6
+# Relative size of singular values whose vectors a float64 Gram matrix resolves: to 1e-16 over its square.
+_RESOLVED = 1e-6
+# Up to this length the series of a rotation is right to 1e-5; a longer one is taken in several steps.
+_LARGEST_ANGLE = 0.25
+# max |Q^T Q - I| of a sound basis, as of the other decompositions.
+_ORTHOGONALITY = 1e-4
+
+
+class Split(NamedTuple):
+    """M (l, q) in factors: M = Q Z^T but for what no column found, and of that A diag(S) B^T is the tail.
+
+    Attributes:
+        Q, Z: (l, k + m) orthonormal and (q, k + m), m columns of the tail and below it.
+        A, S, B: (l, m) orthonormal, (m,) descending up to the rotation, and (q, m) unit columns, or zero
+            where there is no direction. What is kept is Q Z^T - A diag(S) B^T, of rank k.
+        s_1: () the largest length of a column of Z: between s_1 / sqrt(k) and s_1.
+        s_k: () the smallest kept singular value; that of the tail's first direction where k = 0.
+        gamma: () ||Z^T B diag(S)||_F / s_k^2, of the kept columns of Z and before the rotation: predicts the
+            error of the kept part relative to what the step changes.
+        deeper: () float64, the share of ||M||_F^2 below the first k + r directions.
+        status: () int64, bits of :mod:`lip_fast.status`.
+        basis: (q, k + r) of the next step.
+    """
+
+    Q: Tensor
+    Z: Tensor
+    A: Tensor
+    S: Tensor
+    B: Tensor
+    s_1: Tensor
+    s_k: Tensor
+    gamma: Tensor
+    deeper: Tensor
+    status: Tensor
+    basis: Tensor
+
+
+def first_basis(S: Tensor, B: Tensor, k: int, r: int) -> Tensor:
+    """The basis (q, k + r) of :func:`split` after an exact decomposition with S (d,) and B (q, d)."""
+    lengths = torch.maximum(S[: k + r], _VANISHED * S[:1])
+    lengths[k:] = 1
+    return _divide(B[:, : k + r], lengths)
+
+
+def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
+    """Split M by one power step from ``basis``, and a rotation of what it found.
+
+    Args:
+        M: (l, q) float32.
+        basis: (q, k + r): of the kept directions W with M W = Q in the step before; unit columns of the tail.
+        fresh: (q, FRESH) random signs; as many as there are directions below the first k + r are used.
+        k: number of kept directions, 0..min(l, q) - 1.
+    """
+    d, r = min(M.shape), basis.shape[1] - k
+    guards = min(GUARDS, k)
+    n = k - guards
+    Y = M @ basis
+    Q = _orthonormal(Y[:, :n], seed=0)
+    T = _beside(Y[:, n:], M @ fresh[:, : d - k - r])
+    # In the complement of Q: twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
+    T = _orthonormal(_without(Q, _unit(T)), nearly=False, seed=1)
+    T = _orthonormal(_without(Q, T), seed=2)
+    # As Q^T M: the product then runs along the rows of M.
+    Z = (Q.mT @ M).mT
+    A, S, B = _small_svd(T, (T.mT @ M).mT)
+    found, total = _square(Z) + _square(S[: guards + r]), _square(M)
+    s_k = S[max(guards - 1, 0)]
+    A_kept, S_kept, B_kept = A[:, :guards], S[:guards], B[:, :guards]
+    A, S, B = A[:, guards:], S[guards:], B[:, guards:]
+    C = B * S
+    H = Z.mT @ Z
+    lengths = H.diagonal().sqrt()
+    E = Z.mT @ C
+    A_tail, C_tail = _rotated(Q, Z, A, C, H, E, S)
+    S_tail = torch.linalg.vector_norm(C_tail, dim=0)
+    B_tail = _divide(C_tail, S_tail)
+    return Split(
+        Q=_beside(Q, A_kept, A),
+        Z=_beside(Z, B_kept * S_kept, C),
+        A=A_tail,
+        S=S_tail,
+        B=B_tail,
+        s_1=torch.cat([lengths, S_kept, S_tail]).max(),
+        s_k=s_k,
+        gamma=_divide(torch.linalg.vector_norm(E), s_k.square()),
+        deeper=_divide(total - found, total),
+        status=_soundness(Q, fresh[:n], found + total),
+        basis=_beside(_pseudo_inverse(Z, H, lengths), _divide(B_kept, S_kept), B_tail[:, :r]),
+    )
+
+
+def _rotated(
+    Q: Tensor, Z: Tensor, A: Tensor, C: Tensor, H: Tensor, E: Tensor, S: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The tail A C^T as it is once both parts are rotated by X, until M^T maps them to orthogonal spaces.
+
+    To first order the rotation is X = H^-1 E, with H = Z^T Z and E = Z^T C. With s_{k+1}^2 added to H it
+    stays finite where kept directions died. It cuts the error of the kept part 10 to 90 times, as a second
+    power step would. The kept part need not be rotated: the sum of both is the same before and after, and
+    the basis of the next step is as good without.
+    """
+    if not E.numel():
+        return A, C
+    shift = S.max().square()
+    lengths = (H.diagonal() + shift).sqrt()
+    L = _cholesky(H, lengths, shift / torch.where(lengths > 0, lengths, 1).square() + _ROUNDING)
+    X = _divide(torch.cholesky_solve(_divide(E.mT, lengths).mT, L).mT, lengths).mT
+    X = X * _divide(X.new_tensor(_LARGEST_ANGLE), torch.linalg.vector_norm(X)).clamp(max=1)
+    P = X.mT @ X
+    # (I + X^T X)^(-1/2), to X^6.
+    N = torch.addmm(P, P, P, beta=-0.5, alpha=0.375)
+    N.diagonal().add_(1)
+    return _unit(torch.addmm(A, Q, X, alpha=-1) @ N), torch.addmm(C, Z, X, alpha=-1) @ N
+
+
+def _pseudo_inverse(Z: Tensor, H: Tensor, lengths: Tensor) -> Tensor:
+    """W = Z H^-1 with H = Z^T Z: in the next step, where M is nearly Q Z^T, M W is nearly orthonormal."""
+    if not len(H):
+        return Z
+    L = _cholesky(H, lengths, _ROUNDING)
+    return _divide(torch.cholesky_solve(_divide(Z, lengths).mT, L).mT, lengths)
+
+
+def _cholesky(H: Tensor, lengths: Tensor, shift: Tensor | float) -> Tensor:
+    """The lower factor of H with rows and columns divided by ``lengths``, and ``shift`` on the diagonal."""
+    G = _divide(_divide(H, lengths).mT, lengths)
+    G.diagonal().add_(shift)
+    return torch.linalg.cholesky_ex(G)[0]
+
+
+def _orthonormal(Y: Tensor, *, nearly: bool = True, seed: int) -> Tensor:
+    """An orthonormal basis of the columns of Y (n, m), m <= n; those that vanished are drawn by ``seed``.
+
+    By one pass of CholeskyQR where ``nearly`` orthonormal columns turn out to be so. By three shifted ones
+    otherwise, and wherever a look at the pivots would wait for the device.
+    """
+    if not Y.shape[1]:
+        return Y
+    lengths = torch.linalg.vector_norm(Y, dim=0)
+    vanished = ~(lengths > _VANISHED * lengths.max())
+    if Y.device.type not in host.READABLE or bool(vanished.any()):
+        step = torch.zeros((), dtype=torch.int64, device=Y.device)
+        Y = torch.where(vanished, ops.fresh_columns(step, *Y.shape, seed=seed), Y)
+        lengths = torch.linalg.vector_norm(Y, dim=0)
+        nearly = False
+    Q = Y / lengths
+    if nearly:
+        L, _ = torch.linalg.cholesky_ex(Q.mT @ Q)
+        if float(L.diagonal().min()) > _PIVOT:
+            return torch.linalg.solve_triangular(L, Q.mT, upper=False).mT
+    for shift in _SHIFTS:
+        G = Q.mT @ Q
+        G.diagonal().add_(shift)
+        Q = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(G)[0], Q.mT, upper=False).mT
+    return Q
+
+
+def _small_svd(T: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A, S, B of T image^T: T (l, m) orthonormal, image (q, m)."""
+    if T.device.type not in host.READABLE:
+        return ops.finish_svd(T, image, rank=T.shape[1])[:3]
+    X = image.double()
+    # A library raises where a number is not finite; the status will say so.
+    P = torch.linalg.eigh(torch.nan_to_num(X.mT @ X, posinf=0, neginf=0))[1].flip(1)
+    B = X @ P
+    S = torch.linalg.vector_norm(B, dim=0)
+    B *= torch.where(S > _RESOLVED * S.max(), S.reciprocal(), 0)
+    return T @ P.float(), S.float(), B.float()
+
+
+def _soundness(Q: Tensor, signs: Tensor, energy: Tensor) -> Tensor:
+    """() int64: whether every number is finite, and Q orthonormal.
+
+    Q^T Q has as many numbers as Q; of its products with eight sign vectors, one entry is at least as large as
+    any |Q^T Q - I|_ij with a probability of 1 - 2^-8.
+    """
+    deviation = (Q.mT @ (Q @ signs) - signs).abs()
+    worst = deviation.max() if deviation.numel() else torch.zeros_like(energy)
+    finite = torch.isfinite(worst) & torch.isfinite(energy)
+    return (~finite) * NOT_FINITE + (finite & (worst > _ORTHOGONALITY)) * NOT_ORTHOGONAL
+
+
+def _without(Q: Tensor, Y: Tensor) -> Tensor:
+    """What the columns of Y have in the complement of Q."""
+    return torch.addmm(Y, Q, Q.mT @ Y, alpha=-1)
+
+
+def _unit(Y: Tensor) -> Tensor:
+    return _divide(Y, torch.linalg.vector_norm(Y, dim=0))
+
+
+def _divide(X: Tensor, by: Tensor) -> Tensor:
+    """X / by; X where that is 0."""
+    return X / torch.where(by > 0, by, 1)
+
+
+def _square(X: Tensor) -> Tensor:
+    """() ||X||_F^2 in float64."""
+    return torch.linalg.vector_norm(X).double().square()
+
+
+def _beside(*columns: Tensor) -> Tensor:
+    """Matrices beside each other; tall ones are kept with their columns contiguous."""
+    return torch.cat([X.mT for X in columns]).mT
