@@ -23,10 +23,6 @@ def check_project(M: Tensor, Y: Tensor) -> None:
         raise elsewhere("Y", Y, "M", M.device)
 
 
-def _outputs(M: Tensor, Y: Tensor) -> Tensor:
-    return Y.new_empty(Y.shape[1], M.shape[1]).mT
-
-
 def _can_triton(M: Tensor, Y: Tensor) -> bool:
     return M.dtype in STORED and Y.dtype == torch.float32 and Y.shape[1] <= MAX_COLUMNS
 
@@ -34,7 +30,7 @@ def _can_triton(M: Tensor, Y: Tensor) -> bool:
 _OP = Op(
     "project(Tensor M, Tensor Y) -> Tensor",
     check=check_project,
-    outputs=_outputs,
+    outputs=lambda M, Y: Y.new_empty(Y.shape[1], M.shape[1]).mT,
     default="default.update:project",
     kernels=(
         Kernel(
@@ -56,5 +52,4 @@ def project(M: Tensor, Y: Tensor) -> Tensor:
     Returns:
         Z (q, m), its columns contiguous, in the dtype of ``Y``.
     """
-    Z: Tensor = _OP(M, Y)
-    return Z
+    return _OP(M, Y)

@@ -1,6 +1,6 @@
 """Singular values refitted to the labels."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,11 +63,8 @@ def _wrong_shape(S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tens
     return wrong_shape("a denominator", denominator, numerator.shape)
 
 
-def _outputs(
-    S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor, *rest: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    s = S.new_empty(numerator.shape[0])
-    return s, torch.empty_like(ok), S.new_empty((), dtype=torch.int64)
+def _outputs(S: Tensor, numerator: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return S.new_empty(len(numerator)), torch.empty_like(rest[2]), S.new_empty((), dtype=torch.int64)
 
 
 def _can_native(

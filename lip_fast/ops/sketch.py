@@ -27,16 +27,19 @@ def _outputs(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return V.new_empty(m, l).mT, V.new_empty(m, q).mT
 
 
-def _can_native(M: Tensor, V: Tensor) -> bool:
-    return V.dtype == torch.float32
-
-
 _OP = Op(
     "sketch(Tensor M, Tensor V) -> (Tensor, Tensor)",
     check=check_sketch,
     outputs=_outputs,
     default="default.sketch",
-    kernels=(Kernel("native.sketch", "cuda", can=_can_native, reason="reads a large weight once"),),
+    kernels=(
+        Kernel(
+            "native.sketch",
+            "cuda",
+            can=lambda M, V: V.dtype == torch.float32,
+            reason="reads a large weight once",
+        ),
+    ),
 )
 
 
@@ -53,5 +56,4 @@ def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Y (l, m) and Z (q, m), their columns contiguous, in the dtype of ``V``.
     """
-    products: tuple[Tensor, Tensor] = _OP(M, V)
-    return products
+    return _OP(M, V)
