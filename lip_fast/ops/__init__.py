@@ -14,10 +14,9 @@ from lip_fast.ops.class_sums import ClassSums, class_sums
 from lip_fast.ops.fresh_columns import fresh_columns
 from lip_fast.ops.gram import gram, sums_in_place
 from lip_fast.ops.label_sums import Sums, label_sums
-from lip_fast.ops.project import project
+from lip_fast.ops.products import project, sketch
 from lip_fast.ops.rebuild_ import rebuild_
 from lip_fast.ops.refit import Refit, refit
-from lip_fast.ops.sketch import sketch
 from lip_fast.ops.svd import SVD, finish_svd, orthonormalize, start_basis, warm_svd
 from lip_fast.ops.tail_svd import tail_svd
 from lip_fast.ops.updates import (

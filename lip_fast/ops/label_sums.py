@@ -37,7 +37,9 @@ class Sums(NamedTuple):
     masked: Tensor
 
 
-def _check(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, rows: int | None = None) -> None:
+def _check(
+    X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, *, rows: int | None = None
+) -> None:
     if X.dim() != 2 or not X.is_floating_point():
         raise not_a_matrix("X", X)
     n, q = X.shape
@@ -109,7 +111,7 @@ _OP = Op(
 _OP_CSR = Op(
     "label_sums_csr(Tensor X, Tensor crow, Tensor col, Tensor values, Tensor A, Tensor B, Tensor? bias)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    check=lambda X, crow, col, values, *rest: _check(X, col, *rest, crow.shape[0] - 1),
+    check=lambda X, crow, col, values, *rest: _check(X, col, *rest, rows=crow.shape[0] - 1),
     outputs=_of_csr(_outputs),
     default="default.label_sums:label_sums_csr",
     kernels=(

@@ -18,9 +18,8 @@ from lip_fast.backends.native.one_read import is_cached
 from lip_fast.backends.triton import MAX_COLUMNS, STORED
 from lip_fast.ops.checks import elsewhere, expected, not_a_matrix, wrong_dtype, wrong_shape
 from lip_fast.ops.op import Op
-from lip_fast.ops.project import check_project
+from lip_fast.ops.products import check_product
 from lip_fast.ops.rebuild_ import check_written
-from lip_fast.ops.sketch import check_sketch
 from lip_fast.rules import Updated
 
 __all__ = [
@@ -87,12 +86,12 @@ def _check(updated: Updated) -> None:
 
 def _check_sketch(updated: Updated, V: Tensor, write: bool) -> None:
     _check(updated)
-    check_sketch(updated.M, V)
+    check_product(updated.M, "V", V, 1)
 
 
 def _check_project(updated: Updated, Y: Tensor) -> None:
     _check(updated)
-    check_project(updated.M, Y)
+    check_product(updated.M, "Y", Y, 0)
 
 
 def _check_rebuild(updated: Updated, *how: Any) -> None:

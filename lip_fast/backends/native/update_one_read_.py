@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lip_fast.backends.default.update import update_one_read_ as by_parts
-from lip_fast.backends.native.library import MODULES, stream_of
+from lip_fast.backends.native.library import MODULES, addresses, stream_of
 from lip_fast.backends.native.one_read import lies_alike
 from lip_fast.rules import Updated
 
@@ -22,17 +22,15 @@ def update_one_read_(updated: Updated, V: Tensor, write: bool) -> tuple[Tensor, 
     module.update_one_read(
         rule,
         M.data_ptr(),
-        [X.data_ptr() for X in held],
+        addresses(*held),
         l,
         q,
         M.stride(0),
         Vt.data_ptr(),
         m,
-        Yt.data_ptr(),
-        Zt.data_ptr(),
-        workspace.data_ptr(),
+        *addresses(Yt, Zt, workspace),
         values,
-        [x.data_ptr() for x in scalars],
+        addresses(*scalars),
         0 if grad_scale is None else grad_scale.data_ptr(),
         0 if found_inf is None else found_inf.data_ptr(),
         settings,

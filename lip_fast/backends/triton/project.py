@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lip_fast.backends.triton.configuration import Configuration
-from lip_fast.backends.triton.rules import Operands, Source, configuration, examples
+from lip_fast.backends.triton.rules import Operands, Source, configuration, examples, product_forms
 from lip_fast.backends.triton.update import (
     PRECISION,
     is_unset,
@@ -81,20 +81,13 @@ def _form(case: Operands, columns: int, rows_are_many: bool) -> Configuration:
     )
 
 
-# See update_sketch_.py.
 CONFIGURATIONS = [
-    _form(case, columns, rows_are_many)
-    for with_all, (single, half, *_) in [
-        (False, [Operands(torch.float32), Operands(torch.bfloat16)]),
-        *examples(current=True),
-    ]
-    for case, columns, rows_are_many in [
-        (single, 64, True),
-        (single, 128, True),
-        (single, 64, False),
-        (single, 128, False),
-        (half, 64, True),
-    ][3 * with_all :]
+    *product_forms(_form, Operands(torch.float32), Operands(torch.bfloat16)),
+    *(
+        form
+        for with_all, (single, half, _) in examples(current=True)
+        for form in product_forms(_form, single, half, with_all)
+    ),
 ]
 
 

@@ -58,15 +58,14 @@ def rebuild_kernel(
     first_column = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_Q
     rows = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
     columns = first_column + tl.arange(0, BLOCK_Q)
-    there = (rows[:, None] < l) & (columns[None, :] < q)
-    where = offsets(rows, columns, M_s0, M_s1)
-    # The old weight and the state are not read where the factors replace them.
-    needed = there
-    if not ACCUMULATE:
-        needed = there & is_unset(written, BLOCK_L, BLOCK_Q)
     if CHECK or WEIGHT is not None:
+        there = (rows[:, None] < l) & (columns[None, :] < q)
+        where = offsets(rows, columns, M_s0, M_s1)
+        # The old weight and the state are not read where the factors replace them.
+        needed = there
+        if not ACCUMULATE:
+            needed = there & is_unset(written, BLOCK_L, BLOCK_Q)
         base = recall(M, where, needed)
-    kept = there
     if WEIGHT is not None:
         apply = is_unset(found_inf, BLOCK_L, BLOCK_Q)
         values = PREPARE(scalar0, scalar1, scalar2, x0, x1, x2, x3, x4, x5, x6, x7)
@@ -74,7 +73,6 @@ def rebuild_kernel(
         now0, now1 = recall(state0, where, needed), recall(state1, where, needed)
         # 0 / 0 where eps is 0.
         base = tl.where(needed, tl.where(apply, WEIGHT(base, g, now0, now1, values, VARIANT), base), 0.0)
-        kept = there & apply
     if CHECK:
         bound = 0.0
         for first in range(0, t, BLOCK_T):
@@ -94,10 +92,13 @@ def rebuild_kernel(
         k = first + tl.arange(0, BLOCK_T)
         a, b = _factors(A, s, B, rows, columns, k, l, q, t, A_s0, A_s1, B_s0, B_s1)
         new = tl.dot(a, b, new, input_precision=PRECISION)
-    if ACCUMULATE:
-        if WEIGHT is None:
-            # Now, not to hold it during the product.
+    if WEIGHT is None:
+        # Now, not to hold them during the product.
+        there = (rows[:, None] < l) & (columns[None, :] < q)
+        where = offsets(rows, columns, M_s0, M_s1)
+        if ACCUMULATE:
             base = recall(M, where, there)
+    if ACCUMULATE:
         new += base
     if DROPPED > 0:
         noise = rounding_noise(rows, first_column, tl.load(step), seed, BLOCK_Q)
@@ -112,7 +113,8 @@ def rebuild_kernel(
         stored = new.to(narrow)
         if WEIGHT is not None:
             stored = tl.where(is_unset(written, BLOCK_L, BLOCK_Q), base.to(narrow), stored)
-        tl.store(M + where, stored, mask=kept)
+            there = there & apply
+        tl.store(M + where, stored, mask=there)
 
 
 @functools.cache

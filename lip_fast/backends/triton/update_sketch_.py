@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lip_fast.backends.triton.configuration import Configuration
-from lip_fast.backends.triton.rules import Operands, Source, configuration, examples
+from lip_fast.backends.triton.rules import Operands, Source, configuration, examples, product_forms
 from lip_fast.backends.triton.update import PRECISION, is_unset, many, offsets, padded, parts, strides, total
 from lip_fast.rules import Updated
 
@@ -79,18 +79,10 @@ def _form(case: Operands, columns: int, rows_are_many: bool, write: bool = False
     )
 
 
-# Without options the usual and the widest tiles, with many rows and few, and a narrow format; with all at
-# once, which takes most registers, the last two.
 CONFIGURATIONS = [
-    _form(case, columns, rows_are_many, with_all)
+    form
     for with_all, (single, half, _) in examples(current=False)
-    for case, columns, rows_are_many in [
-        (single, 64, True),
-        (single, 128, True),
-        (single, 64, False),
-        (single, 128, False),
-        (half, 64, True),
-    ][3 * with_all :]
+    for form in product_forms(functools.partial(_form, write=with_all), single, half, with_all)
 ]
 
 

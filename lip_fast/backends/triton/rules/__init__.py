@@ -1,6 +1,6 @@
 """The rules of the optimizers in Triton, one a file, and how a kernel is made with one of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from lip_fast.backends.triton.rules.form import Form
 from lip_fast.backends.triton.update import POINTERS, REGISTERS, signature, strides
 from lip_fast.rules import RULES, SGD, AdamW, NAdam, Rule, Scaling, Updated
 
-__all__ = ["FORMS", "Operands", "Source", "configuration", "examples"]
+__all__ = ["FORMS", "Operands", "Source", "configuration", "examples", "product_forms"]
 
 FORMS: dict[str, Form] = {AdamW.NAME: adamw.FORM, NAdam.NAME: nadam.FORM, SGD.NAME: sgd.FORM}
 _NUMBERS = 8
@@ -97,6 +97,17 @@ def examples(*, current: bool) -> Iterator[tuple[bool, list[Operands]]]:
                     for M, g, state in ((single,) * 3, (half,) * 3, (double_byte, single, single))
                 ],
             )
+
+
+def product_forms(
+    form: Callable[..., Configuration], single: Operands, half: Operands, with_all: bool = False
+) -> list[Configuration]:
+    """To compile ahead of a product: usual and widest tiles, with many rows and few, and a narrow format.
+
+    With all that is optional at once, which takes most registers, the last two.
+    """
+    tiles = [(single, 64, True), (single, 128, True), (single, 64, False), (single, 128, False)]
+    return [form(*tile) for tile in [*tiles, (half, 64, True)][3 * with_all :]]
 
 
 def configuration(
