@@ -33,6 +33,7 @@ __all__ = [
 
 _TAKEN = "Tensor(a!) M, Tensor(b!) grad, Tensor(c!)[] state"
 _HOW = "Tensor[] scalars, Tensor? grad_scale, Tensor? found_inf, str rule, float[] settings"
+_ONE_PASS = "one pass over the weight and its state"
 
 
 def fuses_updates(device: torch.device) -> bool:
@@ -84,19 +85,14 @@ def _check(updated: Updated) -> None:
     how.check(state)
 
 
-def _check_sketch(updated: Updated, V: Tensor, write: bool) -> None:
-    _check(updated)
-    check_product(updated.M, "V", V, 1)
+def _checked(check: Callable[..., None]) -> Callable[..., None]:
+    """The check of an op: of the updated weight, and with ``check`` of how the other operands fit it."""
 
+    def both(updated: Updated, *rest: Any) -> None:
+        _check(updated)
+        check(updated.M, *rest)
 
-def _check_project(updated: Updated, Y: Tensor) -> None:
-    _check(updated)
-    check_product(updated.M, "Y", Y, 0)
-
-
-def _check_rebuild(updated: Updated, *how: Any) -> None:
-    _check(updated)
-    check_written(updated.M, *how)
+    return both
 
 
 def _sketch(updated: Updated, V: Tensor, write: bool) -> Tensor:
@@ -130,20 +126,14 @@ def _can_native(updated: Updated, V: Tensor, write: bool) -> bool:
 
 _SKETCH = _UpdateOp(
     f"update_sketch_({_TAKEN}, {_HOW}, Tensor V, bool write) -> Tensor",
-    check=_check_sketch,
+    check=_checked(lambda M, V, write: check_product(M, "V", V, 1)),
     outputs=_sketch,
     default="default.update:update_sketch_",
-    kernels=(
-        Kernel(
-            "triton.update_sketch_",
-            can=_can_triton_product,
-            reason="one pass over the weight and its state",
-        ),
-    ),
+    kernels=(Kernel("triton.update_sketch_", can=_can_triton_product, reason=_ONE_PASS),),
 )
 _ONE_READ = _UpdateOp(
     f"update_one_read_({_TAKEN}, {_HOW}, Tensor V, bool write) -> (Tensor, Tensor)",
-    check=_check_sketch,
+    check=_checked(lambda M, V, write: check_product(M, "V", V, 1)),
     outputs=lambda *how: (_sketch(*how), _project(*how)),
     default="default.update:update_one_read_",
     kernels=(
@@ -158,30 +148,18 @@ _ONE_READ = _UpdateOp(
 )
 _PROJECT = _UpdateOp(
     f"update_project(Tensor M, Tensor grad, Tensor[] state, {_HOW}, Tensor Y) -> Tensor",
-    check=_check_project,
+    check=_checked(lambda M, Y: check_product(M, "Y", Y, 0)),
     outputs=_project,
     default="default.update:update_project",
-    kernels=(
-        Kernel(
-            "triton.project:update_project",
-            can=_can_triton_product,
-            reason="one pass over the weight and its state",
-        ),
-    ),
+    kernels=(Kernel("triton.project:update_project", can=_can_triton_product, reason=_ONE_PASS),),
 )
 _REBUILD = _UpdateOp(
     f"update_rebuild_(Tensor(a!) M, Tensor grad, Tensor[] state, {_HOW}, Tensor A, Tensor s, Tensor B,"
     " Tensor ok, Tensor step, bool accumulate, int seed) -> Tensor",
-    check=_check_rebuild,
+    check=_checked(check_written),
     outputs=lambda updated, A, s, B, ok, *how: torch.empty_like(ok),
     default="default.update:update_rebuild_",
-    kernels=(
-        Kernel(
-            "triton.rebuild_:update_rebuild_",
-            can=_can_triton,
-            reason="one pass over the weight and its state",
-        ),
-    ),
+    kernels=(Kernel("triton.rebuild_:update_rebuild_", can=_can_triton, reason=_ONE_PASS),),
 )
 
 
