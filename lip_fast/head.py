@@ -404,7 +404,7 @@ class HeadStep:
             if rank is not None:
                 self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
-        if world.nobody_observed():
+        if world.nobody_observed:
             return
         if not sharding.alone and is_sharded(weight):
             # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.

@@ -81,6 +81,8 @@ class Alone:
 
     increment: int | Tensor = 1
     """By how much the counter of the steps goes up."""
+    nobody_observed = False
+    """Whether there was no step, since no process has seen a batch."""
 
     def __init__(self, batches: Sequence[Batch], ok: Tensor) -> None:
         self.ok = self._base_stepped = ok
@@ -90,10 +92,6 @@ class Alone:
     def run_with_peers(self, work: Callable[[], _T]) -> _T:
         """What ``work`` returns, which calls the methods that follow; there is no peer to run it with."""
         return work()
-
-    def nobody_observed(self) -> bool:
-        """Whether there was no step, since no process has seen a batch."""
-        return False
 
     def choose_rank(self, choose: Callable[[], tuple[int | None, int]]) -> tuple[int | None, int] | None:
         """What ``choose`` finds on every process: a rank, or None and why the weight has no spectrum.
@@ -201,6 +199,7 @@ class Peers(Group):
         """1, or 0 for a step of which no process has observed a batch."""
         return (~self.nothing_observed).long()
 
+    @property
     def nobody_observed(self) -> bool:
         """Where that has to be known on the host."""
         return self.device.type in host.READABLE and bool(self.nothing_observed)
