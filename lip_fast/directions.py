@@ -11,7 +11,7 @@ from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
-from lip_fast.world import Change, Update, World
+from lip_fast.world import Change, Operand, Update, World
 
 __all__ = ["FRESH", "Directions", "StepReport"]
 
@@ -82,6 +82,11 @@ class Directions:
         """Whether the next step is warm-started: one that can begin with the update of the weight."""
         return not self.exact and self.basis is not None
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether the next step has what to start from, and can be captured in a CUDA graph."""
+        return self.exact or self.basis is not None
+
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
     ) -> StepReport:
@@ -98,16 +103,10 @@ class Directions:
 
         Raises:
             PeerError: another process failed, or is gone; before anything is written.
-            RuntimeError: a CUDA graph is being captured, and there is no basis to start from.
         """
-        capturing = M.device.type not in host.READABLE and host.capturing(M.device)
-        if capturing and not self.exact and self.basis is None:
-            raise RuntimeError(
-                "expected a step that LIP acts on before one is captured, to start from, got none: "
-                "take a step first"
-            )
         k, r, settings = self.rank, self.tail_rank, self.settings
-        svd = self.decompose(M, world, update)
+        on = Operand(M, self.step, settings.seed, update)
+        svd = self.decompose(on, world)
         # The exact decomposition returns the tail's vectors only, the truncated one all k + r.
         first = 0 if self.exact else k
         A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
@@ -124,7 +123,7 @@ class Directions:
             ok = sound & (svd.S.sum() < torch.finfo(svd.S.dtype).max / 4)  # as the refit bounds its values
             s = svd.S.new_zeros(r)
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        if settings.rest == "drop" and not self._warned and not capturing and bool(ok):
+        if settings.rest == "drop" and not self._warned and not host.capturing(M.device) and bool(ok):
             self._warn_if_large(M, svd.S[: k + r], world)
         if settings.rest == "drop" and not self.exact:
             change = Change(svd.A, torch.cat([svd.S[:k], s]), svd.B, added=False)
@@ -132,7 +131,7 @@ class Directions:
             change = Change(svd.A, torch.cat([s - svd.S[k : k + r], -svd.S[k + r :]]), svd.B, added=True)
         else:
             change = Change(A, s - svd.S[k : k + r], B, added=True)
-        ok = world.write(M, change, svd.S[:1], ok, self.step, settings.seed, update)
+        ok = world.write(on, change, svd.S[:1], ok)
         # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
         if M.device.type not in host.READABLE or not bool(ok):
             status = lost(status, sound, ok, NOT_FINITE)
@@ -142,14 +141,11 @@ class Directions:
         self.step += world.increment
         return StepReport(ok, status, clipped, masked)
 
-    def decompose(self, M: Tensor, world: World, update: Update | None = None) -> ops.SVD:
+    def decompose(self, on: Operand, world: World) -> ops.SVD:
         """What a step works on: all singular values and the tail's vectors, or the leading k + r triplets."""
         if self.exact:
-            return world.tail_svd(M, self.rank)
-        t = self.rank + self.tail_rank
-        return world.warm_svd(
-            M, self.basis, t, self.step, fresh=FRESH, seed=self.settings.seed, update=update
-        )
+            return world.tail_svd(on.M, self.rank)
+        return world.warm_svd(on, self.basis, self.rank + self.tail_rank, FRESH)
 
     def _keep(self, B: Tensor, ok: Tensor, status: Tensor) -> None:
         """Carry ``B`` on where ``ok``, off the host without waiting and in place.
@@ -218,17 +214,8 @@ class Directions:
             if basis.dtype not in (torch.float32, torch.float64) or not bool(torch.isfinite(basis).all()):
                 raise ValueError(f"expected a finite basis in float32 or float64, got {describe(basis)}")
 
-    def starts_from(self, state_dict: dict[str, Any]) -> bool:
-        """Whether a step that was captured can go on from what :meth:`state_dict` returned."""
-        return self.exact or len(state_dict["basis"]) > 0
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, in place: a captured step goes on from it.
-
-        Raises:
-            ValueError: the basis is of another weight.
-        """
-        self.check_state_dict(state_dict)
+        """Restore what :meth:`state_dict` returned, in place: a captured step goes on from it."""
         basis = next(iter(state_dict["basis"]), None)
         if basis is None or self.basis is None or self.basis.dtype != basis.dtype:
             self.basis = None if basis is None else basis.to(self.step.device, copy=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lip_fast import ops
 from lip_fast.holdout import check_holdout, label_agreement
+from lip_fast.rounding import compute_dtype
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
 from lip_fast.validation import (
@@ -179,7 +180,7 @@ def lip_path(
     data = _check_data(W, X, Y)
 
     with torch.no_grad():
-        compute = _compute_dtype(W.dtype)
+        compute = compute_dtype(W)
         weight = W.detach().to(compute)
         first = min(ks)
         U, S, V = _decompose(weight, first)
@@ -207,12 +208,8 @@ def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Itera
     if isinstance(X, LabelStatistics):
         if Y is not None:
             raise TypeError("expected no Y beside LabelStatistics, which hold the labels")
-        if (X.q, X.l) != tuple(W.shape):
-            raise ValueError(
-                f"expected statistics of {W.shape[0]} features and {W.shape[1]} classes, got {X.q} and {X.l}"
-            )
-        if not X.rows > 0:
-            raise ValueError("expected statistics of at least one labelled row, got none")
+        X.check_shape(*W.shape)
+        X.check_rows()
         return X
     if isinstance(X, Tensor) or Y is not None:
         if Y is None:
@@ -325,10 +322,6 @@ def select_rank(
     raise ValueError(f"expected method to be 'energy', 'gavish-donoho' or 'holdout', got {method!r}")
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _check_bias(bias: Tensor, W: Tensor) -> None:
     if not isinstance(bias, Tensor) or not bias.is_floating_point():
         raise TypeError(f"expected bias as a floating-point vector, got {describe(bias)}")
@@ -346,6 +339,4 @@ def _raise_not_finite(X: Tensor, Y: Targets) -> None:
         check_finite("Y", Y)
     else:
         check_finite("the values of Y", Y.values)
-    raise ValueError(
-        f"expected features whose squares can be summed in {_compute_dtype(X.dtype)}, got an overflow"
-    )
+    raise ValueError(f"expected features whose squares can be summed in {compute_dtype(X)}, got an overflow")

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from lip_fast.counters import Counters
 from lip_fast.directions import Directions, StepReport
 from lip_fast.functional import select_rank
 from lip_fast.observations import Observation, Observations
+from lip_fast.rounding import compute_dtype
 from lip_fast.settings import Settings
 from lip_fast.sharded.layout import DataGroup, Sharding
 from lip_fast.sharded.tensors import full_tensor, is_sharded, local_part, trained_weight, warn_of_replicas
@@ -22,7 +23,7 @@ from lip_fast.targets import check_indices
 from lip_fast.validation import FLOATS, check_like, describe, full_precision
 from lip_fast.world import Alone, Peers, Update, World
 
-__all__ = ["Head", "HeadStep", "LIPError", "ModuleHead", "Turn", "check_bias", "check_matrix", "group_of"]
+__all__ = ["Head", "HeadStep", "LIPError", "Turn", "check_bias", "check_matrix", "group_of"]
 
 # After so many observations without a step the attached optimizer is surely not the one in use. Of a weight
 # that has a gradient there may be more: they may be micro-batches of one step.
@@ -37,35 +38,22 @@ class LIPError(RuntimeError):
     """A step's LIP could not be taken, and ``strict=True`` asked to be told."""
 
 
-class Head(Protocol):
-    """Where the weight and the bias of a classifier are looked up."""
-
-    def tensor(self) -> object:
-        """What is in the place of the weight at the moment, unchecked."""
-
-    def weight(self) -> Tensor:
-        """The weight (l, q) that an optimizer trains; TypeError or ValueError where there is none."""
-
-    def bias(self, l: int) -> Tensor | None:
-        """The bias (l,), if there is one; TypeError where there is something else."""
-
-
-class ModuleHead:
-    """The weight and the bias of a module, whatever they are at the moment."""
+class Head:
+    """Where the weight and the bias of a classifier are looked up: what a module has at the moment."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def tensor(self) -> object:
-        """See :class:`Head`."""
+        """What is in the place of the weight at the moment, unchecked."""
         return getattr(self.module, "weight", None)
 
     def weight(self) -> Tensor:
-        """See :class:`Head`."""
+        """The weight (l, q) that an optimizer trains; TypeError or ValueError where there is none."""
         return check_matrix(getattr(self.module, "weight", None), of=self.module)
 
     def bias(self, l: int) -> Tensor | None:
-        """See :class:`Head`."""
+        """The bias (l,), if there is one; TypeError where there is something else."""
         bias = getattr(self.module, "bias", None)
         return None if bias is None else check_bias(bias, l)
 
@@ -109,24 +97,22 @@ class HeadStep:
         self.shape = (l, q)
         self.directions: Directions | None = None
         self.statistics: LabelStatistics | None = None
-        self._layout: tuple[weakref.ref[Tensor], Sharding | None] | None = None
+        self._layout: tuple[weakref.ref[Tensor], Sharding] | None = None
         sharding = self.sharding(weight)
         compared = {"shape": self.shape, **asdict(settings), "dtype": weight.dtype}
         told = ", ".join(f"{name}={value!r}" for name, value in compared.items())
         try:
             bias = head.bias(l)
-            if bias is not None and sharding is not None:
+            if bias is not None:
                 sharding.check_bias(bias)
             settings.check(min(l, q))
             if settings.decay is not None:
                 self.statistics = self._make_statistics(weight)
         except (TypeError, ValueError) as error:
-            if sharding is not None:
-                sharding.agree(told, error)
+            sharding.agree(told, error)
             raise
-        if sharding is not None:
-            sharding.agree(told)
-        else:
+        sharding.agree(told)
+        if sharding.alone:
             warn_of_replicas()
         self._observations = Observations()
         # What this process raises in the next step, where its peers wait for it.
@@ -154,12 +140,13 @@ class HeadStep:
             )
         return weight
 
-    def sharding(self, weight: Tensor) -> Sharding | None:
-        """Where the parts of the weight lie, looked up again where it was replaced; None of a plain one."""
+    def sharding(self, weight: Tensor) -> Sharding:
+        """Where the parts of the weight lie, looked up again where it was replaced."""
         if self._layout is None or self._layout[0]() is not weight:
             before, sharding = self._layout, Sharding.of(weight, self.data_group.value)
             self._layout = (weakref.ref(weight), sharding)
-            if self.statistics is not None and before is not None and not (before[1] is sharding is None):
+            moved = before is not None and not (before[1].alone and sharding.alone)
+            if self.statistics is not None and moved:
                 # The statistics follow the weight to its new layout.
                 state = self.statistics.state_dict()
                 self.statistics = self._make_statistics(weight)
@@ -168,13 +155,12 @@ class HeadStep:
 
     def _joins(self, weight: Tensor) -> bool:
         """Whether other processes wait for this one in each step that LIP is to act on."""
-        sharding = self.sharding(weight)
-        return sharding is not None and sharding.communicates
+        return self.sharding(weight).communicates
 
     def _make_statistics(self, weight: Tensor) -> LabelStatistics:
         l, q = self.shape
         statistics = LabelStatistics(
-            q, l, decay=self.settings.decay, dtype=_sums_dtype(weight), device=weight.device
+            q, l, decay=self.settings.decay, dtype=compute_dtype(weight), device=weight.device
         )
         statistics.place(self.sharding(weight))
         return statistics
@@ -203,9 +189,7 @@ class HeadStep:
         if self.directions is not None:
             self.directions.settings = settings
 
-    # Not traced by torch.compile, as little as torch's own bookkeeping of optimizers: it would compile again
-    # and again what changes from step to step, and the small algebra would not be the one that is tested.
-    @torch._disable_dynamo
+    @host.untraced
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Act after a step of an optimizer: a hook of ``register_step_post_hook``."""
         weight = self.weight()
@@ -281,20 +265,18 @@ class HeadStep:
 
     # Observations ------------------------------------------------------------------------------------
 
-    @torch._disable_dynamo
+    @host.untraced
     def observe(self, features: Tensor, targets: Tensor) -> None:
         """Take what the head saw; see :meth:`lip_fast.LIP.observe`."""
         weight = self.weight()
         if self.claim.known() is not weight and self.claim.in_use:
             self.claim.check(weight)
         sharding = self.sharding(weight)
-        differ = sharding is not None and sharding.batches_differ
-        if not differ or not self._acts_on(self._steps):
-            self._keep(weight, features, targets)
-            return
         try:
             self._keep(weight, features, targets)
         except (TypeError, ValueError) as error:
+            if not sharding.batches_differ or not self._acts_on(self._steps):
+                raise
             # Peers have seen other batches: they learn of this error in the next step.
             self._refused = self._refused or error
 
@@ -335,7 +317,7 @@ class HeadStep:
         """Forget the buffers of captured steps, and what is in them."""
         self._observations.release()
 
-    @torch._disable_dynamo
+    @host.untraced
     def apply(self) -> None:
         """Act now, with the pending observations; see :meth:`lip_fast.LIP.apply`."""
         weight = self.weight()
@@ -357,14 +339,14 @@ class HeadStep:
                 f"got every={settings.every} and start={settings.start} at step {step}"
             )
         sharding = self.sharding(weight)
-        if sharding is not None and sharding.batches_differ and (sharding.gathered or self.statistics):
+        if sharding.batches_differ and (sharding.gathered or self.statistics):
             raise RuntimeError(
                 "expected a step that is captured to have the same batch on all processes, or a whole weight "
                 "on each, and no decay: rows of other processes are exchanged through the host"
             )
         if settings.strict:
             raise RuntimeError("expected strict=False in a step that is captured: a replay cannot raise")
-        if self.directions is None:
+        if self.directions is None or not self.directions.can_be_captured:
             raise RuntimeError(
                 "expected a step that LIP acts on before one is captured, to start from, got none: "
                 "take a step first"
@@ -379,7 +361,7 @@ class HeadStep:
         Args:
             turn: what :meth:`due` returned.
             update: of the weight, which the step then begins with, whatever becomes of the rest; None where
-                the weight is updated. Only where :attr:`tracks`.
+                the weight is updated. Only where the directions are tracked.
             step: whether this is in a step of the optimizer.
 
         Raises:
@@ -396,18 +378,20 @@ class HeadStep:
         bias, sharding = self.head.bias(self.shape[0]), self.sharding(weight)
         refused, self._refused = self._refused, None
         world: World
-        if sharding is None or not sharding.communicates:
-            world = Alone(turn.pending, turn.ok, sharding)
-        else:
+        if sharding.communicates:
             world = Peers(
                 sharding,
                 turn.pending,
                 turn.ok,
-                dtype=_sums_dtype(weight),
+                dtype=compute_dtype(weight),
                 error=refused,
                 collects=self.statistics is not None,
             )
-        M = weight.detach() if sharding is None else local_part(weight)
+        else:
+            world = Alone(turn.pending, turn.ok)
+            if bias is not None and not sharding.alone:
+                bias = sharding.bias_part(bias)
+        M = weight.detach() if sharding.alone else local_part(weight)
         unknown = 0
         if self.directions is None:
             rank = settings.kept(min(self.shape))
@@ -420,9 +404,9 @@ class HeadStep:
             if rank is not None:
                 self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
-        if world.nobody_observed():
+        if world.nobody_observed:
             return
-        if sharding is not None and is_sharded(weight):
+        if not sharding.alone and is_sharded(weight):
             # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.
             torch.autograd.graph.increment_version(weight)
         if weight.device.type not in host.READABLE and host.capturing(weight.device):
@@ -463,11 +447,6 @@ class HeadStep:
             return None, status.NOT_FINITE
         return select_rank(svd.S, energy=_AUTO_ENERGY), 0
 
-    @property
-    def tracks(self) -> bool:
-        """Whether the next step is warm-started: one that can begin with the update of the weight."""
-        return self.directions is not None and self.directions.tracks
-
     # State -------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int | None]:
@@ -494,8 +473,8 @@ class HeadStep:
             "pending": self._observations.state_dict() if alone else (),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """See :meth:`lip_fast.LIP.load_state_dict`."""
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> Directions | None:
+        """The directions that ``state_dict`` is of; ValueError as of :meth:`lip_fast.LIP.load_state_dict`."""
         weight = self.weight()
         missing = [key for key in _STATE_KEYS if key not in state_dict]
         if missing:
@@ -525,26 +504,31 @@ class HeadStep:
             if expected != got:
                 raise ValueError(f"expected the state of (rank, tail_rank) {expected}, got {got}")
             directions.check_state_dict(saved)
-        goes_on = directions is not None and directions is self.directions and directions.starts_from(saved)
-        if self._captured and not goes_on:
+        known = directions if directions is self.directions else None
+        if self._captured and (known is None or not (known.exact or saved["basis"])):
             raise ValueError(
                 "expected a state that a captured step can go on from, of the same rank and with a basis, "
                 "got another"
             )
         self._counters.check_state_dict(state_dict["counters"])
+        if self.data_group.value is None:
+            self._observations.check_state_dict(state_dict["pending"], shape=self.shape)
+        return directions
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """See :meth:`lip_fast.LIP.load_state_dict`."""
+        weight, directions = self.weight(), self.check_state_dict(state_dict)
         alone = self.data_group.value is None
-        pending = state_dict["pending"] if alone else ()
-        self._observations.check_state_dict(pending, shape=self.shape)
         if self.statistics is not None:
             self.statistics.load_state_dict(state_dict["statistics"])
         if directions is not None:
-            directions.load_state_dict(saved)
+            directions.load_state_dict(state_dict["subspace"])
         self.directions = directions
         self._steps = state_dict["steps"]
         self._calls_since_step = state_dict["calls_since_step"] if alone else 0
         self._counters.move(weight.device)
         self._counters.load_state_dict(state_dict["counters"])
-        self._observations.load_state_dict(pending, weight.device)
+        self._observations.load_state_dict(state_dict["pending"] if alone else (), weight.device)
         self._refused = None
 
 
@@ -592,7 +576,3 @@ def _learns(lr: float | Tensor) -> bool:
 def _takes_a_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether some group has a learning rate that is not known to be 0."""
     return any(_learns(group["lr"]) for group in optimizer.param_groups)
-
-
-def _sums_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -5,10 +5,14 @@ The one place that decides it: callers ask through the module (``device.type in 
 
 import torch
 
-__all__ = ["READABLE", "capturing"]
+__all__ = ["READABLE", "capturing", "untraced"]
 
 READABLE = frozenset({"cpu"})
 """Types of devices whose values are there to be read; elsewhere reading waits for all that is queued."""
+
+untraced = torch._disable_dynamo
+"""Not traced by torch.compile, as little as torch's own bookkeeping of optimizers: it would compile again and
+again what changes from step to step, and the small algebra would not be the one that is tested."""
 
 
 def capturing(device: torch.device) -> bool:

@@ -26,9 +26,9 @@ class Observation(NamedTuple):
         """Features, then the one or three tensors of the labels."""
         return (self.features, *(self.targets if isinstance(self.targets, CSR) else (self.targets,)))
 
-    def clone(self) -> "Observation":
-        """A copy that shares no memory with what was observed."""
-        return Observation.of([t.clone() for t in self.tensors])
+    def copied(self, device: torch.device | str) -> "Observation":
+        """A copy on a device that shares no memory with what was observed."""
+        return Observation.of([t.to(device, copy=True) for t in self.tensors])
 
     @staticmethod
     def checked(features: Tensor, targets: Tensor, weight: Tensor, *, capturing: bool) -> "Observation":
@@ -124,7 +124,7 @@ class Observations:
         elif observation.features.device.type in host.READABLE:
             self._pending.append(observation)
         else:
-            self._pending.append(observation.clone())
+            self._pending.append(observation.copied(observation.features.device))
 
     def take(self, *, capturing: bool) -> list[Observation]:
         """All of them, which are then gone; under capture, as tensors that later ones are copied into."""
@@ -173,10 +173,9 @@ class Observations:
         distributed checkpoints take as one value: how many there are is not known where it is loaded.
         """
         waiting = self._buffers[: self._next] if self._buffers else self._pending
-        copies = (Observation.of([t.to("cpu", copy=True) for t in o.tensors]) for o in waiting)
         return tuple(
-            {"features": c.features, "targets": tuple(c.targets) if isinstance(c.targets, CSR) else c.targets}
-            for c in copies
+            {"features": features, "targets": tuple(labels) if isinstance(labels, CSR) else labels}
+            for features, labels in (observation.copied("cpu") for observation in waiting)
         )
 
     def check_state_dict(self, state: Sequence[dict[str, Any]], *, shape: tuple[int, int]) -> None:
@@ -199,7 +198,7 @@ class Observations:
             if self._buffers:
                 self._write(observation)
             else:
-                self._pending.append(Observation.of([t.to(device, copy=True) for t in observation.tensors]))
+                self._pending.append(observation.copied(device))
 
 
 def _check_saved(saved: object, l: int, q: int) -> None:

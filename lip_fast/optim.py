@@ -86,27 +86,10 @@ class LIPSGD(WithLIP, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self.defaults |= self._lip_defaults
 
 
 class LIPAdamW(WithLIP, torch.optim.AdamW):
-    """:class:`torch.optim.AdamW` with LIP (arXiv:2505.16159) inside of the step.
-
-    LIP acts on the weights of the groups that have a ``lip_rank``::
-
-        optimizer = lip_fast.optim.LIPAdamW(
-            [
-                {"params": [*model.backbone.parameters(), model.head.bias]},
-                {"params": [model.head.weight], "lip_rank": "auto"},
-            ],
-            lr=1e-3,
-        )
-        for x, y in loader:
-            features = model.backbone(x)
-            criterion(model.head(features), y).backward()
-            optimizer.observe(model.head, features, y)
-            optimizer.step()
-            optimizer.zero_grad()
+    """:class:`torch.optim.AdamW` with LIP (arXiv:2505.16159) inside of the step; used as :class:`LIPSGD` is.
 
     Args:
         params: parameters or groups, as in torch.
@@ -150,27 +133,10 @@ class LIPAdamW(WithLIP, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        self.defaults |= self._lip_defaults
 
 
 class LIPNAdam(WithLIP, torch.optim.NAdam):
-    """:class:`torch.optim.NAdam` with LIP (arXiv:2505.16159) inside of the step.
-
-    LIP acts on the weights of the groups that have a ``lip_rank``::
-
-        optimizer = lip_fast.optim.LIPNAdam(
-            [
-                {"params": [*model.backbone.parameters(), model.head.bias]},
-                {"params": [model.head.weight], "lip_rank": "auto"},
-            ],
-            lr=2e-3,
-        )
-        for x, y in loader:
-            features = model.backbone(x)
-            criterion(model.head(features), y).backward()
-            optimizer.observe(model.head, features, y)
-            optimizer.step()
-            optimizer.zero_grad()
+    """:class:`torch.optim.NAdam` with LIP (arXiv:2505.16159) inside of the step; used as :class:`LIPSGD` is.
 
     Args:
         params: parameters or groups, as in torch.
@@ -215,4 +181,3 @@ class LIPNAdam(WithLIP, torch.optim.NAdam):
             capturable=capturable,
             differentiable=differentiable,
         )
-        self.defaults |= self._lip_defaults

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lip_fast.head import HeadStep, LIPError, ModuleHead, group_of
+from lip_fast.head import Head, HeadStep, LIPError, group_of
 from lip_fast.settings import Settings
 from lip_fast.sharded.layout import DataGroup
 
@@ -133,7 +133,7 @@ class LIP:
             seed=seed,
             strict=strict,
         )
-        self._step = HeadStep(ModuleHead(head), settings, DataGroup(data_group))
+        self._step = HeadStep(Head(head), settings, DataGroup(data_group))
         self._handle: RemovableHandle | None = None
 
     def __getstate__(self) -> dict[str, Any]:

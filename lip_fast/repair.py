@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -150,26 +151,26 @@ def repair(
         raise ValueError(
             f"expected a hold-out to choose among {len(families[method].parameters)} candidates, got None"
         )
-    candidates = [Candidate("trained", None, _trained_score(head, rows))]
-    made: list[tuple[_Family, int] | None] = [None]
+    (trained,) = _scores(1, lambda X: iter([head(X.to(head.weight.dtype))]), rows)
+    tried: list[tuple[Candidate, Callable[[], LinearWeight] | None]] = [
+        (Candidate("trained", None, trained), None)
+    ]
     for name, family in families.items():
-        for i, score in enumerate(_scores(family, rows)):
-            candidates.append(Candidate(name, float(family.parameters[i]), score))
-            made.append((family, i))
-    # Where only one method was asked for, the head as it was is shown, not chosen.
-    first = 0 if method == "auto" else 1
-    # The first of equals: the least change comes first in every family.
-    index = max(range(first, len(candidates)), key=lambda i: (_rank(candidates[i]), -i))
+        for i, score in enumerate(_scores(len(family.parameters), family.logits, rows)):
+            tried.append((Candidate(name, float(family.parameters[i]), score), partial(family.make, i)))
+    # Where only one method was asked for, the head as it was is shown, not chosen. The first of equals is
+    # taken: the least change comes first in every family.
+    chosen, make = max(tried[method != "auto" :], key=lambda each: _rank(each[0]))
     target = head if inplace else copy.deepcopy(head)
-    if (origin := made[index]) is not None:
+    if make is not None:
         # In the head's own dtype: what it cannot hold is seen before anything is written.
-        made_M, made_bias = (part.to(target.weight.dtype) for part in origin[0].make(origin[1]))
+        made_M, made_bias = (part.to(target.weight.dtype) for part in make())
         check_finite(f"repaired weight in {made_M.dtype}", made_M)
         check_finite(f"repaired bias in {made_M.dtype}", made_bias)
         target.weight.copy_(made_M)
         if target.bias is not None:
             target.bias.copy_(made_bias)
-    return RepairReport(target, candidates[index], tuple(candidates))
+    return RepairReport(target, chosen, tuple(candidate for candidate, _ in tried))
 
 
 def _family(
@@ -182,27 +183,27 @@ def _family(
 ) -> _Family:
     l, q = M.shape
     dtype = stats.C.dtype
+
+    def counts(most: int) -> list[int]:
+        """The numbers to try: unless told, most kept first, which is the least change."""
+        given = _counts(most)[::-1] if parameters is None else parameters
+        return [check_int(f"parameters of {method}", k, 0, most) for k in given]
+
     fixed_bias = torch.zeros(l, dtype=dtype, device=M.device) if bias is None else bias.to(dtype)
     if method == "lip":
         path = lip_path(M.mT.to(dtype), stats, bias=bias)
-        if parameters is None:
-            # Most kept first: the least change.
-            parameters = [select_rank(path)] if alone else _counts(min(l, q))[::-1]
-        counts = [check_int("parameters of lip", k, 0, min(l, q)) for k in parameters]
-        return _of_weights(counts, lambda k: LinearWeight(path.weight(k).mT, fixed_bias))
+        if parameters is None and alone:
+            parameters = [select_rank(path)]
+        return _of_weights(counts(min(l, q)), lambda k: LinearWeight(path.weight(k).mT, fixed_bias))
     if method == "truncate":
-        given = _counts(q)[::-1] if parameters is None else parameters
-        counts = [check_int("parameters of truncate", d, 0, q) for d in given]
-        V = stats.truncate(max(counts, default=0))
-        W = M.to(dtype)
-        return _of_weights(counts, lambda d: LinearWeight(W @ V[:, :d] @ V[:, :d].mT, fixed_bias))
+        numbers, W = counts(q), M.to(dtype)
+        V = stats.truncate(max(numbers, default=0))
+        return _of_weights(numbers, lambda d: LinearWeight(W @ V[:, :d] @ V[:, :d].mT, fixed_bias))
     if method == "ridge":
         scale = float(stats.G.diagonal()[:-1].mean())
         alphas = [a * scale for a in _ALPHAS] if parameters is None else parameters
         return _of_path(stats.ridge_path(alphas, intercept=bias is not None))
-    given = _counts(q)[::-1] if parameters is None else parameters
-    components = [check_int("parameters of pcr", d, 0, q) for d in given]
-    return _of_path(stats.pcr_path(components, intercept=bias is not None))
+    return _of_path(stats.pcr_path(counts(q), intercept=bias is not None))
 
 
 def _of_path(path: LinearPath) -> _Family:
@@ -225,20 +226,16 @@ def _counts(most: int) -> list[int]:
     return sorted({round(most * i / (_MOST_COUNTS - 1)) for i in range(_MOST_COUNTS)})
 
 
-def _scores(family: _Family, rows: tuple[Tensor, Targets] | None) -> Iterator[float | None]:
+def _scores(
+    count: int, logits: Callable[[Tensor], Iterator[Tensor]], rows: tuple[Tensor, Targets] | None
+) -> Iterator[float | None]:
+    """The agreement of each of ``count`` candidates with held-out labels; None without any."""
     if rows is None:
-        yield from [None] * len(family.parameters)
+        yield from [None] * count
         return
     X, targets = rows
-    for logits in family.logits(X):
-        yield label_agreement(logits, targets)
-
-
-def _trained_score(head: nn.Linear, rows: tuple[Tensor, Targets] | None) -> float | None:
-    if rows is None:
-        return None
-    X, targets = rows
-    return label_agreement(head(X.to(head.weight.dtype)), targets)
+    for each in logits(X):
+        yield label_agreement(each, targets)
 
 
 def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
@@ -248,13 +245,11 @@ def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
         raise TypeError(f"expected LabelStatistics, got {describe(stats)}")
     check_whole("the weight of the head", head.weight)
     l, q = head.weight.shape
-    if (stats.q, stats.l) != (q, l):
-        raise ValueError(f"expected statistics of {q} features and {l} classes, got {stats.q} and {stats.l}")
+    stats.check_shape(q, l)
     if stats.C.device != head.weight.device:
         raise ValueError(
             f"expected statistics on {head.weight.device}, where the head is, got {stats.C.device}"
         )
-    if not stats.rows > 0:
-        raise ValueError("expected statistics of at least one labelled row, got none")
+    stats.check_rows()
     for name, parameter in head.named_parameters():
         check_finite(f"{name} of the head", parameter)

@@ -38,15 +38,20 @@ class Settings:
             self.kept(d)
         if self.tail_rank is not None:
             check_int("tail_rank", self.tail_rank, 0)
-        _check_choice("tail", self.tail, ("refit", "zero"))
-        _check_choice("rest", self.rest, ("keep", "drop"))
+        for name, value, choices in (
+            ("tail", self.tail, ("refit", "zero")),
+            ("rest", self.rest, ("keep", "drop")),
+        ):
+            if value not in choices:
+                raise ValueError(f"expected {name} to be one of {choices}, got {value!r}")
         check_int("every", self.every, 1)
         check_int("start", self.start, 0)
         # An integer of an op's schema has 63 bits beside its sign.
         check_int("seed", self.seed, 0, 2**63 - 1)
         if self.decay is not None and not (isinstance(self.decay, float) and 0 < self.decay < 1):
             raise ValueError(f"expected decay in (0, 1) or None, got {self.decay!r}")
-        _check_bool("clip", self.clip)
+        if not isinstance(self.clip, bool):
+            raise TypeError(f"expected clip as a bool, got {describe(self.clip)}")
 
     def kept(self, d: int) -> int | None:
         """How many of ``d`` directions are kept; None where the spectrum of the weight is to decide it."""
@@ -75,13 +80,3 @@ GROUP_SETTINGS: dict[str, Any] = {
 }
 # Those that LIP's state depends on; the others may change from step to step.
 LASTING = ("lip_rank", "lip_tail_rank", "lip_tail", "lip_rest", "lip_decay")
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"expected {name} as a bool, got {describe(value)}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"expected {name} to be one of {choices}, got {value!r}")

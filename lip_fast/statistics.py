@@ -1,13 +1,15 @@
 """Label statistics: all that the features and labels of any number of rows say about a linear head."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.rounding import compute_dtype
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums
 from lip_fast.sharded.layout import Sharding
@@ -29,6 +31,7 @@ class LinearWeight(NamedTuple):
     bias: Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class LinearPath:
     """A family of linear classifiers that share one eigendecomposition; made by :class:`LabelStatistics`.
 
@@ -39,20 +42,13 @@ class LinearPath:
         parameters: what tells the members apart (alphas, numbers of components).
     """
 
-    def __init__(
-        self,
-        V: Tensor,
-        VC: Tensor,
-        w: Tensor,
-        mean_x: Tensor,
-        mean_y: Tensor,
-        parameters: Sequence[float],
-        sharding: Sharding | None = None,
-    ) -> None:
-        self.parameters = tuple(parameters)
-        self._sharding = sharding
-        self._V, self._VC, self._w = V, VC, w
-        self._mean_x, self._mean_y = mean_x, mean_y
+    parameters: tuple[float, ...]
+    _V: Tensor
+    _VC: Tensor
+    _w: Tensor
+    _mean_x: Tensor
+    _mean_y: Tensor
+    _sharding: Sharding | None
 
     def __len__(self) -> int:
         return len(self.parameters)
@@ -125,11 +121,11 @@ class LabelStatistics:
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"expected decay in (0, 1) or None, got {decay}")
         self.q, self.l, self.decay = q, l, decay
-        self._sharding: Sharding | None = None
         # Relative rounding of the products so far: that of the narrowest dtype they were taken in.
         self.rounding = torch.finfo(torch.float64).eps
         self.C = torch.zeros(q + 1, l, dtype=dtype, device=device)
         self.G = torch.zeros(q + 1, q + 1, dtype=dtype, device=device)
+        self._sharding = Sharding(self.C[:-1].mT, None)
 
     @classmethod
     def for_head(
@@ -161,16 +157,11 @@ class LabelStatistics:
         statistics = cls(q, l, decay=decay, dtype=dtype, device=weight.device)
         sharding = Sharding.of(weight, data_group)
         statistics.place(sharding)
-        if sharding is not None:
-            sharding.agree(f"q={q}, l={l}, decay={decay}, dtype={dtype}")
+        sharding.agree(f"q={q}, l={l}, decay={decay}, dtype={dtype}")
         return statistics
 
-    def place(self, sharding: Sharding | None) -> None:
-        """Lie as a weight does, from here on; what was collected is forgotten.
-
-        Args:
-            sharding: of the weight; None of one that this process has to itself.
-        """
+    def place(self, sharding: Sharding) -> None:
+        """Lie as a weight with this ``sharding`` does, from here on; what was collected is forgotten."""
         self._sharding = sharding
         classes = self.l if self._of_classes is None else self._of_classes.length
         self.C = torch.zeros(self.q + 1, classes, dtype=self.C.dtype, device=self.C.device)
@@ -179,7 +170,7 @@ class LabelStatistics:
     @property
     def _of_classes(self) -> Sharding | None:
         """The layout, where C has the columns of this process's classes alone."""
-        return self._sharding if self._sharding is not None and self._sharding.dim == 0 else None
+        return self._sharding if self._sharding.dim == 0 else None
 
     # Collecting --------------------------------------------------------------------------------------
 
@@ -219,7 +210,7 @@ class LabelStatistics:
         try:
             batches = [self._checked(X, Y)]
         except (TypeError, ValueError) as error:
-            if self._sharding is None or not self._sharding.communicates:
+            if not self._sharding.communicates:
                 raise
             # The others wait for this process: it tells them.
             refused = error
@@ -229,9 +220,9 @@ class LabelStatistics:
             check_finite("Y", targets.values if isinstance(targets, CSR) else targets)
             raise ValueError(
                 "expected features whose squares can be summed in float32, got an overflow"
-                + ("" if self._sharding is None else ", or rows of another process that are not finite")
+                + ("" if self._sharding.alone else ", or rows of another process that are not finite")
             )
-        self.rounding = max(self.rounding, torch.finfo(_product_dtype(batches[0][0])).eps)
+        self.rounding = max(self.rounding, torch.finfo(compute_dtype(batches[0][0])).eps)
         return self
 
     def _checked(self, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
@@ -249,7 +240,7 @@ class LabelStatistics:
         self, batches: Sequence[tuple[Tensor, Targets]], refused: Exception | None = None
     ) -> Tensor:
         """:meth:`absorb` of the batches of all processes; raises on each where one refused its own."""
-        if self._sharding is None or not self._sharding.communicates:
+        if not self._sharding.communicates:
             return self.absorb(batches)
         ok = torch.ones((), dtype=torch.bool, device=self.C.device)
         # Rows go in the dtype of the sums: that of the features may be another on each process.
@@ -279,11 +270,9 @@ class LabelStatistics:
             () bool on the device: False where not ``ok`` or something was not finite; the statistics are then
             unchanged.
         """
-        C, G = self._products(batches)
-        # Of the features, and of labels that are no indices.
-        finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
+        new, finite = self.with_rows(batches)
         ok = finite if ok is None else ok & finite
-        self._add(C, G, ok)
+        self.replace_where(new, ok)
         return ok
 
     def _products(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, Tensor]:
@@ -301,15 +290,6 @@ class LabelStatistics:
         # The last row of G was gathered alone.
         G[:-1, -1] = G[-1, :-1]
         return C, G
-
-    def _add(self, C: Tensor, G: Tensor, ok: Tensor) -> None:
-        """Fade what is there, and add, where ``ok``."""
-        fade = 1.0 if self.decay is None else self.decay
-        for have, new in ((self.C, C), (self.G, G)):
-            if have.device.type not in host.READABLE:
-                torch.where(ok, have * fade + new, have, out=have)
-            elif bool(ok):
-                have.mul_(fade).add_(new)
 
     def with_rows_of_all(self, group: Group) -> "LabelStatistics | None":
         """A copy with the rows of all processes, for :meth:`replace_where` once all know them to be finite.
@@ -330,12 +310,12 @@ class LabelStatistics:
     @full_precision
     @torch.no_grad()
     def with_rows(self, batches: Sequence[tuple[Tensor, Targets]]) -> tuple["LabelStatistics", Tensor]:
-        """A copy with the rows of ``batches``, and whether they are finite; :meth:`absorb` is in place."""
+        """Faded, a copy with the rows of ``batches``, and whether they are finite; else as :meth:`absorb`."""
         C, G = self._products(batches)
+        # Of the features, and of labels that are no indices.
         finite = torch.isfinite(G.diagonal()).all() & torch.isfinite(C).all()
-        new = copy.copy(self)
-        new.C, new.G = self.C.clone(), self.G.clone()
-        new._add(C, G, torch.ones_like(finite))
+        new, fade = copy.copy(self), 1.0 if self.decay is None else self.decay
+        new.C, new.G = C.add_(self.C * fade), G.add_(self.G * fade)
         return new, finite
 
     @torch.no_grad()
@@ -356,10 +336,7 @@ class LabelStatistics:
         """
         if not isinstance(other, LabelStatistics):
             raise TypeError(f"expected LabelStatistics, got {type(other).__name__}")
-        if (other.q, other.l) != (self.q, self.l):
-            raise ValueError(
-                f"expected statistics of {self.q} features and {self.l} classes, got {other.q} and {other.l}"
-            )
+        other.check_shape(self.q, self.l)
         if other.C.shape != self.C.shape:
             raise ValueError(
                 f"expected statistics of the same classes on this process, {self.C.shape[1]}, got "
@@ -408,7 +385,7 @@ class LabelStatistics:
             (r,) in float64; NaN along a direction that no row sees.
         """
         A, B = local_part(A), local_part(B)
-        if self._sharding is None or not self._sharding.communicates:
+        if not self._sharding.communicates:
             sums = self.sums(A, B, None if bias is None else local_part(bias))
         else:
             ok = torch.ones((), dtype=torch.bool, device=self.C.device)
@@ -438,10 +415,13 @@ class LabelStatistics:
         for alpha in alphas:
             if not 0 <= alpha < float("inf"):
                 raise ValueError(f"expected alphas >= 0 and finite, got {alpha}")
-        eigenvalues, V, VC, mean_x, mean_y = self._centred(intercept)
-        penalised = eigenvalues + torch.tensor(alphas, dtype=V.dtype, device=V.device)[:, None]
-        w = torch.where(penalised > self._floor(eigenvalues), penalised.reciprocal(), 0)
-        return LinearPath(V, VC, w, mean_x, mean_y, alphas, self._of_classes)
+
+        def weigh(eigenvalues: Tensor) -> Tensor:
+            penalties = torch.tensor(alphas, dtype=eigenvalues.dtype, device=eigenvalues.device)
+            penalised = eigenvalues + penalties[:, None]
+            return torch.where(penalised > self._floor(eigenvalues), penalised.reciprocal(), 0)
+
+        return self._path(alphas, weigh, intercept)
 
     @torch.no_grad()
     def pcr_path(self, components: Sequence[int], *, intercept: bool = True) -> LinearPath:
@@ -459,12 +439,14 @@ class LabelStatistics:
         """
         for d in components:
             check_int("components", d, 0, self.q)
-        eigenvalues, V, VC, mean_x, mean_y = self._centred(intercept)
-        inverse = torch.where(eigenvalues > self._floor(eigenvalues), eigenvalues.reciprocal(), 0)
-        index = torch.arange(self.q, device=V.device)
-        numbers = torch.tensor(components, device=V.device)[:, None]
-        w = torch.where(index < numbers, inverse, 0)
-        return LinearPath(V, VC, w, mean_x, mean_y, components, self._of_classes)
+
+        def weigh(eigenvalues: Tensor) -> Tensor:
+            inverse = torch.where(eigenvalues > self._floor(eigenvalues), eigenvalues.reciprocal(), 0)
+            index = torch.arange(self.q, device=eigenvalues.device)
+            numbers = torch.tensor(components, device=eigenvalues.device)[:, None]
+            return torch.where(index < numbers, inverse, 0)
+
+        return self._path(components, weigh, intercept)
 
     @torch.no_grad()
     def truncate(self, d: int) -> Tensor:
@@ -476,12 +458,14 @@ class LabelStatistics:
             ValueError: no rows, or d out of 0..q.
         """
         check_int("d", d, 0, self.q)
-        self._check_rows()
+        self.check_rows()
         return torch.linalg.eigh(self.G[:-1, :-1]).eigenvectors.flip(1)[:, :d].contiguous()
 
-    def _centred(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Eigenvalues (descending) and -vectors V of G, V^T C, and both means; centred with an intercept."""
-        self._check_rows()
+    def _path(
+        self, parameters: Sequence[float], weigh: Callable[[Tensor], Tensor], intercept: bool
+    ) -> LinearPath:
+        """The heads that ``weigh`` makes of the eigenvalues of G (descending), centred with an intercept."""
+        self.check_rows()
         n = self.G[-1, -1]
         mean_x, mean_y = self.G[-1, :-1] / n, self.C[-1] / n
         if not intercept:
@@ -489,13 +473,21 @@ class LabelStatistics:
         eigenvalues, V = torch.linalg.eigh(self.G[:-1, :-1] - n * torch.outer(mean_x, mean_x))
         eigenvalues, V = eigenvalues.flip(0).clamp(min=0), V.flip(1)
         VC = V.mT @ (self.C[:-1] - n * torch.outer(mean_x, mean_y))
-        return eigenvalues, V, VC, mean_x, mean_y
+        return LinearPath(tuple(parameters), V, VC, weigh(eigenvalues), mean_x, mean_y, self._of_classes)
 
     def _floor(self, eigenvalues: Tensor) -> Tensor:
         """Eigenvalues up to this are rounding: their inverse would be noise."""
         return self.rounding * self.q**0.5 * eigenvalues[:1]
 
-    def _check_rows(self) -> None:
+    def check_shape(self, q: int, l: int) -> None:
+        """ValueError where these are no statistics of ``q`` features and ``l`` classes."""
+        if (self.q, self.l) != (q, l):
+            raise ValueError(
+                f"expected statistics of {q} features and {l} classes, got {self.q} and {self.l}"
+            )
+
+    def check_rows(self) -> None:
+        """ValueError where no row has been added."""
         if not self.rows > 0:
             raise ValueError("expected statistics of at least one labelled row, got none")
 
@@ -515,15 +507,11 @@ class LabelStatistics:
             if tuple(got.shape) != shape:
                 raise ValueError(f"expected {name} of shape {shape}, got {tuple(got.shape)}")
         C = local_part(C)
-        if self._sharding is not None and C.shape[1] != self.C.shape[1]:
+        if C.shape[1] != self.C.shape[1]:
             C = self._sharding.part(C, 1)
         self.C.copy_(C)
         self.G.copy_(local_part(G))
         self.rounding = state_dict["rounding"]
-
-
-def _product_dtype(X: Tensor) -> torch.dtype:
-    return torch.float64 if X.dtype == torch.float64 else torch.float32
 
 
 def _rows_of(Y: Targets, i: int, j: int) -> Targets:
@@ -545,7 +533,7 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets, offset: int, classes
     C has the columns of the classes ``offset`` and on, of ``classes`` in all.
     """
     if not (_are_indices(Y) and ops.sums_in_place(X)):
-        X = X.to(_product_dtype(X))
+        X = X.to(compute_dtype(X))
     q, l = X.shape[1], C.shape[1]
     rows: Tensor | int = len(X)
     counted = None
@@ -577,7 +565,7 @@ def _add_block(C: Tensor, G: Tensor, X: Tensor, Y: Targets, offset: int, classes
             C[:q] += sums.mT
             C[q] += counts
         counted = (Y >= 0) & (Y < classes)
-        column = X.masked_fill(~counted[:, None], 0).sum(0, dtype=_product_dtype(X))
+        column = X.masked_fill(~counted[:, None], 0).sum(0, dtype=compute_dtype(X))
         rows = counted.sum()
     G[:q, :q] += ops.gram(X, counted)
     G[q, :q] += column

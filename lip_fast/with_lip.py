@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from lip_fast import host
 from lip_fast.fused import FusedUpdate, can_fuse
-from lip_fast.head import HeadStep, Turn, check_bias, check_matrix
+from lip_fast.head import Head, HeadStep, Turn, check_bias, check_matrix
 from lip_fast.ops import Scaling
 from lip_fast.plugin import LIP
 from lip_fast.rules import Rule
@@ -40,22 +40,22 @@ class LIPOptions(TypedDict, total=False):
     skip_nonfinite: bool
 
 
-class ParameterHead:
+class ParameterHead(Head):
     """A weight of a group, and the bias that was last seen beside it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight, self._bias = weight, bias
 
     def tensor(self) -> object:
-        """See :class:`lip_fast.head.Head`."""
+        """See :class:`Head`."""
         return self._weight
 
     def weight(self) -> Tensor:
-        """See :class:`lip_fast.head.Head`."""
+        """See :class:`Head`."""
         return check_matrix(self._weight)
 
     def bias(self, l: int) -> Tensor | None:
-        """See :class:`lip_fast.head.Head`."""
+        """See :class:`Head`."""
         return self._bias
 
     def see_bias(self, bias: object) -> None:
@@ -90,14 +90,15 @@ class GroupHead:
 
     Args:
         weight: (l, q), a parameter of the optimizer.
-        group: its group.
+        group: its group; the attribute is another where the optimizer has loaded a state.
         options: ``data_group`` of the optimizer, and its ``seed`` and ``strict``.
     """
 
     def __init__(
         self, weight: Tensor, group: Mapping[str, Any], data_group: DataGroup, **options: Any
     ) -> None:
-        self.weight, self.head, self._options = weight, ParameterHead(weight), options
+        self.weight, self.group, self._options = weight, group, options
+        self.head = ParameterHead(weight)
         self._said = _said_by(group)
         self.step = HeadStep(self.head, Settings.of_group(group, **options), data_group)
 
@@ -107,7 +108,7 @@ class GroupHead:
         Raises:
             TypeError, ValueError: a setting that does not fit.
         """
-        said = _said_by(group)
+        self.group, said = group, _said_by(group)
         if said != self._said:
             if any(said[name] != self._said[name] for name in LASTING):
                 return False
@@ -161,17 +162,10 @@ class LIPState:
             raise ValueError(f"expected the state of LIP on the parameters {sorted(heads)}, got {got}")
         parameters: dict[str, Tensor] = {name: p for name, _, p in self._optimizer.named_parameters()}
         biases = {name: of.head.restored_bias(state_dict[name], parameters) for name, of in heads.items()}
-        before = {name: of.step.state_dict() for name, of in heads.items()}
-        loaded: list[str] = []
-        try:
-            for name, of in heads.items():
-                of.step.load_state_dict(state_dict[name])
-                loaded.append(name)
-        except Exception:
-            for name in loaded:
-                heads[name].step.load_state_dict(before[name])
-            raise
         for name, of in heads.items():
+            of.step.check_state_dict(state_dict[name])
+        for name, of in heads.items():
+            of.step.load_state_dict(state_dict[name])
             of.head.see_bias(biases[name])
 
 
@@ -231,10 +225,11 @@ class WithLIP(Optimizer):
             ValueError, TypeError: as in torch; a parameter or a setting that LIP cannot act on, or a weight
                 that another LIP acts on. Nothing has been added then.
         """
+        # From where torch takes what a group does not say.
+        for name, value in self._lip_defaults.items():
+            self.defaults.setdefault(name, value)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for name, value in self._lip_defaults.items():
-            group.setdefault(name, value)
         try:
             self._check_group(group)
             if group["lip_rank"] is not None:
@@ -252,14 +247,12 @@ class WithLIP(Optimizer):
         known = [name for name in group if name.startswith("lip")]
         if unknown := [name for name in known if name not in GROUP_SETTINGS]:
             raise ValueError(f"{where}: expected settings of LIP among {list(GROUP_SETTINGS)}, got {unknown}")
-        objects = [name for name, value in group.items() if isinstance(value, LIP)]
-        for name in [
-            name for name in known if not isinstance(group[name], int | float | str | None)
-        ] + objects:
-            raise ValueError(
-                f"{where}: expected {name} as a number or a string, got {describe(group[name])}: LIP objects "
-                "and tensors do not belong in a group, make a group of its own for each head"
-            )
+        for name, value in group.items():
+            if isinstance(value, LIP) or (name in known and not isinstance(value, int | float | str | None)):
+                raise ValueError(
+                    f"{where}: expected {name} as a number or a string, got {describe(value)}: LIP objects "
+                    "and tensors do not belong in a group, make a group of its own for each head"
+                )
         if group["lip_rank"] is None:
             return
         if len(set(group["params"])) < len(group["params"]):
@@ -333,18 +326,17 @@ class WithLIP(Optimizer):
             follows = of.follows(group)
         return of if follows else self._make(group, p)
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
-    def _heads(self) -> list[tuple[dict[str, Any], GroupHead]]:
-        """Each weight of a LIP group, with its group; LIPs of other weights are forgotten.
+    @host.untraced
+    def _heads(self) -> list[GroupHead]:
+        """Each weight of a LIP group; LIPs of other weights are forgotten.
 
         Raises:
             ValueError: settings that do not fit, which may have been changed since the last step.
         """
         groups = [group for group in self.param_groups if group["lip_rank"] is not None]
-        heads = [(group, self._head_of(group, p)) for group in groups for p in group["params"]]
+        heads = [self._head_of(group, p) for group in groups for p in group["params"]]
         if len(heads) < len(self._lip_heads):
-            for p in self._lip_heads.keys() - {of.weight for _, of in heads}:
+            for p in self._lip_heads.keys() - {of.weight for of in heads}:
                 self._forget(p)
         return heads
 
@@ -356,9 +348,8 @@ class WithLIP(Optimizer):
         Args:
             head: the module whose ``weight`` (l, q) is in a LIP group; its ``bias`` (l,), if there is one,
                 moves the target of the refit.
-            features: (..., q) input of the head, floating point, on the device of the weight.
-            targets: labels of those rows: (...,) int64 class indices (-100: no label), or an (n, l) label
-                matrix, dense or sparse, for features (n, q).
+            features: as there.
+            targets: as there.
 
         Raises:
             ValueError: the head's weight is in no LIP group; otherwise as :meth:`lip_fast.LIP.observe`.
@@ -367,7 +358,7 @@ class WithLIP(Optimizer):
         weight = getattr(head, "weight", None)
         if isinstance(weight, Tensor):
             weight = trained_weight(weight)
-        for _, of in self._heads():
+        for of in self._heads():
             if of.weight is weight:
                 of.head.see_bias(getattr(head, "bias", None))
                 of.step.observe(features, targets)
@@ -405,9 +396,8 @@ class WithLIP(Optimizer):
             self._base_step()
         return loss
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
-    def _step_where_finite(self, heads: list[tuple[dict[str, Any], GroupHead]]) -> None:
+    @host.untraced
+    def _step_where_finite(self, heads: list[GroupHead]) -> None:
         """A step, or where a gradient is not finite none, as after an overflow that a scaler finds."""
         bad = self._non_finite_gradient(heads)
         given = getattr(self, "found_inf", None)
@@ -426,7 +416,7 @@ class WithLIP(Optimizer):
         self._step_with_lip(heads, found_inf, base=not bool(bad))
 
     @torch.no_grad()
-    def _non_finite_gradient(self, heads: list[tuple[dict[str, Any], GroupHead]]) -> Tensor:
+    def _non_finite_gradient(self, heads: list[GroupHead]) -> Tensor:
         """() bool, on the device of the first gradient; the same on all processes that share a weight."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
@@ -438,58 +428,54 @@ class WithLIP(Optimizer):
         norms = torch._foreach_norm([v for v in values if v.numel()], ord=float("inf"))
         bad = [~torch.isfinite(norm).to(device) for norm in norms]
         here = torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool, device=device)
-        shared = [layout for _, of in heads if (layout := of.step.sharding(of.weight)) is not None]
-        return anywhere(here, gradients, shared)
+        return anywhere(here, gradients, [of.step.sharding(of.weight) for of in heads])
 
-    def _step_with_lip(
-        self, heads: list[tuple[dict[str, Any], GroupHead]], found_inf: Tensor | None, *, base: bool = True
-    ) -> None:
+    def _step_with_lip(self, heads: list[GroupHead], found_inf: Tensor | None, *, base: bool = True) -> None:
         """A step of torch, where ``base``, then LIP; LIP updates the weights itself whose update is fused."""
         fused = self._begin(heads, found_inf)
         if base:
             self._base_step_without([turn.weight for turn, _ in fused.values()])
         self._repair(heads, fused, found_inf, base=base)
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
+    @host.untraced
     def _begin(
-        self, heads: list[tuple[dict[str, Any], GroupHead]], found_inf: Tensor | None
-    ) -> dict[HeadStep, tuple[Turn, FusedUpdate]]:
+        self, heads: list[GroupHead], found_inf: Tensor | None
+    ) -> dict[GroupHead, tuple[Turn, FusedUpdate]]:
         """What LIP is to act on in this step together with the update, since kernels fuse both."""
         scaling = Scaling(getattr(self, "grad_scale", None), found_inf)
-        fused: dict[HeadStep, tuple[Turn, FusedUpdate]] = {}
-        for group, of in heads:
-            p, step = of.weight, of.step
-            if step.tracks and not group["differentiable"] and self._fuses(group, step, p):
-                turn = step.due(p, group["lr"], self, found_inf)
+        fused: dict[GroupHead, tuple[Turn, FusedUpdate]] = {}
+        for of in heads:
+            p, group = of.weight, of.group
+            if not group["differentiable"] and self._fuses(of):
+                turn = of.step.due(p, group["lr"], self, found_inf)
                 assert turn is not None  # since LIP acts on this step
-                fused[step] = turn, FusedUpdate(self.RULE, p, group, self.state[p], scaling)
+                fused[of] = turn, FusedUpdate(self.RULE, p, group, self.state[p], scaling)
         return fused
 
-    def _fuses(self, group: dict[str, Any], step: HeadStep, p: Tensor) -> bool:
-        """Whether kernels take the update of a tracked weight in this step of LIP."""
-        sharding, directions = step.sharding(p), step.directions
-        assert directions is not None  # since the weight is tracked
-        by_feature = sharding is not None and sharding.dim == 1
-        fits = not by_feature and can_fuse(p, directions.columns) and self.RULE.fits(group, self.state[p])
-        return fits and step.acts_next(p, group["lr"])
+    def _fuses(self, of: GroupHead) -> bool:
+        """Whether LIP acts on this step, and kernels take the update of the weight in it."""
+        p, group, step = of.weight, of.group, of.step
+        directions = step.directions
+        if directions is None or not directions.tracks:
+            return False
+        can = can_fuse(p, directions.columns) and self.RULE.fits(group, self.state[p])
+        return can and step.sharding(p).dim != 1 and step.acts_next(p, group["lr"])
 
-    # Not traced by torch.compile: see LIP.
-    @torch._disable_dynamo
+    @host.untraced
     def _repair(
         self,
-        heads: list[tuple[dict[str, Any], GroupHead]],
-        fused: dict[HeadStep, tuple[Turn, FusedUpdate]],
+        heads: list[GroupHead],
+        fused: dict[GroupHead, tuple[Turn, FusedUpdate]],
         found_inf: Tensor | None,
         *,
         base: bool,
     ) -> None:
         """LIP on each weight that saw a batch; on all of them before an error of one is raised."""
         errors: list[Exception] = []
-        for group, of in heads:
-            turn, update = fused.get(of.step, (None, None))
+        for of in heads:
+            turn, update = fused.get(of, (None, None))
             if turn is None:
-                turn = of.step.due(of.weight, group["lr"], self, found_inf)
+                turn = of.step.due(of.weight, of.group["lr"], self, found_inf)
             if turn is None:
                 continue
             try:

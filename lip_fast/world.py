@@ -12,24 +12,16 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.decompose import randomized_svd
+from lip_fast.rounding import compute_dtype
 from lip_fast.sharded import decompose as parts
 from lip_fast.sharded.collectives import PeerError
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums as label_sums_of_all
-from lip_fast.sharded.layout import Sharding
 from lip_fast.statistics import LabelStatistics
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, OUT_OF_STEP, lost
 from lip_fast.targets import CSR, Targets
 
-__all__ = [
-    "Alone",
-    "Batch",
-    "Change",
-    "Peers",
-    "Update",
-    "World",
-    "all_finite",
-]
+__all__ = ["Alone", "Batch", "Change", "Operand", "Peers", "Update", "World", "all_finite"]
 
 _T = TypeVar("_T")
 
@@ -57,6 +49,19 @@ class Update(Protocol):
         """As :func:`lip_fast.ops.rebuild_` of M', and M' itself where not ``ok``."""
 
 
+class Operand(NamedTuple):
+    """What a step works on, and the random bits that it takes."""
+
+    M: Tensor
+    """(l, q) the weight, or this process's part of it."""
+    step: Tensor
+    """() int64, the counter of the random bits."""
+    seed: int
+    """Of the random columns and of stochastic rounding."""
+    update: Update | None = None
+    """Of the weight, which is taken with the first products; None where the weight is as it is."""
+
+
 class Change(NamedTuple):
     """What a step adds to the weight, or writes in its place: A diag(s) B^T, A (l, t), s (t,), B (q, t)."""
 
@@ -72,24 +77,21 @@ class Alone:
     Args:
         batches: what the head saw.
         ok: () bool on the device of the weight: whether the base optimizer took the step.
-        sharding: where the weight lies; None of a plain tensor.
     """
 
     increment: int | Tensor = 1
     """By how much the counter of the steps goes up."""
+    nobody_observed = False
+    """Whether there was no step, since no process has seen a batch."""
 
-    def __init__(self, batches: Sequence[Batch], ok: Tensor, sharding: Sharding | None = None) -> None:
+    def __init__(self, batches: Sequence[Batch], ok: Tensor) -> None:
         self.ok = self._base_stepped = ok
-        self._batches, self._sharding = batches, sharding
+        self._batches = batches
         self._statistics: LabelStatistics | None = None
 
     def run_with_peers(self, work: Callable[[], _T]) -> _T:
         """What ``work`` returns, which calls the methods that follow; there is no peer to run it with."""
         return work()
-
-    def nobody_observed(self) -> bool:
-        """Whether there was no step, since no process has seen a batch."""
-        return False
 
     def choose_rank(self, choose: Callable[[], tuple[int | None, int]]) -> tuple[int | None, int] | None:
         """What ``choose`` finds on every process: a rank, or None and why the weight has no spectrum.
@@ -113,43 +115,31 @@ class Alone:
         return ops.tail_svd(M, rank=rank)
 
     @staticmethod
-    def warm_svd(
-        M: Tensor,
-        basis: Tensor | None,
-        t: int,
-        step: Tensor,
-        *,
-        fresh: int,
-        seed: int,
-        update: Update | None,
-    ) -> ops.SVD:
+    def warm_svd(on: Operand, basis: Tensor | None, t: int, fresh: int) -> ops.SVD:
         """The top ``t`` triplets by one power step from ``basis``, or from scratch where that is None.
 
         Args:
-            M: (l, q) the weight.
+            on: the weight; with an update only where there is a basis.
             basis: (q, t) of the last step.
             t: number of triplets.
-            step: () int64, counter of the fresh columns.
             fresh: number of fresh columns.
-            seed: of the random columns.
-            update: of the weight, which is taken with the products; only where there is a basis.
         """
-        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        M, step, seed, update = on
         if update is not None:
             assert basis is not None
             V = ops.start_basis(basis.float(), step, fresh=fresh, seed=seed)
             return ops.finish_svd(*update.products(V), rank=t)
         if basis is None:
-            start = _cold_basis(M.to(dtype), t, fresh, seed)
+            start = _cold_basis(M.to(compute_dtype(M)), t, fresh, seed)
             if isinstance(start, int):
                 return parts.no_svd(M, M.shape[1], t, reason=start)
             basis = start
-        return ops.warm_svd(M, basis.to(dtype), step, fresh=fresh, seed=seed)
+        elif basis.dtype != M.dtype:
+            basis = basis.to(compute_dtype(M))
+        return ops.warm_svd(M, basis, step, fresh=fresh, seed=seed)
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """The sums of the labels along directions A (l, r) and B (q, r), of the statistics if there are."""
-        if bias is not None and self._sharding is not None:
-            bias = self._sharding.bias_part(bias)
         if self._statistics is not None:
             return self._statistics.sums(A, B, bias)
         if len(self._batches) == 1:
@@ -181,20 +171,16 @@ class Alone:
         return part
 
     @staticmethod
-    def write(
-        M: Tensor, change: Change, largest: Tensor, ok: Tensor, step: Tensor, seed: int, update: Update | None
-    ) -> Tensor:
+    def write(on: Operand, change: Change, largest: Tensor, ok: Tensor) -> Tensor:
         """Write the change where ``ok``, as :func:`lip_fast.ops.rebuild_` does; returns whether it was.
 
         Args:
-            M: the weight, or this process's part of it.
+            on: the weight, whose update :meth:`warm_svd` took.
             change: with the rows of A of this process, and B whole.
             largest: (1,) the largest singular value of the weight; (0,) of a weight without one.
             ok: () bool.
-            step: () int64.
-            seed: of stochastic rounding.
-            update: of the weight, which :meth:`warm_svd` took; None where the weight is as it is.
         """
+        M, step, seed, update = on
         A, s, B, added = change
         if update is not None:
             return update.rebuild_(A, s, B, ok=ok, step=step, accumulate=added, seed=seed)
@@ -213,6 +199,7 @@ class Peers(Group):
         """1, or 0 for a step of which no process has observed a batch."""
         return (~self.nothing_observed).long()
 
+    @property
     def nobody_observed(self) -> bool:
         """Where that has to be known on the host."""
         return self.device.type in host.READABLE and bool(self.nothing_observed)
@@ -273,25 +260,15 @@ class Peers(Group):
             lambda: parts.no_svd(M, M.shape[1], min(M.shape) - rank, kept=rank),
         )
 
-    def warm_svd(
-        self,
-        M: Tensor,
-        basis: Tensor | None,
-        t: int,
-        step: Tensor,
-        *,
-        fresh: int,
-        seed: int,
-        update: Update | None,
-    ) -> ops.SVD:
+    def warm_svd(self, on: Operand, basis: Tensor | None, t: int, fresh: int) -> ops.SVD:
         """See :class:`Alone`."""
+        M, step, seed, update = on
         q = self.sharding.shape[1]
         if self.sharding.dim is None:
             return self.compute_or(
-                lambda: self._told(Alone.warm_svd(M, basis, t, step, fresh=fresh, seed=seed, update=update)),
-                lambda: parts.no_svd(M, q, t),
+                lambda: self._told(Alone.warm_svd(on, basis, t, fresh)), lambda: parts.no_svd(M, q, t)
             )
-        dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(M)
         if basis is None:
             generator = torch.Generator(device=M.device)
             generator.manual_seed(seed)
@@ -310,14 +287,12 @@ class Peers(Group):
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """See :class:`Alone`."""
-        if self._statistics is None:
-            return label_sums_of_all(self, A, B, bias)
 
         def of_collected(A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
             assert self._collected is not None  # else this process failed, and is not asked
             return self._collected.sums(A, B, bias)
 
-        sums = label_sums_of_all(self, A, B, bias, of_collected)
+        sums = label_sums_of_all(self, A, B, bias, None if self._statistics is None else of_collected)
         self._keep_collected()
         return sums
 
@@ -340,16 +315,7 @@ class Peers(Group):
         """See :class:`Alone`."""
         return part if self.sharding.dim is None else self.sum(lambda: (part,), [()])[0]
 
-    def write(
-        self,
-        M: Tensor,
-        change: Change,
-        largest: Tensor,
-        ok: Tensor,
-        step: Tensor,
-        seed: int,
-        update: Update | None,
-    ) -> Tensor:
+    def write(self, on: Operand, change: Change, largest: Tensor, ok: Tensor) -> Tensor:
         """See :class:`Alone`.
 
         Parts are rounded by seeds of their own: equal ones would round alike everywhere. Into float16 nothing
@@ -357,10 +323,10 @@ class Peers(Group):
         one of what is added at most the sum of its singular values: a bound of numbers that all processes
         have, where to look at the entries would need one more sum.
         """
-        if M.dtype == torch.float16 and self.sharding.dim is not None:
+        if on.M.dtype == torch.float16 and self.sharding.dim is not None:
             ok = ok & (largest.sum() + change.s.abs().sum() < torch.finfo(torch.float16).max)
         change = change._replace(B=self.sharding.features_of(change.B))
-        return Alone.write(M, change, largest, ok, step, self.rounding_seed(seed), update)
+        return Alone.write(on._replace(seed=self.rounding_seed(on.seed)), change, largest, ok)
 
     def rounding_seed(self, seed: int) -> int:
         """A seed of stochastic rounding for this process's part of the weight."""

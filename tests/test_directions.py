@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from lip_fast import LIP, ops, reference
 from lip_fast.directions import FRESH, Directions
 from lip_fast.settings import Settings
-from lip_fast.world import Alone
+from lip_fast.world import Alone, Operand
 
 TRUE = torch.tensor(True)
 
@@ -67,7 +67,7 @@ def test_the_truncated_step_is_the_reference_once_converged(
     assert not directions.exact
     # Steps that are not taken leave the basis alone; a no-op weight lets it converge first.
     for _ in range(6):
-        svd = directions.decompose(M, Alone((), TRUE))
+        svd = directions.decompose(Operand(M, directions.step, 0), Alone((), TRUE))
         directions.basis = svd.B
     report = directions.step_(M, _alone(X, y), bias)
     assert bool(report.ok)
@@ -179,7 +179,7 @@ def test_the_tracked_directions_over_a_training_run(lr: float, rest: str) -> Non
         if directions is None or int(directions.step) < 100:
             return
         M = head.weight.detach()
-        svd = directions.decompose(M, Alone((), TRUE))
+        svd = directions.decompose(Operand(M, directions.step, 0), Alone((), TRUE))
         optimum = torch.linalg.svdvals(M.double())[k:].norm()
         A, S, B = svd.A[:, :k].double(), svd.S[:k].double(), svd.B[:, :k].double()
         error = torch.linalg.vector_norm(M.double() - A * S @ B.mT)
@@ -223,4 +223,4 @@ def test_state_round_trip_is_bit_exact() -> None:
     assert torch.equal(M, copy)
     assert torch.equal(directions.basis, other.basis)
     with pytest.raises(ValueError, match=r"basis of shape \(60, 12\), got a tensor of shape \(60, 11\)"):
-        _directions(M, 7, 5).load_state_dict(directions.state_dict())
+        _directions(M, 7, 5).check_state_dict(directions.state_dict())

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lip_fast.head import group_of
 from lip_fast.plugin import LIP
 
 __all__ = ["LIPCallback"]
@@ -80,7 +81,8 @@ class LIPCallback(Callback):
         head = pl_module.get_submodule(self._name)
         if self.lip is None or head is not self._head:
             self.lip, self._head = LIP(head, self._rank, **self._options), head
-        holders = [o for o in trainer.optimizers if any(p is head.weight for p in _parameters(o))]
+        weight: Any = head.weight
+        holders = [o for o in trainer.optimizers if group_of(o, weight) is not None]
         if not holders:
             raise ValueError(f"expected one of the trainer's optimizers to hold the weight of {self._name!r}")
         self._handle = self.lip.attach(holders[0])
@@ -108,7 +110,3 @@ class LIPCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take ``state_dict`` from the trainer's checkpoint, for when fitting starts."""
         self._waiting = state_dict
-
-
-def _parameters(optimizer: Any) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

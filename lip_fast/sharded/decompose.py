@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.rounding import compute_dtype
 from lip_fast.sharded.group import Group
 from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
 
@@ -82,7 +83,7 @@ def tail_svd(group: Group, M: Tensor, *, rank: int) -> ops.SVD:
     """
     sharding = group.sharding
     l, q = sharding.shape
-    dtype = torch.float64 if M.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(M)
     by_class = sharding.dim == 0
     part, long, short = (M, l, q) if by_class else (M.mT, q, l)
 
@@ -151,7 +152,7 @@ def no_svd(M: Tensor, q: int, t: int, *, kept: int = 0, reason: int = NOT_FINITE
         reason: a bit of :mod:`lip_fast.status`; a decomposition of finite numbers that does not converge has
             not been seen where none is given.
     """
-    like = M.new_zeros(0, dtype=torch.float64 if M.dtype == torch.float64 else torch.float32)
+    like = M.new_zeros(0, dtype=compute_dtype(M))
     status = torch.full((), reason, dtype=torch.int64, device=M.device)
     return ops.SVD(like.new_zeros(M.shape[0], t), like.new_zeros(kept + t), like.new_zeros(q, t), status)
 

@@ -44,6 +44,9 @@ class Sharding:
         shards: the groups over which it is sharded, one a dimension of the mesh.
         gathered: those of ``shards`` whose batches differ.
         outer: further groups of different batches, along which the weight is replicated.
+        alone: whether the weight is a plain tensor, of which this process sees every batch.
+        communicates: whether a step needs other processes.
+        batches_differ: whether some other process sees another batch.
     """
 
     def __init__(self, weight: Tensor, data_group: object) -> None:
@@ -59,18 +62,19 @@ class Sharding:
         if is_sharded(weight):
             replicas = self._read_layout(weight)
         self.gathered, self.outer = self._read_data_group(data_group, replicas)
+        self.alone = data_group is None and not is_sharded(weight)
+        self.communicates = bool(self.shards or self.outer)
+        self.batches_differ = bool(self.gathered or self.outer)
 
     @staticmethod
-    def of(weight: Tensor, data_group: object) -> "Sharding | None":
-        """The layout of a weight; None where one process has it and sees every batch of it.
+    def of(weight: Tensor, data_group: object) -> "Sharding":
+        """The layout of the weight of a head.
 
         Raises:
             TypeError: ``data_group`` is neither a process group nor a device mesh.
             ValueError: a layout that LIP cannot act on, or a group that does not fit it.
         """
-        if data_group is None and not is_sharded(weight):
-            return None
-        if data_group is None and managed_by_fsdp(weight):
+        if data_group is None and is_sharded(weight) and managed_by_fsdp(weight):
             raise ValueError(
                 "expected data_group with a weight that fully_shard manages, since each process of its mesh "
                 "sees another batch, got None: pass the mesh that was given to fully_shard"
@@ -80,11 +84,6 @@ class Sharding:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sharding":
         # Of a copy of an optimizer: groups of processes cannot be copied, and need not be.
         return self
-
-    @property
-    def communicates(self) -> bool:
-        """Whether a step needs the other processes."""
-        return bool(self.shards or self.outer)
 
     @property
     def groups(self) -> tuple[Any, ...]:
@@ -113,17 +112,10 @@ class Sharding:
         """() float64: 1 on the first process of each of these groups, which counts for all; else 0."""
         one = torch.ones((), dtype=torch.float64, device=device)
         for group in groups:
-            if group in self.shards:
-                place = torch.full_like(one, self._coordinates[self.shards.index(group)])
-            else:
-                place = torch.full_like(one, dist.get_rank(group))
-            one = one * (place == 0)
+            held = group in self.shards
+            place = self._coordinates[self.shards.index(group)] if held else dist.get_rank(group)
+            one = one * (torch.full_like(one, place) == 0)
         return one
-
-    @property
-    def batches_differ(self) -> bool:
-        """Whether some other process sees another batch."""
-        return bool(self.gathered or self.outer)
 
     def _read_layout(self, weight: Any) -> list[Any]:
         from torch.distributed.tensor import Replicate, Shard
@@ -171,11 +163,11 @@ class Sharding:
         """The groups of different batches: those along which the weight is sharded, and the others."""
         gathered: list[Any] = []
         outer: list[Any] = []
-        plane = self._plane()
         for group in _groups_of(data_group):
             ranks = set(dist.get_process_group_ranks(group))
             if len(ranks) == 1:
                 continue
+            plane = self._plane()
             # The mesh's own objects: another group of the same ranks is not equal to them.
             within, beside = (
                 [g for g in groups if set(dist.get_process_group_ranks(g)) <= ranks]
@@ -300,27 +292,21 @@ def _groups_of(data_group: object) -> list[Any]:
     from torch.distributed.device_mesh import DeviceMesh
 
     if isinstance(data_group, DeviceMesh):
-        if data_group.get_coordinate() is None:
-            raise ValueError(
-                f"expected a data_group that holds this process (rank {dist.get_rank()}), got {data_group}"
-            )
-        return data_group.get_all_groups()
-    # What new_group returns where it does not hold the process that calls it.
-    if data_group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            f"expected a data_group that holds this process (rank {dist.get_rank()}), got one that does not"
+        holds, got = data_group.get_coordinate() is not None, str(data_group)
+    elif data_group is dist.GroupMember.NON_GROUP_MEMBER:
+        # What new_group returns where it does not hold the process that calls it.
+        holds, got = False, "one that does not"
+    elif isinstance(data_group, dist.ProcessGroup):
+        ranks = dist.get_process_group_ranks(data_group)
+        holds, got = dist.get_rank() in ranks, f"the ranks {ranks}"
+    else:
+        raise TypeError(
+            "expected data_group as a torch.distributed.ProcessGroup or DeviceMesh of the processes whose "
+            f"batches differ, got {describe(data_group)}"
         )
-    if isinstance(data_group, dist.ProcessGroup):
-        if dist.get_rank() not in dist.get_process_group_ranks(data_group):
-            raise ValueError(
-                f"expected a data_group that holds this process (rank {dist.get_rank()}), got the ranks "
-                f"{dist.get_process_group_ranks(data_group)}"
-            )
-        return [data_group]
-    raise TypeError(
-        "expected data_group as a torch.distributed.ProcessGroup or DeviceMesh of the processes whose "
-        f"batches differ, got {describe(data_group)}"
-    )
+    if not holds:
+        raise ValueError(f"expected a data_group that holds this process (rank {dist.get_rank()}), got {got}")
+    return data_group.get_all_groups() if isinstance(data_group, DeviceMesh) else [data_group]
 
 
 def _disagreement(settings: dict[int, tuple[str, str | None]]) -> str | None:
