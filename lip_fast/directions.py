@@ -102,6 +102,7 @@ class Directions:
         tail_rank: number of directions below the kept ones that ``tail`` governs, as the basis has them.
         exact: whether each step decomposes the weight exactly.
         projects: whether the weight is split by products.
+        changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
         told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last split; None before.
@@ -118,6 +119,7 @@ class Directions:
         self.projects = wide and asked != "all" and tail > 0
         self.tail_rank = min(tail, _LONGEST_TAIL) if self.projects else tail
         self.exact = not self.projects and self.columns >= d
+        self.changes_nothing = settings.changes_nothing(d, rank)
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = (l, q)
@@ -129,11 +131,6 @@ class Directions:
     def columns(self) -> int:
         """Columns of the products of a warm-started step."""
         return self.rank + self.tail_rank + FRESH
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether a step leaves the weight as it is: every direction is kept, or none of the others governed."""
-        return self.settings.changes_nothing(self.rank + self._remaining, self.rank)
 
     @property
     def tracks(self) -> bool:

@@ -72,11 +72,9 @@ class FusedUpdate:
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Y (l, m), Z (q, m). See :class:`lip_fast.world.Update`."""
-        M, scaling = self._M, self._scaling
-        self._rule, counted = self._kind.next(self._group, self._kept, M, scaling.found_inf)
-        products = ops.update_one_read_(
-            M, self._grad, self._state, V, self._rule, write=self._stored, scaling=scaling
-        )
+        rule, counted = self._kind.next(self._group, self._kept, self._M, self._scaling.found_inf)
+        self._updated = ops.Updated(self._M, self._grad, self._state, rule, self._scaling)
+        products = ops.update_one_read_(self._updated, V, write=self._stored)
         for name, value in counted.items():
             # Where it lies, for captured steps.
             self._kept[name].copy_(value)
@@ -93,8 +91,7 @@ class FusedUpdate:
         how: dict[str, Any] = {"ok": ok, "step": step, "accumulate": accumulate, "seed": seed}
         if self._stored:
             return ops.rebuild_(self._M, A, s, B, **how)
-        how["found_inf"] = self._scaling.found_inf
-        written = ops.update_rebuild_(self._M, self._grad, self._state, A, s, B, self._rule, **how)
+        written = ops.update_rebuild_(self._updated, A, s, B, **how)
         self._written = True
         return written
 

@@ -116,9 +116,9 @@ class HeadStep:
         kept = settings.kept(min(l, q))
         if kept is not None and settings.changes_nothing(min(l, q), kept):
             warnings.warn(
-                f"LIP with rank={settings.rank!r} and tail_rank={settings.tail_rank!r} changes nothing: it keeps "
-                f"{kept} of the {min(l, q)} directions of the weight as they are, and so the others. Pass a rank "
-                f"of at most {max(min(l, q) - 2, 0)}, and a tail_rank other than 0",
+                f"LIP with rank={settings.rank!r} and tail_rank={settings.tail_rank!r} changes nothing: it "
+                f"keeps {kept} of the {min(l, q)} directions of the weight, and repairs no other. Pass a "
+                f"rank of at most {max(min(l, q) - 2, 0)}, and a tail_rank other than 0",
                 UserWarning,
                 stacklevel=2,
             )
@@ -412,9 +412,9 @@ class HeadStep:
                 rank, unknown = choice
                 if rank is not None and self._steps <= 1:
                     warnings.warn(
-                        f'rank="auto" keeps {rank} of {min(self.shape)} directions, by the spectrum that the '
-                        "weight had at the first step: a fresh head is flat and tells nothing. Pass start=, the "
-                        "step from which on LIP acts, once the head has learned",
+                        f'rank="auto" keeps {rank} of {min(self.shape)} directions, by the spectrum that '
+                        "the weight had at the first step: a fresh head is flat and tells nothing. Pass "
+                        "start=, the step from which on LIP acts, once the head has learned",
                         UserWarning,
                         stacklevel=2,
                     )
@@ -422,7 +422,7 @@ class HeadStep:
             if rank is not None:
                 self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
-        if world.nobody_observed():
+        if world.nobody_observed:
             return
         if not sharding.alone and is_sharded(weight):
             # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.

@@ -151,11 +151,12 @@ def repair(
         raise ValueError(
             f"expected a hold-out to choose among {len(families[method].parameters)} candidates, got None"
         )
+    (trained,) = _scores(1, lambda X: iter([head(X.to(head.weight.dtype))]), rows)
     tried: list[tuple[Candidate, Callable[[], LinearWeight] | None]] = [
-        (Candidate("trained", None, _trained_score(head, rows)), None)
+        (Candidate("trained", None, trained), None)
     ]
     for name, family in families.items():
-        for i, score in enumerate(_scores(family, rows)):
+        for i, score in enumerate(_scores(len(family.parameters), family.logits, rows)):
             tried.append((Candidate(name, float(family.parameters[i]), score), partial(family.make, i)))
     # Where only one method was asked for, the head as it was is shown, not chosen. The first of equals is
     # taken: the least change comes first in every family.
@@ -225,20 +226,16 @@ def _counts(most: int) -> list[int]:
     return sorted({round(most * i / (_MOST_COUNTS - 1)) for i in range(_MOST_COUNTS)})
 
 
-def _scores(family: _Family, rows: tuple[Tensor, Targets] | None) -> Iterator[float | None]:
+def _scores(
+    count: int, logits: Callable[[Tensor], Iterator[Tensor]], rows: tuple[Tensor, Targets] | None
+) -> Iterator[float | None]:
+    """The agreement of each of ``count`` candidates with held-out labels; None without any."""
     if rows is None:
-        yield from [None] * len(family.parameters)
+        yield from [None] * count
         return
     X, targets = rows
-    for logits in family.logits(X):
-        yield label_agreement(logits, targets)
-
-
-def _trained_score(head: nn.Linear, rows: tuple[Tensor, Targets] | None) -> float | None:
-    if rows is None:
-        return None
-    X, targets = rows
-    return label_agreement(head(X.to(head.weight.dtype)), targets)
+    for each in logits(X):
+        yield label_agreement(each, targets)
 
 
 def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:

@@ -41,8 +41,8 @@ class Settings:
             self.kept(d)
         elif d < _FEWEST:
             raise ValueError(
-                f'expected at least {_FEWEST} classes and features for rank="auto", got {d}: LIP has next to '
-                "nothing to repair there, since a tail needs two directions; to try it all the same pass rank=1"
+                f'expected at least {_FEWEST} classes and features for rank="auto", got {d}: a tail needs '
+                "two directions, and next to nothing is left to keep. To try it all the same pass rank=1"
             )
         if isinstance(self.tail_rank, str):
             if self.tail_rank != "all":

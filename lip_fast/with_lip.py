@@ -247,14 +247,12 @@ class WithLIP(Optimizer):
         known = [name for name in group if name.startswith("lip")]
         if unknown := [name for name in known if name not in GROUP_SETTINGS]:
             raise ValueError(f"{where}: expected settings of LIP among {list(GROUP_SETTINGS)}, got {unknown}")
-        objects = [name for name, value in group.items() if isinstance(value, LIP)]
-        for name in [
-            name for name in known if not isinstance(group[name], int | float | str | None)
-        ] + objects:
-            raise ValueError(
-                f"{where}: expected {name} as a number or a string, got {describe(group[name])}: LIP objects "
-                "and tensors do not belong in a group, make a group of its own for each head"
-            )
+        for name, value in group.items():
+            if isinstance(value, LIP) or (name in known and not isinstance(value, int | float | str | None)):
+                raise ValueError(
+                    f"{where}: expected {name} as a number or a string, got {describe(value)}: LIP objects "
+                    "and tensors do not belong in a group, make a group of its own for each head"
+                )
         if group["lip_rank"] is None:
             return
         if len(set(group["params"])) < len(group["params"]):

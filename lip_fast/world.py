@@ -87,6 +87,8 @@ class Alone:
     """Whether this process has the whole weight."""
     decides_alone = True
     """Whether this process may go by what it finds, where others would have to do the same."""
+    nobody_observed = False
+    """Whether there was no step, since no process has seen a batch."""
 
     def __init__(self, batches: Sequence[Batch], ok: Tensor) -> None:
         self.ok = self._base_stepped = ok
@@ -96,10 +98,6 @@ class Alone:
     def run_with_peers(self, work: Callable[[], _T]) -> _T:
         """What ``work`` returns, which calls the methods that follow; there is no peer to run it with."""
         return work()
-
-    def nobody_observed(self) -> bool:
-        """Whether there was no step, since no process has seen a batch."""
-        return False
 
     def choose_rank(self, choose: Callable[[], tuple[int | None, int]]) -> tuple[int | None, int] | None:
         """What ``choose`` finds on every process: a rank, or None and why the weight has no spectrum.
@@ -219,6 +217,7 @@ class Peers(Group):
         """See :class:`Alone`."""
         return self.sharding.dim is None
 
+    @property
     def nobody_observed(self) -> bool:
         """Where that has to be known on the host."""
         return self.device.type in host.READABLE and bool(self.nothing_observed)

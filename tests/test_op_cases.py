@@ -114,7 +114,8 @@ def reversed_rows(op: str) -> Callable[..., Any]:
     def wrong(*arguments: Any) -> Any:
         result = kernel(*arguments)
         if op.endswith("rebuild_"):
-            arguments[0].copy_(arguments[0].flip(0))
+            M = arguments[0].M if isinstance(arguments[0], ops.Updated) else arguments[0]
+            M.copy_(M.flip(0))
             return result
         if isinstance(result, torch.Tensor):
             return result.flip(0)
@@ -164,9 +165,9 @@ def test_a_weight_or_state_left_wrong_is_noticed(
 ) -> None:
     kernel = case_module.DEFAULT[op]
 
-    def wrong(*arguments: Any) -> Any:
-        result = kernel(*arguments)
-        (*arguments[:2], *arguments[2])[position].mul_(1.02)
+    def wrong(updated: ops.Updated, *rest: Any) -> Any:
+        result = kernel(updated, *rest)
+        (updated.M, updated.grad, *updated.state)[position].mul_(1.02)
         return result
 
     monkeypatch.setitem(case_module.DEFAULT, op, wrong)

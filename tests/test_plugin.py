@@ -60,7 +60,8 @@ def test_a_step_is_the_base_step_and_then_lip(name: str) -> None:
     assert torch.equal(run.head.bias, base.head.bias)
     stats = lip.stats()
     assert 0 <= stats.pop("clipped") <= 4
-    assert stats == {"steps": 1, "applied": 1, "skipped": 0, "masked": 0, "rank": 3} | dict.fromkeys(NAMES, 0)
+    counted = {"steps": 1, "applied": 1, "skipped": 0, "masked": 0, "empty": 0, "rank": 3}
+    assert stats == counted | dict.fromkeys(NAMES, 0) | {"gamma": None, "removed": None}
 
 
 def _reasons(lip: LIP) -> dict[str, int]:
@@ -539,7 +540,7 @@ def test_no_warning_in_an_ordinary_run() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = Run()
-        lip = LIP(run.head, "auto")
+        lip = LIP(run.head, 3)
         lip.attach(run.optimizer)
         run.step(lip)
 

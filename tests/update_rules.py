@@ -131,22 +131,21 @@ class Fused:
         if self.name == "nadam":
             rule.mu_product.mul_(mu(self.steps, rule.beta1, rule.momentum_decay))
 
+    def updated(self, grad: Tensor, scaling: ops.Scaling | None = None) -> ops.Updated:
+        return ops.Updated(self.M, grad, [*self.state.values()], self.rule, scaling or ops.Scaling())
+
     def sketch(self, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None) -> Tensor:
         self.count()
-        state = [*self.state.values()]
-        scaling = scaling or ops.Scaling()
-        return ops.update_sketch_(self.M, grad, state, V, self.rule, write=write, scaling=scaling)
+        return ops.update_sketch_(self.updated(grad, scaling), V, write=write)
 
     def one_read(
         self, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None
     ) -> tuple[Tensor, Tensor]:
         self.count()
-        state = [*self.state.values()]
-        scaling = scaling or ops.Scaling()
-        return ops.update_one_read_(self.M, grad, state, V, self.rule, write=write, scaling=scaling)
+        return ops.update_one_read_(self.updated(grad, scaling), V, write=write)
 
     def project(self, grad: Tensor, Y: Tensor, *, found_inf: Tensor | None = None) -> Tensor:
-        return ops.update_project(self.M, grad, [*self.state.values()], Y, self.rule, found_inf=found_inf)
+        return ops.update_project(self.updated(grad, ops.Scaling(None, found_inf)), Y)
 
     def rebuild(
         self,
@@ -164,9 +163,8 @@ class Fused:
             "step": torch.tensor(step, device=self.M.device),
             "accumulate": accumulate,
             "seed": seed,
-            "found_inf": found_inf,
         }
-        return ops.update_rebuild_(self.M, grad, [*self.state.values()], *factors, self.rule, **flags)
+        return ops.update_rebuild_(self.updated(grad, ops.Scaling(None, found_inf)), *factors, **flags)
 
 
 def mu(n: int, beta1: float, momentum_decay: float) -> float:

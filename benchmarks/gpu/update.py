@@ -36,15 +36,15 @@ class _Update:
     """:class:`lip_fast.world.Update` of AdamW, by one read or by a pair of passes."""
 
     def __init__(self, M: Tensor, grad: Tensor, state: list[Tensor], rule: AdamW) -> None:
-        self.M, self.grad, self.state, self.rule = M, grad, state, rule
+        self.M, self.rule, self.updated = M, rule, ops.Updated(M, grad, state, rule)
 
     def one_read(self, V: Tensor, write: bool = True) -> tuple[Tensor, Tensor]:
         self.rule.update_count.add_(1)
-        return ops.update_one_read_(self.M, self.grad, self.state, V, self.rule, write=write)
+        return ops.update_one_read_(self.updated, V, write=write)
 
     def pair(self, V: Tensor) -> tuple[Tensor, Tensor]:
         self.rule.update_count.add_(1)
-        Y = ops.update_sketch_(self.M, self.grad, self.state, V, self.rule, write=True)
+        Y = ops.update_sketch_(self.updated, V, write=True)
         return Y, ops.project(self.M, Y)
 
     def rebuild_(self, A: Tensor, s: Tensor, B: Tensor, **how: Any) -> Tensor:

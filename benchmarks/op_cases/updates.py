@@ -100,29 +100,28 @@ def _taken_by(rule: str, op: Callable[..., Any], products: int) -> Callable[[Hea
 
     def problem(head: Head) -> Problem:
         own, exact = _own_of(head, rule)
-        M, g, state, V, how, write = own.M, head.grad, list(own.state), head.V, own.rule, _stores(head)
+        V, write = head.V, _stores(head)
+        updated = ops.Updated(own.M, head.grad, list(own.state), own.rule)
         return _taken(
             head,
             own,
             exact,
-            2 + len(state),
+            2 + len(updated.state),
             products,
-            call=lambda: op(M, g, state, V, how, write=write),
-            arguments=(M, g, state, V, how.scalars(), None, None, rule, how.settings(), write),
+            call=lambda: op(updated, V, write=write),
+            arguments=(updated, V, write),
             measure=lambda found: _measure(head, own, exact, (found,) if products == 1 else found),
         )
 
     return problem
 
 
-def _updated_by(head: Head, rule: str) -> tuple[_Own, Updated]:
+def _updated_by(head: Head, rule: str) -> tuple[_Own, Updated, ops.Updated]:
     """With the state as the update leaves it, and the weight as it was."""
     own, exact = _own_of(head, rule)
-    how = own.rule
-    backends.declared()["update_sketch_"][0].run(
-        own.M, head.grad, own.state, head.V, how.scalars(), None, None, rule, how.settings(), False
-    )
-    return own, exact
+    updated = ops.Updated(own.M, head.grad, list(own.state), own.rule)
+    backends.declared()["update_sketch_"][0].run(updated, head.V, False)
+    return own, exact, updated
 
 
 def _projected(head: Head, exact: Updated, reads: int, **how: Any) -> Problem:
@@ -144,15 +143,15 @@ def _projected_by(rule: str) -> Callable[[Head], Problem]:
     """Z = M'^T Y of a weight that was updated and not written."""
 
     def problem(head: Head) -> Problem:
-        own, exact = _updated_by(head, rule)
-        M, g, state, Y, how = own.M, head.grad, list(own.state), head.Y, own.rule
+        _, exact, updated = _updated_by(head, rule)
+        Y = head.Y
         return _projected(
             head,
             exact,
             # Of SGD, without Nesterov's form, the gradient is in the buffer.
-            1 + len(state),
-            call=lambda: ops.update_project(M, g, state, Y, how),
-            arguments=(M, g, state, Y, how.scalars(), None, rule, how.settings()),
+            1 + len(updated.state),
+            call=lambda: ops.update_project(updated, Y),
+            arguments=(updated, Y),
         )
 
     return problem
@@ -188,19 +187,17 @@ def _rebuilt_by(rule: str) -> Callable[[Head], Problem]:
     """The one write of a weight that was updated and not written."""
 
     def problem(head: Head) -> Problem:
-        (own, exact), s = _updated_by(head, rule), head.s.clone()
-        M, g, state, A, B, how = own.M, head.grad, list(own.state), head.A, head.B, own.rule
-        ok, step = head.ok, head.step
+        (own, exact, updated), s = _updated_by(head, rule), head.s.clone()
+        A, B, ok, step = head.A, head.B, head.ok, head.step
         flags: dict[str, Any] = {"ok": ok, "step": step, "accumulate": True, "seed": 0}
-        settings = (how.scalars(), None, rule, how.settings(), True, 0)
         return _rebuilt(
             head,
             own,
             s,
             exact,
-            1 + len(state),
-            call=lambda: ops.update_rebuild_(M, g, state, A, s, B, how, **flags),
-            arguments=(M, g, state, A, s, B, ok, step, *settings),
+            1 + len(updated.state),
+            call=lambda: ops.update_rebuild_(updated, A, s, B, **flags),
+            arguments=(updated, A, s, B, ok, step, True, 0),
         )
 
     return problem

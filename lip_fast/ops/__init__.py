@@ -1,4 +1,4 @@
-"""The operations of the step: one a file, with its declaration, its kernels and its public function.
+"""The operations of the step: declarations, kernels and public functions.
 
 Layout: M (l, q) is the weight as ``nn.Linear`` holds it, A (l, t) holds class-side and B (q, t) feature-side
 singular vectors in columns, so that M ~ A diag(S) B^T. Flags, counts and the status word
@@ -11,22 +11,23 @@ step.
 """
 
 from lip_fast.ops.class_sums import ClassSums, class_sums
-from lip_fast.ops.finish_svd import finish_svd
 from lip_fast.ops.fresh_columns import fresh_columns
 from lip_fast.ops.gram import gram, sums_in_place
 from lip_fast.ops.label_sums import Sums, label_sums
-from lip_fast.ops.orthonormalize import orthonormalize
-from lip_fast.ops.project import project
+from lip_fast.ops.products import project, sketch
 from lip_fast.ops.rebuild_ import rebuild_
 from lip_fast.ops.refit import Refit, refit
-from lip_fast.ops.sketch import sketch
-from lip_fast.ops.start_basis import start_basis
+from lip_fast.ops.svd import SVD, finish_svd, orthonormalize, start_basis, warm_svd
 from lip_fast.ops.tail_svd import tail_svd
-from lip_fast.ops.update_one_read_ import reads_once, update_one_read_
-from lip_fast.ops.update_project import update_project
-from lip_fast.ops.update_rebuild_ import update_rebuild_
-from lip_fast.ops.update_sketch_ import Scaling, fuses_updates, update_sketch_
-from lip_fast.ops.warm_svd import SVD, warm_svd
+from lip_fast.ops.updates import (
+    fuses_updates,
+    reads_once,
+    update_one_read_,
+    update_project,
+    update_rebuild_,
+    update_sketch_,
+)
+from lip_fast.rules import Scaling, Updated
 
 __all__ = [
     "SVD",
@@ -34,6 +35,7 @@ __all__ = [
     "Refit",
     "Scaling",
     "Sums",
+    "Updated",
     "class_sums",
     "finish_svd",
     "fresh_columns",

@@ -38,17 +38,19 @@ def _outputs(X: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     return X.new_empty((classes, X.shape[1]), dtype=compute_dtype(X)), y.new_empty(classes)
 
 
-def _can_triton(X: Tensor, y: Tensor, classes: int) -> bool:
-    # Indices are sorted as int32, and the rows that do not count have one of their own.
-    return X.dtype in STORED and classes < 2**31 - 1
-
-
 _OP = Op(
     "class_sums(Tensor X, Tensor y, int classes) -> (Tensor, Tensor)",
     check=_check,
     outputs=_outputs,
     default="default.class_sums",
-    kernels=(Kernel("triton.class_sums", can=_can_triton, reason="reads the features once, where they lie"),),
+    kernels=(
+        Kernel(
+            "triton.class_sums",
+            # Indices are sorted as int32, and the rows that do not count have one of their own.
+            can=lambda X, y, classes: X.dtype in STORED and classes < 2**31 - 1,
+            reason="reads the features once, where they lie",
+        ),
+    ),
 )
 
 

@@ -17,14 +17,10 @@ def _check(step: Tensor, rows: int, columns: int, seed: int) -> None:
         raise expected("rows >= 0 and columns >= 0", f"{rows} and {columns}")
 
 
-def _outputs(step: Tensor, rows: int, columns: int, seed: int) -> Tensor:
-    return step.new_empty((columns, rows), dtype=torch.float32).mT
-
-
 _OP = Op(
     "fresh_columns(Tensor step, int rows, int columns, int seed) -> Tensor",
     check=_check,
-    outputs=_outputs,
+    outputs=lambda step, rows, columns, seed: step.new_empty((columns, rows), dtype=torch.float32).mT,
     default="default.fresh_columns",
     kernels=(
         Kernel("native.fresh_columns", "cpu", reason="faster than numpy"),
@@ -49,5 +45,4 @@ def fresh_columns(step: Tensor, rows: int, columns: int, *, seed: int) -> Tensor
     Returns:
         (rows, columns) float32 of +1 and -1, columns contiguous, on the device of ``step``.
     """
-    signs: Tensor = _OP(step, rows, columns, seed)
-    return signs
+    return _OP(step, rows, columns, seed)

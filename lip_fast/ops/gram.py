@@ -31,21 +31,17 @@ def _check(X: Tensor, mask: Tensor | None) -> None:
         raise elsewhere("a mask", mask, "X", X.device)
 
 
-def _outputs(X: Tensor, mask: Tensor | None) -> Tensor:
-    return X.new_empty((X.shape[1], X.shape[1]), dtype=compute_dtype(X))
-
-
-def _can_triton(X: Tensor, mask: Tensor | None) -> bool:
-    return X.dtype in STORED
-
-
 _OP = Op(
     "gram(Tensor X, Tensor? mask) -> Tensor",
     check=_check,
-    outputs=_outputs,
+    outputs=lambda X, mask: X.new_empty((X.shape[1], X.shape[1]), dtype=compute_dtype(X)),
     default="default.gram",
     kernels=(
-        Kernel("triton.gram", can=_can_triton, reason="half the products, in float32 on the tensor cores"),
+        Kernel(
+            "triton.gram",
+            can=lambda X, mask: X.dtype in STORED,
+            reason="half the products, in float32 on the tensor cores",
+        ),
     ),
 )
 
@@ -61,5 +57,4 @@ def gram(X: Tensor, mask: Tensor | None = None) -> Tensor:
         G (q, q) in float64 for float64 features, else in float32. A kernel of ours gives it symmetric to the
         bit, the library to rounding.
     """
-    G: Tensor = _OP(X, mask)
-    return G
+    return _OP(X, mask)

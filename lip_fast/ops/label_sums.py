@@ -1,6 +1,7 @@
 """What the labels of a batch say of directions; two ops, since a CSR matrix is three tensors."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,9 @@ class Sums(NamedTuple):
     masked: Tensor
 
 
-def _check(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, rows: int | None = None) -> None:
+def _check(
+    X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, *, rows: int | None = None
+) -> None:
     if X.dim() != 2 or not X.is_floating_point():
         raise not_a_matrix("X", X)
     n, q = X.shape
@@ -60,24 +63,12 @@ def _check(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, rows
             raise elsewhere(name, F, "X", device)
 
 
-def _check_csr(
-    X: Tensor, crow: Tensor, col: Tensor, values: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
-) -> None:
-    _check(X, col, A, B, bias, crow.shape[0] - 1)
-
-
 def _outputs(
     X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r = A.shape[1]
     X = X.new_empty(0, dtype=torch.float64)
     return X.new_empty(r), X.new_empty(r), X.new_empty(()), X.new_empty((), dtype=torch.int64)
-
-
-def _outputs_csr(
-    X: Tensor, crow: Tensor, col: Tensor, values: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(X, col, A, B, bias)
 
 
 def _can_native(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
@@ -96,10 +87,9 @@ def _can_triton(X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None)
     return X.dtype in STORED and A.dtype == B.dtype == torch.float32
 
 
-def _can_triton_csr(
-    X: Tensor, crow: Tensor, col: Tensor, values: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
-) -> bool:
-    return _can_triton(X, col, A, B, bias)
+def _of_csr(of: Callable[..., Any]) -> Callable[..., Any]:
+    """``of`` for the labels of a CSR matrix, of which its columns stand for all."""
+    return lambda X, crow, col, values, *rest: of(X, col, *rest)
 
 
 _OP = Op(
@@ -121,11 +111,13 @@ _OP = Op(
 _OP_CSR = Op(
     "label_sums_csr(Tensor X, Tensor crow, Tensor col, Tensor values, Tensor A, Tensor B, Tensor? bias)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    check=_check_csr,
-    outputs=_outputs_csr,
+    check=lambda X, crow, col, values, *rest: _check(X, col, *rest, rows=crow.shape[0] - 1),
+    outputs=_of_csr(_outputs),
     default="default.label_sums:label_sums_csr",
     kernels=(
-        Kernel("triton.label_sums:label_sums_csr", can=_can_triton_csr, reason="reads the features once"),
+        Kernel(
+            "triton.label_sums:label_sums_csr", can=_of_csr(_can_triton), reason="reads the features once"
+        ),
     ),
 )
 

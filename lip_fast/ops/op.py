@@ -50,20 +50,24 @@ class Op:
 
         name = f"lip_fast::{self.name}"
         torch.library.define(name, schema.removeprefix(self.name))
-        torch.library.register_fake(name, fake)
+        torch.library.register_fake(name, self.taking(fake))
         fallback = Kernel(default)
         backends.declare(self.name, (fallback, *kernels))
         # "default" is one kernel for every device that has none of its own.
-        torch.library.register_kernel(name, "default", _first_that_takes([], fallback))
+        torch.library.register_kernel(name, "default", self.taking(_first_that_takes([], fallback)))
         for device in backends.devices():
             if found := backends.candidates(self.name, device):
-                chosen = _first_that_takes(found, fallback)
+                chosen = self.taking(_first_that_takes(found, fallback))
                 torch.library.register_kernel(
                     name, device, on_its_device(chosen) if device == "cuda" else chosen
                 )
         # Bound once: the attribute look-ups of torch.ops cost as much as a small kernel.
         self.run: Callable[..., Any] = getattr(torch.ops.lip_fast, self.name).default
         OPS[self.name] = self
+
+    def taking(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` as torch calls it, with the operands of the schema."""
+        return function
 
     def __call__(self, *arguments: Any) -> Any:
         """Check the arguments, and run the kernel that serves them."""

@@ -48,33 +48,30 @@ def check_written(
             raise elsewhere(name, X, "M", device)
 
 
-def _outputs(M: Tensor, A: Tensor, s: Tensor, B: Tensor, ok: Tensor, *rest: object) -> Tensor:
-    return torch.empty_like(ok)
-
-
-def _can_native(M: Tensor, A: Tensor, *rest: object) -> bool:
-    return A.dtype == torch.float32
-
-
 def _rounds_natively(M: Tensor, A: Tensor, *rest: object) -> bool:
     """On the host the kernel differs from the default one in its rounding alone."""
     return A.dtype == torch.float32 and (M.dtype == torch.bfloat16 or M.dtype == torch.float16)
-
-
-def _can_triton(M: Tensor, A: Tensor, *rest: object) -> bool:
-    return M.dtype in STORED and A.dtype == torch.float32
 
 
 _OP = Op(
     "rebuild_(Tensor(a!) M, Tensor A, Tensor s, Tensor B, Tensor ok, Tensor step, bool accumulate, int seed)"
     " -> Tensor",
     check=check_written,
-    outputs=_outputs,
+    outputs=lambda M, A, s, B, ok, *how: torch.empty_like(ok),
     default="default.rebuild_",
     kernels=(
         Kernel("native.rebuild_", "cpu", can=_rounds_natively, reason="faster rounding to narrow formats"),
-        Kernel("native.rebuild_", "cuda", can=_can_native, reason="does not wait for the device to round"),
-        Kernel("triton.rebuild_", can=_can_triton, reason="writes the weight in one pass"),
+        Kernel(
+            "native.rebuild_",
+            "cuda",
+            can=lambda M, A, *rest: A.dtype == torch.float32,
+            reason="does not wait for the device to round",
+        ),
+        Kernel(
+            "triton.rebuild_",
+            can=lambda M, A, *rest: M.dtype in STORED and A.dtype == torch.float32,
+            reason="writes the weight in one pass",
+        ),
     ),
 )
 

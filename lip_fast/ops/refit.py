@@ -1,6 +1,6 @@
 """Singular values refitted to the labels."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,52 +22,23 @@ class Refit(NamedTuple):
 
 
 def _check(
-    S: Tensor,
-    numerator: Tensor,
-    denominator: Tensor,
-    energy: Tensor,
-    ok: Tensor,
-    rank: int,
-    tolerance: float,
-    clip: bool,
+    S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor, rank: int, *guards: float
 ) -> None:
-    if (
-        S.dim() != 1
-        or numerator.dim() != 1
-        or denominator.shape != numerator.shape
-        or energy.dim()
-        or ok.dim()
-    ):
-        raise _wrong_shape(S, numerator, denominator, energy, ok)
+    vectors = (("S", S, 1), ("a numerator", numerator, 1), ("a denominator", denominator, 1))
+    for name, X, dims in (*vectors, ("energy", energy, 0), ("ok", ok, 0)):
+        if X.dim() != dims:
+            raise expected(f"{name} of shape {'(n,)' if dims else '()'}", X)
+        if X.device != S.device:
+            raise elsewhere(name, X, "S", S.device)
+    if denominator.shape != numerator.shape:
+        raise wrong_shape("a denominator", denominator, numerator.shape)
     r = numerator.shape[0]
     if rank < 0 or rank + r > S.shape[0]:
         raise expected(f"rank + {r} refitted values within the {S.shape[0]} singular values", f"rank {rank}")
-    device = S.device
-    for name, X in (
-        ("a numerator", numerator),
-        ("a denominator", denominator),
-        ("energy", energy),
-        ("ok", ok),
-    ):
-        if X.device != device:
-            raise elsewhere(name, X, "S", device)
 
 
-def _wrong_shape(S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor) -> ValueError:
-    for name, X in (("S", S), ("a numerator", numerator), ("a denominator", denominator)):
-        if X.dim() != 1:
-            return expected(f"{name} of shape (n,)", X)
-    for name, X in (("energy", energy), ("ok", ok)):
-        if X.dim():
-            return wrong_shape(name, X, ())
-    return wrong_shape("a denominator", denominator, numerator.shape)
-
-
-def _outputs(
-    S: Tensor, numerator: Tensor, denominator: Tensor, energy: Tensor, ok: Tensor, *rest: object
-) -> tuple[Tensor, Tensor, Tensor]:
-    s = S.new_empty(numerator.shape[0])
-    return s, torch.empty_like(ok), S.new_empty((), dtype=torch.int64)
+def _outputs(S: Tensor, numerator: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return S.new_empty(len(numerator)), torch.empty_like(rest[2]), S.new_empty((), dtype=torch.int64)
 
 
 def _can_native(

@@ -6,7 +6,7 @@ from torch import Tensor
 from lip_fast.backends.kernel import Kernel
 from lip_fast.ops.checks import expected, not_a_matrix
 from lip_fast.ops.op import Op
-from lip_fast.ops.warm_svd import SVD
+from lip_fast.ops.svd import SVD
 from lip_fast.rounding import compute_dtype
 
 __all__ = ["tail_svd"]
@@ -30,10 +30,6 @@ def _outputs(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return M.new_empty(l, d - rank), M.new_empty(d), M.new_empty(q, d - rank), status
 
 
-def _can_native(M: Tensor, rank: int) -> bool:
-    return M.dtype != torch.float64 and min(M.shape) <= _SMALL_SIDE
-
-
 _OP = Op(
     "tail_svd(Tensor M, int rank) -> (Tensor, Tensor, Tensor, Tensor)",
     check=_check,
@@ -43,7 +39,7 @@ _OP = Op(
         Kernel(
             "native.tail_svd",
             "cpu",
-            can=_can_native,
+            can=lambda M, rank: M.dtype != torch.float64 and min(M.shape) <= _SMALL_SIDE,
             reason=f"faster than LAPACK up to a side of {_SMALL_SIDE}",
         ),
     ),

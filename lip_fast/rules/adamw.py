@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lip_fast.rounding import compute_dtype
-from lip_fast.rules.rule import Rule, scalar, write
+from lip_fast.rules.rule import Rule, write
 
 __all__ = ["AdamW", "advance_moments", "check_betas", "counted"]
 
@@ -41,7 +41,6 @@ class AdamW(Rule):
 
     @classmethod
     def fits(cls, group: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-        """See the base class."""
         # amsgrad may have been switched on since the state was made.
         started = bool(state) and (not group["amsgrad"] or "max_exp_avg_sq" in state)
         settings = (*group["betas"], group["weight_decay"])
@@ -49,33 +48,19 @@ class AdamW(Rule):
 
     @classmethod
     def held(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """See the base class."""
         return cls.STATE if group["amsgrad"] else cls.STATE[:2]
 
     @classmethod
     def next(
         cls, group: Mapping[str, Any], state: Mapping[str, Any], like: Tensor, found_inf: Tensor | None
     ) -> tuple["AdamW", dict[str, Tensor]]:
-        """See the base class."""
         count = counted(state["step"], found_inf)
-        beta1, beta2 = group["betas"]
-        rule = cls(
-            scalar(group["lr"], like),
-            scalar(count, like),
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            group["maximize"],
-        )
-        return rule, {"step": count}
+        return cls.of_group(group, like, count), {"step": count}
 
     def check(self, state: Sequence[Tensor]) -> None:
-        """See the base class."""
         check_betas(self.beta1, self.beta2)
 
     def advance(self, M: Tensor, grad: Tensor, state: Sequence[Tensor], skip: Tensor | bool) -> None:
-        """See the base class."""
         dtype = compute_dtype(M)
         g = -grad.to(dtype) if self.maximize else grad.to(dtype)
         advance_moments(state, g, self.beta1, self.beta2, skip)
@@ -83,7 +68,6 @@ class AdamW(Rule):
             write(largest, torch.maximum(largest.to(dtype), state[1].to(dtype)), skip)
 
     def updated(self, M: Tensor, grad: Tensor, state: Sequence[Tensor]) -> Tensor:
-        """See the base class."""
         dtype = compute_dtype(M)
         # In float64: 1 - beta^n of a first step has lost three digits in float32.
         n, rate = self.update_count.double(), self.lr.double()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lip_fast.rounding import compute_dtype
 from lip_fast.rules.adamw import advance_moments, check_betas, counted
-from lip_fast.rules.rule import Rule, scalar
+from lip_fast.rules.rule import Rule
 
 __all__ = ["NAdam"]
 
@@ -49,49 +49,30 @@ class NAdam(Rule):
 
     @classmethod
     def fits(cls, group: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-        """See the base class."""
         settings = (*group["betas"], group["weight_decay"], group["momentum_decay"])
         return bool(state) and not any(isinstance(value, Tensor) for value in settings)
 
     @classmethod
     def held(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """See the base class."""
         return cls.STATE
 
     @classmethod
     def next(
         cls, group: Mapping[str, Any], state: Mapping[str, Any], like: Tensor, found_inf: Tensor | None
     ) -> tuple["NAdam", dict[str, Tensor]]:
-        """See the base class."""
         count, product = counted(state["step"], found_inf), state["mu_product"]
-        beta1, beta2 = group["betas"]
-        after = product * _mu(count.double(), beta1, group["momentum_decay"]).to(product)
+        after = product * _mu(count.double(), group["betas"][0], group["momentum_decay"]).to(product)
         if found_inf is not None:
             after = torch.where(found_inf.to(product.device) != 0, product, after)
-        rule = cls(
-            scalar(group["lr"], like),
-            scalar(count, like),
-            scalar(after, like),
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            group["momentum_decay"],
-            group["decoupled_weight_decay"],
-            group["maximize"],
-        )
-        return rule, {"step": count, "mu_product": after}
+        return cls.of_group(group, like, count, after), {"step": count, "mu_product": after}
 
     def check(self, state: Sequence[Tensor]) -> None:
-        """See the base class."""
         check_betas(self.beta1, self.beta2)
 
     def advance(self, M: Tensor, grad: Tensor, state: Sequence[Tensor], skip: Tensor | bool) -> None:
-        """See the base class."""
         advance_moments(state, self._direction(M, grad), self.beta1, self.beta2, skip)
 
     def updated(self, M: Tensor, grad: Tensor, state: Sequence[Tensor]) -> Tensor:
-        """See the base class."""
         dtype = compute_dtype(M)
         n, rate, product = self.update_count.double(), self.lr.double(), self.mu_product.double()
         mu, mu_next = (_mu(k, self.beta1, self.momentum_decay) for k in (n, n + 1))

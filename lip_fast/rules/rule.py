@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -59,6 +60,15 @@ class Rule(ABC):
         Returns:
             The rule, and what the optimizer counts, as it must be kept in the state once the update is taken.
         """
+
+    @classmethod
+    def of_group(cls, group: Mapping[str, Any], like: Tensor, *counted: Tensor) -> Self:
+        """As a group of the optimizer is set; the scalars are its learning rate and what is counted."""
+        # Those of Adam are a pair there.
+        values = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
+        settings = [field.name for field in fields(cls)][len(cls.SCALARS) :]  # type: ignore[arg-type]
+        given = {name: values[name] for name in settings if name in values}
+        return cls(*(scalar(value, like) for value in (group["lr"], *counted)), **given)
 
     @abstractmethod
     def check(self, state: Sequence[Tensor]) -> None:

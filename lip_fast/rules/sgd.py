@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lip_fast.rounding import compute_dtype
-from lip_fast.rules.rule import Rule, scalar, write
+from lip_fast.rules.rule import Rule, write
 
 __all__ = ["SGD"]
 
@@ -41,7 +41,6 @@ class SGD(Rule):
 
     @classmethod
     def fits(cls, group: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-        """See the base class."""
         started = not group["momentum"] or state.get("momentum_buffer") is not None
         # torch looks at this pair in its constructor alone.
         known = not group["nesterov"] or (group["momentum"] > 0 and not group["dampening"])
@@ -49,19 +48,15 @@ class SGD(Rule):
 
     @classmethod
     def held(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """See the base class."""
         return cls.STATE if group["momentum"] else ()
 
     @classmethod
     def next(
         cls, group: Mapping[str, Any], state: Mapping[str, Any], like: Tensor, found_inf: Tensor | None
     ) -> tuple["SGD", dict[str, Tensor]]:
-        """See the base class."""
-        names = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
-        return cls(scalar(group["lr"], like), *(group[name] for name in names)), {}
+        return cls.of_group(group, like), {}
 
     def check(self, state: Sequence[Tensor]) -> None:
-        """See the base class."""
         needed = self.momentum != 0
         if needed != (len(state) > 0):
             expected, got = ("a", "none") if needed else ("no", "one")
@@ -73,7 +68,6 @@ class SGD(Rule):
             )
 
     def advance(self, M: Tensor, grad: Tensor, state: Sequence[Tensor], skip: Tensor | bool) -> None:
-        """See the base class."""
         for buffer in state:
             direction = self._direction(M, grad)
             if not self.first:
@@ -81,7 +75,6 @@ class SGD(Rule):
             write(buffer, direction, skip)
 
     def updated(self, M: Tensor, grad: Tensor, state: Sequence[Tensor]) -> Tensor:
-        """See the base class."""
         old = M.to(compute_dtype(M))
         if not state:
             direction = self._direction(M, grad)

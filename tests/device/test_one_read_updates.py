@@ -52,17 +52,15 @@ class Weight(Fused):
         self, grad: Tensor, V: Tensor, *, write: bool, scaling: ops.Scaling | None = None
     ) -> tuple[Tensor, Tensor]:
         self.count()
-        how = (*(scaling or ops.Scaling()), self.name, self.rule.settings(), write)
-        return update_one_read_(self.M, grad, [*self.state.values()], V, self.rule.scalars(), *how)
+        return update_one_read_(self.updated(grad, scaling), V, write)
 
     def write_later(self, grad: Tensor) -> None:
         """M' as the default kernel computes it from the old weight and the updated state."""
         l, q = self.M.shape
         none, no = torch.zeros(0, device=DEVICE), torch.tensor(False, device=DEVICE)
-        nothing = (none.new_zeros(l, 0), none, none.new_zeros(q, 0), no)
-        how = (self.rule.scalars(), None, self.name, self.rule.settings(), False, 0)
-        step = torch.tensor(0, device=DEVICE)
-        update_rebuild_(self.M, grad, [*self.state.values()], *nothing, step, *how)
+        nothing = (none.new_zeros(l, 0), none, none.new_zeros(q, 0))
+        how = (no, torch.tensor(0, device=DEVICE), False, 0)
+        update_rebuild_(self.updated(grad), *nothing, *how)
 
 
 def _equal_bits(a: Tensor, b: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from update_rules import mu, with_extremes
 
 from lip_fast.backends.default.update import update_rebuild_
-from lip_fast.rules import RULES, Rule
+from lip_fast.rules import RULES, Rule, Updated
 
 pytestmark = [pytest.mark.process, pytest.mark.skipif(COMPILER is None, reason="needs g++")]
 
@@ -175,11 +175,11 @@ class Update:
         """M' of the default kernel, from the old weight and what the kernel left of the rest."""
         M = self.inner(self.arrays)[0].clone()
         _, grad, *state = self.inner(after.arrays)
-        nothing = (M.new_zeros(self.l, 0), M.new_zeros(0), M.new_zeros(self.q, 0), torch.tensor(False))
-        how = (self.how.scalars(), None, self.rule, self.how.settings(), False, 0)
+        nothing = (M.new_zeros(self.l, 0), M.new_zeros(0), M.new_zeros(self.q, 0))
+        how = (torch.tensor(False), torch.tensor(0), False, 0)
         # The square root that torch takes from MKL on CPU is not always the nearest number.
         with patch.object(Tensor, "sqrt", lambda X: torch.pow(X.double(), 0.5).to(X.dtype)):
-            update_rebuild_(M, grad, state, *nothing, torch.tensor(0), *how)
+            update_rebuild_(Updated(M, grad, state, self.how), *nothing, *how)
         return M
 
 

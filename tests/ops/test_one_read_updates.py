@@ -7,6 +7,7 @@ import torch
 from update_rules import CASES, RULES, SHAPES, Exact, Fused, case_name, close, gradients, head, sketched
 
 from lip_fast import ops
+from lip_fast.rules import SGD
 
 
 @pytest.mark.parametrize("write", [True, False])
@@ -88,13 +89,10 @@ def test_opcheck(options: dict[str, Any]) -> None:
     M, grad, V, *_ = head(5, 6, 2)
     fused, one = Fused("adamw", options, M), torch.ones(())
     fused.count()
-    scaling = (one, 0 * one) if options else (None, None)
-    state, how = [*fused.state.values()], ("adamw", fused.rule.settings(), bool(options))
+    scaling = ops.Scaling(one, 0 * one) if options else ops.Scaling()
+    sgd = ops.Updated(M, grad, [], SGD(torch.tensor(0.1), weight_decay=0.1), scaling)
     torch.library.opcheck(
         torch.ops.lip_fast.update_one_read_.default,
-        (M, grad, state, V, fused.rule.scalars(), *scaling, *how),
+        (*fused.updated(grad, scaling).operands(), V, bool(options)),
     )
-    torch.library.opcheck(
-        torch.ops.lip_fast.update_one_read_.default,
-        (M, grad, [], V, [torch.tensor(0.1)], *scaling, "sgd", [0.0, 0.0, 0.1, 0.0, 0.0, 0.0], False),
-    )
+    torch.library.opcheck(torch.ops.lip_fast.update_one_read_.default, (*sgd.operands(), V, False))

@@ -306,16 +306,18 @@ def test_bad_arguments_are_refused_before_anything_is_written() -> None:
         adamw.sketch(grad, V[:3], write=True)
     state = [*adamw.state.values()]
     with pytest.raises(ValueError, match=r"expected lr of shape \(\), got \(1,\)"):
-        ops.update_sketch_(M, grad, state, V, replace(adamw.rule, lr=torch.ones(1)), write=True)
+        ops.update_sketch_(ops.Updated(M, grad, state, replace(adamw.rule, lr=torch.ones(1))), V, write=True)
     with pytest.raises(TypeError, match="expected update_count in a floating-point dtype"):
-        ops.update_sketch_(M, grad, state, V, replace(adamw.rule, update_count=torch.tensor(1)), write=True)
+        ops.update_sketch_(
+            ops.Updated(M, grad, state, replace(adamw.rule, update_count=torch.tensor(1))), V, write=True
+        )
     with pytest.raises(ValueError, match=r"expected beta2 in \[0, 1\), got 1\.0"):
-        ops.update_project(M, grad, state, torch.ones(3, 2), replace(adamw.rule, beta2=1.0))
+        ops.update_project(ops.Updated(M, grad, state, replace(adamw.rule, beta2=1.0)), torch.ones(3, 2))
     for wrong in (state[:1], [*state, *state]):
         with pytest.raises(ValueError, match=r"expected 2 to 3 tensors of state \(exp_avg, .*\), got [14]$"):
-            ops.update_sketch_(M, grad, wrong, V, adamw.rule, write=True)
+            ops.update_sketch_(ops.Updated(M, grad, wrong, adamw.rule), V, write=True)
     with pytest.raises(ValueError, match=r"expected 2 to 2 tensors of state \(exp_avg, exp_avg_sq\), got 1"):
-        ops.update_sketch_(M, grad, state[:1], V, Fused("nadam", {}, M).rule, write=True)
+        ops.update_sketch_(ops.Updated(M, grad, state[:1], Fused("nadam", {}, M).rule), V, write=True)
     lr, settings = [adamw.rule.lr], adamw.rule.settings()
     for rule, scalars, told in (
         ("lion", lr, r"expected a rule among \['adamw', 'nadam', 'sgd'\], got 'lion'"),
@@ -328,12 +330,14 @@ def test_bad_arguments_are_refused_before_anything_is_written() -> None:
     with pytest.raises(ValueError, match=r"expected M of shape \(3, 6\), got \(3, 5\)"):
         adamw.rebuild(grad, (torch.ones(3, 2), torch.ones(2), torch.ones(6, 2)))
     with pytest.raises(ValueError, match=r"expected a momentum_buffer with momentum 0\.9, got none"):
-        ops.update_sketch_(M, grad, [], V, sgd.rule, write=True)
+        ops.update_sketch_(ops.Updated(M, grad, [], sgd.rule), V, write=True)
     buffer = [*sgd.state.values()]
     with pytest.raises(ValueError, match=r"expected no momentum_buffer with momentum 0\.0, got one"):
-        ops.update_project(M, grad, buffer, torch.ones(3, 2), SGD(sgd.rule.lr))
+        ops.update_project(ops.Updated(M, grad, buffer, SGD(sgd.rule.lr)), torch.ones(3, 2))
     with pytest.raises(ValueError, match="expected momentum and no dampening with nesterov"):
-        ops.update_sketch_(M, grad, buffer, V, replace(sgd.rule, nesterov=True, dampening=0.1), write=True)
+        ops.update_sketch_(
+            ops.Updated(M, grad, buffer, replace(sgd.rule, nesterov=True, dampening=0.1)), V, write=True
+        )
     assert torch.equal(M, before)
 
 
@@ -345,17 +349,11 @@ def test_opcheck(rule: str, fills_all: bool) -> None:
     fused.count()
     # Not NaN, which equals nothing.
     state = [torch.full_like(X, 0.5) for X in fused.state.values()]
-    scalars, settings = fused.rule.scalars(), fused.rule.settings()
     ok, step, one = torch.tensor(True), torch.tensor(4), torch.ones(())
-    scaling, found_inf = ((one, 0 * one), 0 * one) if fills_all else ((None, None), None)
+    scaling = ops.Scaling(one, 0 * one) if fills_all else ops.Scaling()
+    operands = ops.Updated(M, grad, state, fused.rule, scaling).operands()
+    torch.library.opcheck(torch.ops.lip_fast.update_sketch_.default, (*operands, V, fills_all))
+    torch.library.opcheck(torch.ops.lip_fast.update_project.default, (*operands, M @ V))
     torch.library.opcheck(
-        torch.ops.lip_fast.update_sketch_.default,
-        (M, grad, state, V, scalars, *scaling, rule, settings, fills_all),
-    )
-    torch.library.opcheck(
-        torch.ops.lip_fast.update_project.default, (M, grad, state, M @ V, scalars, found_inf, rule, settings)
-    )
-    torch.library.opcheck(
-        torch.ops.lip_fast.update_rebuild_.default,
-        (M, grad, state, *factors, ok, step, scalars, found_inf, rule, settings, fills_all, 0),
+        torch.ops.lip_fast.update_rebuild_.default, (*operands, *factors, ok, step, fills_all, 0)
     )

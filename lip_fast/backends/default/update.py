@@ -1,121 +1,72 @@
 """An optimizer's update with the products of the power step, for any rule, in plain torch."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from lip_fast import host
 from lip_fast.backends.default.rebuild_ import DROPPED_BITS, stochastic_round
 from lip_fast.rounding import compute_dtype
-from lip_fast.rules import Rule, rule_of
+from lip_fast.rules import Updated
 from lip_fast.rules.rule import write
 
 
-def update_sketch_(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    V: Tensor,
-    scalars: Sequence[Tensor],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-    write_weight: bool,
-) -> Tensor:
+def update_sketch_(updated: Updated, V: Tensor, write_weight: bool) -> Tensor:
     """Y (l, m). See :func:`lip_fast.ops.update_sketch_`."""
+    M, grad, state, how, (grad_scale, found_inf) = updated
     skip, dtype = _skipped(found_inf), compute_dtype(M)
     if skip is True:
         return _first_product(M, V)
     if grad_scale is not None:
         write(grad, grad.to(dtype) / grad_scale.to(dtype), skip)
-    how = rule_of(rule, scalars, settings)
     how.advance(M, grad, state, skip)
-    new = _updated(how, M, grad, state, skip)
+    new = _computed(updated, skip)
     if write_weight:
         write(M, new, skip)
         new = M
     return _first_product(new, V)
 
 
-def update_project(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    Y: Tensor,
-    scalars: Sequence[Tensor],
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-) -> Tensor:
+def update_project(updated: Updated, Y: Tensor) -> Tensor:
     """Z (q, m). See :func:`lip_fast.ops.update_project`."""
-    return project(_updated(rule_of(rule, scalars, settings), M, grad, state, _skipped(found_inf)), Y)
+    return project(_computed(updated, _skipped(updated.scaling.found_inf)), Y)
 
 
 def update_rebuild_(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    A: Tensor,
-    s: Tensor,
-    B: Tensor,
-    ok: Tensor,
-    step: Tensor,
-    scalars: Sequence[Tensor],
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-    accumulate: bool,
-    seed: int,
+    updated: Updated, A: Tensor, s: Tensor, B: Tensor, ok: Tensor, step: Tensor, accumulate: bool, seed: int
 ) -> Tensor:
     """In place. See :func:`lip_fast.ops.update_rebuild_`."""
-    on_host, skip = ok.device.type in host.READABLE, _skipped(found_inf)
+    M, on_host, skip = updated.M, ok.device.type in host.READABLE, _skipped(updated.scaling.found_inf)
     if skip is True:
         return torch.zeros_like(ok)
-    how = rule_of(rule, scalars, settings)
     if on_host and not bool(ok):
-        write(M, _updated(how, M, grad, state, skip), skip)
+        write(M, _computed(updated, skip), skip)
         return ok.clone()
     new = (A * s) @ B.mT
     base = None
     if accumulate:
-        base = _updated(how, M, grad, state, skip)
+        base = _computed(updated, skip)
         new = base + new
     if M.dtype in DROPPED_BITS:
         new = stochastic_round(new, M.dtype, step, seed)
         # Only float16 can overflow here: its range is far smaller than that of the sums.
         ok = ok & torch.isfinite(new).all()
     if not (on_host and bool(ok)):
-        base = _updated(how, M, grad, state, skip) if base is None else base
+        base = _computed(updated, skip) if base is None else base
         new = torch.where(ok, new.to(M.dtype), base.to(M.dtype))
     write(M, new, skip)
     return ok & ~skip if isinstance(skip, Tensor) else ok.clone()
 
 
-def update_one_read_(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    V: Tensor,
-    scalars: Sequence[Tensor],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-    write_weight: bool,
-) -> tuple[Tensor, Tensor]:
+def update_one_read_(updated: Updated, V: Tensor, write_weight: bool) -> tuple[Tensor, Tensor]:
     """Y (l, m), Z (q, m): one op after the other, each by the kernel that serves it here.
 
     See :func:`lip_fast.ops.update_one_read_`.
     """
-    Y = torch.ops.lip_fast.update_sketch_(
-        M, grad, state, V, scalars, grad_scale, found_inf, rule, settings, write_weight
-    )
+    operands = updated.operands()
+    Y = torch.ops.lip_fast.update_sketch_(*operands, V, write_weight)
     if write_weight:
-        return Y, torch.ops.lip_fast.project(M, Y)
-    Z = torch.ops.lip_fast.update_project(M, grad, state, Y, scalars, found_inf, rule, settings)
-    return Y, Z
+        return Y, torch.ops.lip_fast.project(updated.M, Y)
+    return Y, torch.ops.lip_fast.update_project(*operands, Y)
 
 
 def project(M: Tensor, Y: Tensor) -> Tensor:
@@ -135,10 +86,11 @@ def _skipped(found_inf: Tensor | None) -> Tensor | bool:
     return bool(found_inf != 0) if found_inf.device.type in host.READABLE else found_inf != 0
 
 
-def _updated(rule: Rule, M: Tensor, grad: Tensor, state: Sequence[Tensor], skip: Tensor | bool) -> Tensor:
+def _computed(updated: Updated, skip: Tensor | bool) -> Tensor:
     """M' in the dtype of the computation; M where ``skip``."""
+    M, grad, state, how, _ = updated
     old = M.to(compute_dtype(M))
     if skip is True:
         return old
-    new = rule.updated(M, grad, state)
+    new = how.updated(M, grad, state)
     return torch.where(skip, old, new) if isinstance(skip, Tensor) else new

@@ -10,8 +10,9 @@ import re
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
-__all__ = ["MAX_COLUMNS", "MODULES", "covers", "cpu", "cuda", "problems", "serves", "stream_of"]
+__all__ = ["MAX_COLUMNS", "MODULES", "addresses", "covers", "cpu", "cuda", "problems", "serves", "stream_of"]
 
 # Widest small problem of the solver: kMaxColumns in csrc/core/small_svd.h.
 MAX_COLUMNS = 128
@@ -122,6 +123,11 @@ MODULES = _Modules()
 What a launcher is given fits: the check of its op and what the op says of the kernel have seen shapes, dtypes
 and devices, and the launcher makes contiguous what must be. The modules refuse null and misaligned addresses.
 """
+
+
+def addresses(*arrays: Tensor) -> list[int]:
+    """Where each of them begins."""
+    return [X.data_ptr() for X in arrays]
 
 
 def stream_of(device: torch.device) -> int:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lip_fast.backends.default.sketch import sketch as by_library
-from lip_fast.backends.native.library import MODULES, stream_of
+from lip_fast.backends.native.library import MODULES, addresses, stream_of
 from lip_fast.backends.native.one_read import is_cached
 
 
@@ -17,18 +17,7 @@ def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         if values >= 0 and M.stride(1) == 1 and M.stride(0) % 4 == 0 and M.data_ptr() % 16 == 0:
             Vt = V.mT.contiguous()
             Yt, Zt, workspace = V.new_empty(m, l), V.new_empty(m, q), V.new_empty(values)
-            module.one_read(
-                M.data_ptr(),
-                l,
-                q,
-                M.stride(0),
-                Vt.data_ptr(),
-                m,
-                Yt.data_ptr(),
-                Zt.data_ptr(),
-                workspace.data_ptr(),
-                values,
-                stream_of(M.device),
-            )
+            given = (M.data_ptr(), l, q, M.stride(0), Vt.data_ptr(), m, *addresses(Yt, Zt, workspace))
+            module.one_read(*given, values, stream_of(M.device))
             return Yt.mT, Zt.mT
     return by_library(M, V)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lip_fast.backends.native.fresh_columns import write_fresh_columns
-from lip_fast.backends.native.library import MODULES, stream_of
+from lip_fast.backends.native.library import MODULES, addresses, stream_of
 from lip_fast.backends.native.sketch import sketch
 
 
@@ -47,19 +47,6 @@ def finish_svd(Y: Tensor, Z: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor,
     workspace = Y.new_empty(values)
     A, S, Bt = Y.new_empty(l, rank), Y.new_empty(rank), Y.new_empty(rank, q)
     status = Y.new_empty((), dtype=torch.int64)
-    module.warm_svd(
-        l,
-        q,
-        m,
-        rank,
-        Yt.data_ptr(),
-        Zt.data_ptr(),
-        A.data_ptr(),
-        S.data_ptr(),
-        Bt.data_ptr(),
-        status.data_ptr(),
-        workspace.data_ptr(),
-        values,
-        stream_of(device),
-    )
+    given = addresses(Yt, Zt, A, S, Bt, status, workspace)
+    module.warm_svd(l, q, m, rank, *given, values, stream_of(device))
     return A, S, Bt.mT, status

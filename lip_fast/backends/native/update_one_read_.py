@@ -1,49 +1,36 @@
 """An optimizer's update with both products: all is read once where the kernel can, else op by op."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from lip_fast.backends.default.update import update_one_read_ as by_parts
-from lip_fast.backends.native.library import MODULES, stream_of
+from lip_fast.backends.native.library import MODULES, addresses, stream_of
 from lip_fast.backends.native.one_read import lies_alike
+from lip_fast.rules import Updated
 
 
-def update_one_read_(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    V: Tensor,
-    scalars: Sequence[Tensor],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-    write: bool,
-) -> tuple[Tensor, Tensor]:
+def update_one_read_(updated: Updated, V: Tensor, write: bool) -> tuple[Tensor, Tensor]:
     """Y (l, m), Z (q, m). See :func:`lip_fast.ops.update_one_read_`."""
+    M, grad, state, scalars, grad_scale, found_inf, rule, settings = updated.operands()
     (l, q), m, held = M.shape, V.shape[1], (grad, *state)
     module, values = MODULES[M.device.type], -1
     if lies_alike(M, *held):
         values = module.update_one_read_workspace(rule, len(held), l, q, m)
     if values < 0:
-        return by_parts(M, grad, state, V, scalars, grad_scale, found_inf, rule, settings, write)
+        return by_parts(updated, V, write)
     Vt = V.mT.contiguous()
     Yt, Zt, workspace = Vt.new_empty(m, l), Vt.new_empty(m, q), Vt.new_empty(values)
     module.update_one_read(
         rule,
         M.data_ptr(),
-        [X.data_ptr() for X in held],
+        addresses(*held),
         l,
         q,
         M.stride(0),
         Vt.data_ptr(),
         m,
-        Yt.data_ptr(),
-        Zt.data_ptr(),
-        workspace.data_ptr(),
+        *addresses(Yt, Zt, workspace),
         values,
-        [x.data_ptr() for x in scalars],
+        addresses(*scalars),
         0 if grad_scale is None else grad_scale.data_ptr(),
         0 if found_inf is None else found_inf.data_ptr(),
         settings,

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lip_fast.backends.triton.configuration import Configuration
-from lip_fast.backends.triton.update import POINTERS, strides
+from lip_fast.backends.triton.update import POINTERS, signature, strides
 
 # Rows of a chunk: at the 8192 to 65536 rows of a usual batch neither pass is much longer than the other
 # where all rows are of one class.
@@ -88,26 +88,15 @@ def class_sums_kernel(
     tl.store(sums + index * q + columns, total.to(tl.float32), mask=columns < q)
 
 
-def _constants(columns: int) -> dict[str, int]:
-    return {"CHUNK": _CHUNK, "ROWS": _ROWS, "COLUMNS": columns}
-
-
 def _forms(dtype: torch.dtype, columns: int) -> list[Configuration]:
     """Both passes, for features that lie row by row."""
-    given = {"X": POINTERS[dtype], "order": "*i64"}
-    ends = {"q": "i32", "X_s0": "i32"}
-    constants = {"X_s1": 1, **_constants(columns)}
+    given = {"X": POINTERS[dtype], "order": "*i64", "chunks": "*fp64"}
+    constants = {"X_s1": 1, "CHUNK": _CHUNK, "ROWS": _ROWS, "COLUMNS": columns}
+    of_chunks = signature({**given, "label": "*i32"}, "classes q X_s0")
+    of_classes = signature({**given, "starts": "*i64", "sums": "*fp32"}, "q X_s0")
     return [
-        Configuration(
-            chunk_sums_kernel,
-            {**given, "label": "*i32", "chunks": "*fp64", "classes": "i32", **ends},
-            constants,
-        ),
-        Configuration(
-            class_sums_kernel,
-            {**given, "starts": "*i64", "chunks": "*fp64", "sums": "*fp32", **ends},
-            constants,
-        ),
+        Configuration(chunk_sums_kernel, of_chunks, constants),
+        Configuration(class_sums_kernel, of_classes, constants),
     ]
 
 

@@ -93,7 +93,7 @@ def _form(dtype: torch.dtype, features_are_many: bool, masked: bool) -> Configur
     pointers = {"X": POINTERS[dtype], "partial": "*fp32", **({"mask": "*i1"} if masked else {})}
     return Configuration(
         gram_kernel,
-        signature(pointers, "n q runs X_s0", ""),
+        signature(pointers, "n q runs X_s0"),
         {
             **({"mask_s0": 1} if masked else {"mask": None, "mask_s0": 0}),
             "X_s1": 1,

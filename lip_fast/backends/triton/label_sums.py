@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lip_fast.backends.triton.configuration import Configuration
-from lip_fast.backends.triton.update import offsets
+from lip_fast.backends.triton.update import offsets, signature, strides
 from lip_fast.targets import IGNORE_INDEX
 
 # Forms of the labels, as the kernel's FORM counts them.
@@ -30,19 +30,19 @@ _RUNS = 512
 
 
 @triton.jit
-def _dense_targets(Y, A, row, column, n, l, r, y_row, y_column, a_row, a_column,
+def _dense_targets(Y, A, row, column, n, l, r, Y_s0, Y_s1, A_s0, A_s1,
                    N: tl.constexpr, R: tl.constexpr, K: tl.constexpr):  # fmt: skip
     """Y A (N, R) of one tile of dense labels."""
     targets = tl.zeros((N, R), tl.float32)
     for first in range(0, l, K):
         k = first + tl.arange(0, K)
         y = tl.load(
-            Y + offsets(row, k, y_row, y_column),
+            Y + offsets(row, k, Y_s0, Y_s1),
             mask=(row[:, None] < n) & (k[None, :] < l),
             other=0,
         )
         a = tl.load(
-            A + offsets(k, column, a_row, a_column),
+            A + offsets(k, column, A_s0, A_s1),
             mask=(k[:, None] < l) & (column[None, :] < r),
             other=0.0,
         )
@@ -53,7 +53,7 @@ def _dense_targets(Y, A, row, column, n, l, r, y_row, y_column, a_row, a_column,
 @triton.jit(do_not_specialize=["tiles"])
 def label_sums_kernel(
     X, Y, crow, values, A, B, shift, out, n, q, l, r, tiles,
-    x_row, x_column, y_row, y_column, a_row, a_column, b_row, b_column, values_stride,
+    X_s0, X_s1, Y_s0, Y_s1, A_s0, A_s1, B_s0, B_s1, values_stride,
     FORM: tl.constexpr, SHIFTED: tl.constexpr, IGNORED: tl.constexpr,
     N: tl.constexpr, R: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +74,7 @@ def label_sums_kernel(
         row = (run * tiles + tile) * N + tl.arange(0, N)
         counts = row < n
         if FORM == 0:
-            index = tl.load(Y + row * y_row, mask=counts, other=IGNORED)
+            index = tl.load(Y + row * Y_s0, mask=counts, other=IGNORED)
             within = (index >= 0) & (index < l)
             wrong = counts & (within == 0) & (index != IGNORED)
             masked += tl.sum(wrong.to(tl.float64), 0)
@@ -84,12 +84,12 @@ def label_sums_kernel(
             k = first + tl.arange(0, K)
             # Rows that do not count are not read: they may hold anything.
             x = tl.load(
-                X + offsets(row, k, x_row, x_column),
+                X + offsets(row, k, X_s0, X_s1),
                 mask=counts[:, None] & (k[None, :] < q),
                 other=0.0,
             ).to(tl.float32)
             b = tl.load(
-                B + offsets(k, column, b_row, b_column),
+                B + offsets(k, column, B_s0, B_s1),
                 mask=(k[:, None] < q) & (column[None, :] < r),
                 other=0.0,
             )
@@ -98,12 +98,12 @@ def label_sums_kernel(
             energy += tl.sum(tl.sum(x * x, 1), 0).to(tl.float64)
         if FORM == 0:
             targets = tl.load(
-                A + offsets(index, column, a_row, a_column),
+                A + offsets(index, column, A_s0, A_s1),
                 mask=counts[:, None] & (column[None, :] < r),
                 other=0.0,
             )
         elif FORM == 1:
-            targets = _dense_targets(Y, A, row, column, n, l, r, y_row, y_column, a_row, a_column, N, R, K)
+            targets = _dense_targets(Y, A, row, column, n, l, r, Y_s0, Y_s1, A_s0, A_s1, N, R, K)
         else:
             begin = tl.load(crow + row, mask=counts, other=0)
             length = tl.load(crow + row + 1, mask=counts, other=0) - begin
@@ -115,7 +115,7 @@ def label_sums_kernel(
                 masked += tl.sum((there & (within == 0)).to(tl.float64), 0)
                 value = tl.load(values + (begin + entry) * values_stride, mask=within, other=0)
                 a = tl.load(
-                    A + offsets(index, column, a_row, a_column),
+                    A + offsets(index, column, A_s0, A_s1),
                     mask=within[:, None] & (column[None, :] < r),
                     other=0.0,
                 )
@@ -166,14 +166,13 @@ def _form(
     if shifted:
         pointers["shift"] = "*fp32"
     # As the step has them: features by rows, factors by columns.
-    numbers = dict.fromkeys(("n", "q", "l", "r", "tiles", "x_row", "y_row", "a_column", "b_column"), "i32")
-    unit = dict.fromkeys(("x_column", "y_column", "a_row", "b_row", "values_stride"), 1)
+    unit = dict.fromkeys(("X_s1", "Y_s1", "A_s0", "B_s0", "values_stride"), 1)
     absent = {name: None for name in ("crow", "values", "shift") if name not in pointers}
     flags = {"FORM": form, "SHIFTED": shifted, "IGNORED": IGNORE_INDEX}
     tile = {"N": _ROWS[block], "R": block, "K": _FEATURES_AT_A_TIME}
     return Configuration(
         label_sums_kernel,
-        {**pointers, **numbers},
+        signature(pointers, "n q l r tiles X_s0 Y_s0 A_s1 B_s1"),
         {**flags, **absent, **unit, **tile},
         registers=_REGISTERS,
     )
@@ -181,15 +180,9 @@ def _form(
 
 _TOTALS = Configuration(
     label_totals_kernel,
-    {
-        "out": "*fp64",
-        "numerator": "*fp64",
-        "denominator": "*fp64",
-        "energy": "*fp64",
-        "masked": "*i64",
-        "runs": "i32",
-        "r": "i32",
-    },
+    signature(
+        dict.fromkeys(("out", "numerator", "denominator", "energy"), "*fp64") | {"masked": "*i64"}, "runs r"
+    ),
     {"U": 64, "C": 16},
 )
 # The blocks with every form of the labels; of the dtypes those that training has.
@@ -213,28 +206,25 @@ def label_sums(
     X: Tensor, Y: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Class indices (n,) or dense labels (n, l). See :func:`lip_fast.ops.label_sums`."""
-    dense = Y.dim() == 2
-    strides = Y.stride() if dense else (Y.stride(0), 0)
-    return _sums(X, Y, strides, None, None, A, B, bias, _DENSE if dense else _INDICES)
+    return _sums(_INDICES if Y.dim() == 1 else _DENSE, X, None, Y, None, A, B, bias)
 
 
 def label_sums_csr(
     X: Tensor, crow: Tensor, col: Tensor, values: Tensor, A: Tensor, B: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels as a CSR matrix (n, l). See :func:`lip_fast.ops.label_sums`."""
-    return _sums(X, col.contiguous(), (1, 0), crow.contiguous(), values, A, B, bias, _CSR)
+    return _sums(_CSR, X, crow.contiguous(), col.contiguous(), values, A, B, bias)
 
 
 def _sums(
+    form: int,
     X: Tensor,
-    Y: Tensor,
-    y_strides: tuple[int, ...],
     crow: Tensor | None,
+    Y: Tensor,
     values: Tensor | None,
     A: Tensor,
     B: Tensor,
     bias: Tensor | None,
-    labels: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (n, q), (l, r) = X.shape, A.shape
     block = next((block for block in _ROWS if block >= r), max(_ROWS))
@@ -244,10 +234,8 @@ def _sums(
     # An empty batch is one empty run, and no directions are one empty block: the energy is still wanted.
     runs = max(triton.cdiv(row_tiles, tiles), 1)
     out = X.new_empty((runs, 2 * r + 2), dtype=torch.float64)
-    form = Configuration(
-        label_sums_kernel, {}, {"FORM": labels, "IGNORED": IGNORE_INDEX, **tile}, registers=_REGISTERS
-    )
-    form.launch(
+    constants = {"FORM": form, "SHIFTED": bias is not None, "IGNORED": IGNORE_INDEX, **tile}
+    Configuration(label_sums_kernel, {}, constants, registers=_REGISTERS).launch(
         (runs, max(triton.cdiv(r, block), 1)),
         X=X,
         Y=Y,
@@ -256,21 +244,13 @@ def _sums(
         A=A,
         B=B,
         shift=None if bias is None else bias.to(A.dtype) @ A,
-        SHIFTED=bias is not None,
         out=out,
-        n=n,
-        q=q,
-        l=l,
-        r=r,
-        tiles=tiles,
-        x_row=X.stride(0),
-        x_column=X.stride(1),
-        y_row=y_strides[0],
-        y_column=y_strides[1],
-        a_row=A.stride(0),
-        a_column=A.stride(1),
-        b_row=B.stride(0),
-        b_column=B.stride(1),
+        **{"n": n, "q": q, "l": l, "r": r, "tiles": tiles},
+        **strides("X", X),
+        Y_s0=Y.stride(0),
+        Y_s1=Y.stride(1) if form == _DENSE else 0,
+        **strides("A", A),
+        **strides("B", B),
         values_stride=0 if values is None else values.stride(0),
     )
     numerator, denominator = out.new_empty(r), out.new_empty(r)

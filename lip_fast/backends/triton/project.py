@@ -6,7 +6,6 @@ registers. Parts are added up in a second pass, in a fixed order.
 """
 
 import functools
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -14,9 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lip_fast.backends.triton.configuration import Configuration
-from lip_fast.backends.triton.rules import FORMS, Operands, arguments, configuration, examples, operands
+from lip_fast.backends.triton.rules import Operands, Source, configuration, examples, product_forms
 from lip_fast.backends.triton.update import (
-    POINTERS,
     PRECISION,
     is_unset,
     many,
@@ -24,11 +22,10 @@ from lip_fast.backends.triton.update import (
     padded,
     parts,
     recall,
-    signature,
     strides,
     total,
 )
-from lip_fast.rules import rule_of
+from lip_fast.rules import Updated
 
 
 @triton.jit
@@ -64,90 +61,53 @@ def project_kernel(
 
 
 @functools.cache
-def _form(dtype: torch.dtype, columns: int, rows_are_many: bool) -> Configuration:
-    """For the dtype of a weight that is stored, and a tile of so many columns of Y."""
-    given = signature({"M": POINTERS[dtype], "Y": "*fp32", "Z": "*fp32"}, "l q m steps M_s0 Y_s1", "")
-    fixed = {
-        **dict.fromkeys(("M_s1", "Y_s0"), 1),
-        "BLOCK_L": 32,
-        "BLOCK_Q": 64 if rows_are_many else 32,
-        "BLOCK_M": columns,
-        "PRECISION": PRECISION,
-    }
-    absent = {name: None for name in project_kernel.arg_names if name not in given and name not in fixed}
-    return Configuration(project_kernel, given, {**absent, **fixed}, num_warps=8 if columns > 64 else 4)
-
-
-@functools.cache
-def _update_form(case: Operands, columns: int, rows_are_many: bool, guarded: bool = False) -> Configuration:
-    """For an updated weight, and a tile of so many columns of Y."""
+def _form(case: Operands, columns: int, rows_are_many: bool) -> Configuration:
+    """For a tile of so many columns of Y."""
+    stored = case.rule is None
     return configuration(
         project_kernel,
         case,
-        dict.fromkeys(("Y", "Z", *("found_inf",) * guarded), "*fp32"),
-        "l q m steps M_s0 Y_s1",
+        {"Y": "*fp32", "Z": "*fp32"},
+        "l q m steps Y_s1",
         {
-            **dict.fromkeys(("M_s1", "Y_s0"), 1),
+            "Y_s0": 1,
             "BLOCK_L": 32,
-            "BLOCK_Q": 64 if rows_are_many and columns <= 64 else 32,
+            "BLOCK_Q": 64 if rows_are_many and (stored or columns <= 64) else 32,
             "BLOCK_M": columns,
             "PRECISION": PRECISION,
         },
-        # With four, the widest tile spills where strides are not multiples of 16.
-        num_warps=8 if rows_are_many or columns > 64 else 4,
+        # With four, the widest tile of an updated weight spills where strides are not multiples of 16.
+        num_warps=8 if columns > 64 or (rows_are_many and not stored) else 4,
     )
 
 
-# See update_sketch_.py.
 CONFIGURATIONS = [
-    _form(torch.float32, 64, True),
-    _form(torch.float32, 128, True),
-    _form(torch.float32, 64, False),
-    _form(torch.float32, 128, False),
-    _form(torch.bfloat16, 64, True),
+    *product_forms(_form, Operands(torch.float32), Operands(torch.bfloat16)),
     *(
-        _update_form(case, columns, rows_are_many, with_all)
+        form
         for with_all, (single, half, _) in examples(current=True)
-        for case, columns, rows_are_many in [
-            (single, 64, True),
-            (single, 128, True),
-            (single, 64, False),
-            (single, 128, False),
-            (half, 64, True),
-        ][3 * with_all :]
+        for form in product_forms(_form, single, half, with_all)
     ),
 ]
 
 
 def project(M: Tensor, Y: Tensor) -> Tensor:
     """Z (q, m). See :func:`lip_fast.ops.project`."""
-    return _launch(_form(M.dtype, padded(Y.shape[1]), many(len(M))), M, Y)
+    return _project(Source(M), Y)
 
 
-def update_project(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    Y: Tensor,
-    scalars: Sequence[Tensor],
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-) -> Tensor:
+def update_project(updated: Updated, Y: Tensor) -> Tensor:
     """Z (q, m). See :func:`lip_fast.ops.update_project`."""
-    how, form = rule_of(rule, scalars, settings), FORMS[rule]
-    gradient, current = form.current(how, grad, state)
-    case = operands(how, M, gradient, current, form.variant(how, len(state)))
-    kernel = _update_form(case, padded(Y.shape[1]), many(len(M)), found_inf is not None)
-    return _launch(kernel, M, Y, found_inf=found_inf, **arguments(how, gradient, current))
+    return _project(Source.current(updated), Y)
 
 
-def _launch(form: Configuration, M: Tensor, Y: Tensor, **update: object) -> Tensor:
-    (l, q), m = M.shape, Y.shape[1]
+def _project(source: Source, Y: Tensor) -> Tensor:
+    (l, q), m = source.M.shape, Y.shape[1]
+    form = _form(source.operands(), padded(m), many(l))
     blocks = triton.cdiv(q, form.constexprs["BLOCK_Q"])
     count, steps = parts(blocks, l, form.constexprs["BLOCK_L"])
     Z = Y.new_empty(count, m, q)
     if Z.numel():
-        sizes = {"l": l, "q": q, "m": m, "steps": steps, **strides("M", M), **strides("Y", Y)}
-        form.launch((blocks, count), M=M, Y=Y, Z=Z, **sizes, **update)
+        sizes = {"l": l, "q": q, "m": m, "steps": steps}
+        form.launch((blocks, count), Y=Y, Z=Z, **sizes, **strides("Y", Y), **source.arguments())
     return total(Z)

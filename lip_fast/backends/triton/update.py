@@ -55,7 +55,7 @@ def strides(name: str, X: Tensor) -> dict[str, int]:
     return {f"{name}_s0": X.stride(0), f"{name}_s1": X.stride(1)}
 
 
-def signature(pointers: dict[str, str], integers: str, floats: str) -> dict[str, str]:
+def signature(pointers: dict[str, str], integers: str, floats: str = "") -> dict[str, str]:
     """Types of the arguments of a kernel: pointers as given, then names of integers and of floats."""
     return pointers | dict.fromkeys(integers.split(), "i32") | dict.fromkeys(floats.split(), "fp32")
 

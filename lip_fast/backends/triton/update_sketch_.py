@@ -6,16 +6,15 @@ pass, in a fixed order.
 """
 
 import functools
-from collections.abc import Sequence
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lip_fast.backends.triton.configuration import Configuration
-from lip_fast.backends.triton.rules import FORMS, Operands, arguments, configuration, examples, operands
+from lip_fast.backends.triton.rules import Operands, Source, configuration, examples, product_forms
 from lip_fast.backends.triton.update import PRECISION, is_unset, many, offsets, padded, parts, strides, total
-from lip_fast.rules import rule_of
+from lip_fast.rules import Updated
 
 
 @triton.jit
@@ -61,23 +60,15 @@ def update_sketch_kernel(
 
 
 @functools.cache
-def _form(
-    case: Operands,
-    columns: int,
-    rows_are_many: bool,
-    scaled: bool = False,
-    guarded: bool = False,
-    write: bool = False,
-) -> Configuration:
+def _form(case: Operands, columns: int, rows_are_many: bool, write: bool = False) -> Configuration:
     """For a tile of so many columns of V."""
-    pointers = ("V", "Y", *("grad_scale",) * scaled, *("found_inf",) * guarded)
     return configuration(
         update_sketch_kernel,
         case,
-        dict.fromkeys(pointers, "*fp32"),
-        "l q m steps M_s0 V_s1",
+        {"V": "*fp32", "Y": "*fp32"},
+        "l q m steps V_s1",
         {
-            **dict.fromkeys(("M_s1", "V_s0"), 1),
+            "V_s0": 1,
             "WRITE": write,
             "BLOCK_L": 32 if rows_are_many else 16,
             "BLOCK_Q": 32,
@@ -88,56 +79,21 @@ def _form(
     )
 
 
-# Without options the usual and the widest tiles, with many rows and few, and a narrow format; with all at
-# once, which takes most registers, the last two.
 CONFIGURATIONS = [
-    _form(case, columns, rows_are_many, *(with_all,) * 3)
+    form
     for with_all, (single, half, _) in examples(current=False)
-    for case, columns, rows_are_many in [
-        (single, 64, True),
-        (single, 128, True),
-        (single, 64, False),
-        (single, 128, False),
-        (half, 64, True),
-    ][3 * with_all :]
+    for form in product_forms(functools.partial(_form, write=with_all), single, half, with_all)
 ]
 
 
-def update_sketch_(
-    M: Tensor,
-    grad: Tensor,
-    state: Sequence[Tensor],
-    V: Tensor,
-    scalars: Sequence[Tensor],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    rule: str,
-    settings: Sequence[float],
-    write: bool,
-) -> Tensor:
+def update_sketch_(updated: Updated, V: Tensor, write: bool) -> Tensor:
     """Y (l, m). See :func:`lip_fast.ops.update_sketch_`."""
-    (l, q), m = M.shape, V.shape[1]
-    how = rule_of(rule, scalars, settings)
-    case = operands(how, M, grad, state, FORMS[rule].variant(how, len(state)))
-    flags = (grad_scale is not None, found_inf is not None, write)
-    form = _form(case, padded(m), many(l), *flags)
+    (l, q), m, source = updated.M.shape, V.shape[1], Source(*updated)
+    form = _form(source.operands(), padded(m), many(l), write)
     blocks = triton.cdiv(l, form.constexprs["BLOCK_L"])
     count, steps = parts(blocks, q, form.constexprs["BLOCK_Q"])
     Y = V.new_empty(count, m, l)
     if l:
-        form.launch(
-            (blocks, count),
-            M=M,
-            V=V,
-            Y=Y,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            l=l,
-            q=q,
-            m=m,
-            steps=steps,
-            **strides("M", M),
-            **strides("V", V),
-            **arguments(how, grad, state),
-        )
+        sizes = {"l": l, "q": q, "m": m, "steps": steps}
+        form.launch((blocks, count), V=V, Y=Y, **sizes, **strides("V", V), **source.arguments())
     return total(Y)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from lip_fast.backends.triton.rules.form import Example, Form
 from lip_fast.backends.triton.update import recall
@@ -79,17 +78,13 @@ def _numbers(rule: AdamW) -> Sequence[float]:
     return (log(rule.beta1), log(rule.beta2), *shares, rule.eps, rule.weight_decay, sign)
 
 
-def _current(rule: AdamW, grad: Tensor, state: Sequence[Tensor]) -> tuple[None, Sequence[Tensor]]:
-    # The mean, and the squares or, with amsgrad, the largest of them.
-    return None, (state[0], state[-1])
-
-
 FORM = Form(
     _prepare,
     _advance,
     _weight,
     _numbers,
     lambda rule, states: 0,
-    _current,
+    # The mean, and the squares or, with amsgrad, the largest of them.
+    lambda rule, grad, state: (None, (state[0], state[-1])),
     (Example(0, 2, 2, False), Example(0, 3, 2, False)),
 )

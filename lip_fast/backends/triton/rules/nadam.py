@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from lip_fast.backends.triton.rules.adamw import advance_moments, log, one_less_power
 from lip_fast.backends.triton.rules.form import Example, Form
@@ -68,16 +67,12 @@ def _numbers(rule: NAdam) -> Sequence[float]:
     return (log(rule.beta2), rule.beta1, schedule, *shares, rule.eps, rule.weight_decay, sign)
 
 
-def _current(rule: NAdam, grad: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-    return grad, state
-
-
 FORM = Form(
     _prepare,
     _advance,
     _weight,
     _numbers,
     lambda rule, states: _DECOUPLED * bool(rule.decoupled_weight_decay),
-    _current,
+    lambda rule, grad, state: (grad, state),
     (Example(0, 2, 2, True), Example(_DECOUPLED, 2, 2, True)),
 )

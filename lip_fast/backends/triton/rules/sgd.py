@@ -1,10 +1,7 @@
 """SGD: see :class:`lip_fast.rules.SGD`."""
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from lip_fast.backends.triton.rules.form import Example, Form
 from lip_fast.backends.triton.update import recall
@@ -52,24 +49,16 @@ def _weight(old, g, buffer, unused, values, VARIANT: tl.constexpr):
     return old - rate * direction
 
 
-def _numbers(rule: SGD) -> Sequence[float]:
-    return rule.momentum, 1 - rule.dampening, rule.weight_decay, -1.0 if rule.maximize else 1.0
-
-
 def _variant(rule: SGD, states: int) -> int:
     return _BUFFERED * (states > 0) + _NESTEROV * bool(rule.nesterov) + _FIRST * bool(rule.first)
-
-
-def _current(rule: SGD, grad: Tensor, state: Sequence[Tensor]) -> tuple[Tensor | None, Sequence[Tensor]]:
-    return (None if state and not rule.nesterov else grad), state
 
 
 FORM = Form(
     _prepare,
     _advance,
     _weight,
-    _numbers,
+    lambda rule: (rule.momentum, 1 - rule.dampening, rule.weight_decay, -1.0 if rule.maximize else 1.0),
     _variant,
-    _current,
+    lambda rule, grad, state: (None if state and not rule.nesterov else grad, state),
     (Example(_BUFFERED, 1, 1, False), Example(_BUFFERED + _NESTEROV, 1, 1, True), Example(0, 0, 0, True)),
 )
