@@ -153,6 +153,7 @@ def take_warnings(options: list[str]) -> None:
 
 def execute(command: list[str]) -> None:
     """Run it as ``python command`` does."""
+    sys.orig_argv = [sys.executable, *command]
     while command[0] == "-W":
         take_warnings([command[1]])
         command = command[2:]
