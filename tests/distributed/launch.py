@@ -18,7 +18,9 @@ def environment() -> dict[str, str]:
 
 def interpreter() -> Warm:
     """With what the programs of the tests import of torch, and torch itself where an optimizer is made."""
-    return python("torch.distributed.nn", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo")
+    return python(
+        "torch.distributed.nn", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo"
+    )
 
 
 def launch(world: int, target: str, folder: Path, *arguments: str, timeout: int = 240) -> Any:
@@ -29,8 +31,10 @@ def launch(world: int, target: str, folder: Path, *arguments: str, timeout: int 
     """
     out = folder / f"{target.split(':')[1]}-{world}.json"
     program = str(TESTS / "distributed" / "program.py")
-    ended = interpreter().group(world, program, target, str(out), *arguments, env=environment(), timeout=timeout)
-    # One that fails has the others killed.
+    ended = interpreter().group(
+        world, program, target, str(out), *arguments, env=environment(), timeout=timeout
+    )
+    # Others are ended where one fails.
     failed = [f"rank {rank}: {run.stderr[-6000:]}" for rank, run in enumerate(ended) if run.returncode > 0]
     assert not any(run.returncode for run in ended), failed or [run.returncode for run in ended]
     return json.loads(out.read_text())

@@ -1,4 +1,4 @@
-"""What each process of a test runs: ``program.py module:function out.json``, in a group of ``warm.Warm``.
+"""What each process of a group runs: ``program.py module:function out.json``, with variables of torchrun.
 
 The function is called in every process and returns what the first one writes to the file as JSON.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from warm import STORE
 
 
 def main(target: str, out: str, *arguments: str) -> None:
@@ -27,12 +26,7 @@ def main(target: str, out: str, *arguments: str) -> None:
     module, function = target.split(":")
     # Its functions have the group for a default: imported later, as optimizers do, it would keep the group.
     importlib.import_module("torch.distributed.nn")
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    patience = timedelta(seconds=120)
-    port, descriptor = map(int, os.environ[STORE].split(":"))
-    listening = {"is_master": True, "master_listen_fd": descriptor} if rank == 0 else {}
-    store = dist.TCPStore("127.0.0.1", port, world, timeout=patience, **listening)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     try:
         result = getattr(importlib.import_module(module), function)(*arguments)
         if dist.get_rank() == 0:
