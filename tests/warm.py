@@ -133,6 +133,7 @@ class Warm:
             "MASTER_PORT": str(store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_RUN_ID": "none",
             "WORLD_SIZE": str(world),
             "LOCAL_WORLD_SIZE": str(world),
         }
