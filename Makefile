@@ -11,7 +11,8 @@ demo: $(VENV)/.harness
 	$(BIN)/lip-fast train --methods plain in-step per-epoch post-hoc auto
 
 # A process for each core, one thread in each: the tests are many and small. A file stays in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+# What is compiled is kept, whatever the shell says: the stages collect the same files, and start programs of them.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --dist loadfile
 
 # Minutes: style, types, and all tests but those marked `process`, of which the few marked `smoke` run nevertheless.
 test: lint

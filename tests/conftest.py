@@ -5,7 +5,9 @@ the mark; git, which answers in milliseconds, needs none. ``make test`` runs tho
 ``smoke`` as well, and no other.
 """
 
+import importlib
 import multiprocessing.util
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from lip_fast import host
+from lip_fast.backends import triton
 
 # Events of Python's audit hooks by which a process starts.
 _STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
@@ -41,6 +44,9 @@ def _audited_spawn(*arguments: Any) -> int:
     sys.audit("os.spawn", *arguments)
     return _spawn(*arguments)
 
+
+if os.environ.get("TRITON_INTERPRET") == "1" and triton.problem() is None:
+    importlib.import_module("interpreted").install()
 
 # Hooks cannot be removed: one for good, which looks only while a test without the mark runs.
 sys.addaudithook(_audit)

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm import python
 
 from lip_fast import backends
 from lip_fast.backends import triton
@@ -20,14 +20,7 @@ needs_extension = pytest.mark.skipif(library.cpu() is None, reason=f"no CPU exte
 
 
 def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        cwd=ROOT,
-        timeout=300,
-    )
+    return python("torch").run("-c", code, env=os.environ | environment, cwd=ROOT)
 
 
 def _having(backend: str, device: str) -> list[str]:

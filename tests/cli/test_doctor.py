@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from warm import python
 
 import lip_fast
 from lip_fast import backends
@@ -39,18 +40,15 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def environment(folder: Path, **variables: str) -> dict[str, str]:
     ours = ("LIP_FAST_", "TRITON_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environment = {**kept, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(
-        [sys.executable, *(command or ("-m", "lip_fast", "doctor"))],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return {**kept, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **variables}
+
+
+def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    words = command or ("-m", "lip_fast", "doctor")
+    return python("torch").run(*words, cwd=folder, env=environment(folder, **variables), timeout=120)
 
 
 def problems(report: str) -> list[str]:
@@ -87,7 +85,10 @@ def test_a_healthy_installation_without_extensions(installed: Path) -> None:
 def test_a_broken_file_is_named(installed: Path) -> None:
     (installed / f"lip_fast/_native_cpu{SUFFIX}").write_text("no library")
     (installed / f"lip_fast/_native_cuda{SUFFIX}").write_text("no library")
-    result = run(installed)
+    # The one that is a process from its start.
+    command = [sys.executable, "-m", "lip_fast", "doctor"]
+    options = {"cwd": installed, "env": environment(installed), "timeout": 120}
+    result = subprocess.run(command, capture_output=True, text=True, **options)
     assert result.returncode == 1, result.stderr
     said = problems(result.stdout)
     assert [line.partition(" ")[0] for line in said] == ["lip_fast._native_cpu", "lip_fast._native_cuda"]

@@ -5,6 +5,7 @@
 starts pairs of gloo processes as forks of itself, which share its imports, and prints what was wrong in them.
 """
 
+import gc
 import json
 import os
 import signal
@@ -738,6 +739,7 @@ def two_heads(fails_in: int) -> list[str]:
 
 
 def quietly() -> None:
+    gc.freeze()  # forks share what there is by now
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from warm import Warm, python
 
 TESTS = Path(__file__).parents[1]
 
@@ -16,27 +16,25 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def launch(world: int, target: str, folder: Path, *arguments: str, timeout: float = 240) -> Any:
-    """What ``target`` ("module:function") returns in the first of ``world`` gloo processes of torchrun.
+def interpreter() -> Warm:
+    """With what the programs of the tests import of torch, and torch itself where an optimizer is made."""
+    return python(
+        "torch.distributed.nn", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo"
+    )
+
+
+def launch(world: int, target: str, folder: Path, *arguments: str, timeout: int = 240) -> Any:
+    """What ``target`` ("module:function") returns in the first of ``world`` gloo processes.
 
     Raises:
         AssertionError: a process failed; with what it printed.
     """
     out = folder / f"{target.split(':')[1]}-{world}.json"
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"),
-            *(str(TESTS / "distributed" / "program.py"), target, str(out), *arguments),
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+    program = str(TESTS / "distributed" / "program.py")
+    ended = interpreter().group(
+        world, program, target, str(out), *arguments, env=environment(), timeout=timeout
     )
-    assert run.returncode == 0, _first_error(run.stderr)
+    # Others are ended where one fails.
+    failed = [f"rank {rank}: {run.stderr[-6000:]}" for rank, run in enumerate(ended) if run.returncode > 0]
+    assert not any(run.returncode for run in ended), failed or [run.returncode for run in ended]
     return json.loads(out.read_text())
-
-
-def _first_error(text: str) -> str:
-    """What the processes printed before torchrun's own report."""
-    return text.split("torch/distributed/elastic/multiprocessing/api.py")[0][-6000:]

@@ -122,13 +122,13 @@ def layouts() -> Iterator[Layout]:
 
 def compare() -> dict[str, Any]:
     """For each layout and setting: the distance to one process, and whether all processes end alike."""
-    results = {}
+    results, all_layouts = {}, list(layouts())
     for shape, dtype, labels, settings in SETTINGS:
         problem = make_problem(*shape, dtype=dtype, labels=labels)
         rest = {name: value for name, value in settings.items() if name != "rank"}
         # This process alone: a LIP that is not told of the others.
         expected, _ = quietly(lambda: train(problem, make_head(problem), settings["rank"], **rest))  # noqa: B023
-        for layout in layouts():
+        for layout in all_layouts:
             head = make_head(problem)
             if layout.mesh is not None:
                 shard(head, layout.mesh, layout.weight, layout.bias)

@@ -1,4 +1,4 @@
-"""What each process of a test runs: ``python -m torch.distributed.run program.py module:function out.json``.
+"""What each process of a group runs: ``program.py module:function out.json``, with variables of torchrun.
 
 The function is called in every process and returns what the first one writes to the file as JSON.
 """

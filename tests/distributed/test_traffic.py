@@ -1,12 +1,10 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed.launch import environment, launch
+from distributed.launch import environment, interpreter, launch
 
 from benchmarks.scale import collectives, memory
 from benchmarks.traffic import Case, Collective, Report, ring_bytes, simulated
@@ -181,9 +179,7 @@ def test_local_tensors_send_the_same(world: int) -> None:
     code = (
         f"import json; from distributed import collectives as c; print(json.dumps(c.local_tensors({world})))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120
-    )
+    done = interpreter().run("-c", code, env=environment(), timeout=120)
     assert done.returncode == 0, done.stderr[-6000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert _collectives(found["steps"]) == _expected(world, "float64")

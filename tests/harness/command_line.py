@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from warm import Running, Warm, python
 
 REPOSITORY = Path(__file__).parents[2]
 # Times, and what tells how they were taken: all else of a run is the same, however it was run.
@@ -18,16 +18,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, **one, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
 
 
-def start(folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+def interpreter() -> Warm:
+    """With what the harness imports of others, which takes seconds, and torch where an optimizer is made."""
+    of_others = ("sklearn.datasets", "scipy.stats", "matplotlib.pyplot", "jsonargparse", "tqdm", "yaml")
+    return python("torch", "torch._dynamo", *of_others)
+
+
+def start(folder: Path, *arguments: str) -> Running:
     """Begin ``lip-fast`` in a folder and in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "lip_fast", *arguments],
-        cwd=folder,
-        env=environment(),
-        text=True,
-        start_new_session=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )
+    return interpreter().start("-m", "lip_fast", *arguments, cwd=folder, env=environment())
 
 
 def members(group: int) -> set[int]:

@@ -8,6 +8,7 @@ and the ``output``.
 """
 
 import builtins
+import gc
 import json
 import os
 import signal
@@ -77,6 +78,7 @@ def serve() -> None:
         arguments = ["--epochs", "1", "--seeds", "1", "--hidden", "8", "--out", folder]
         assert main(["train", *arguments]) == 0
         sys.stdout = stdout
+    gc.freeze()  # forks share what there is by now
     for line in sys.stdin:
         print(json.dumps(answered(main, json.loads(line))), flush=True)
 

@@ -1,13 +1,14 @@
 """Compile every listed form of every Triton kernel for a device that need not be there.
 
-Run as ``python tests/triton_kernels/compile_all.py 90 [--only FILE] [--plain]``, without TRITON_INTERPRET.
-Prints a JSON list: per form its name and registers, stack, local memory (both nonzero where registers spill)
-and shared memory in bytes.
+Run as ``python tests/triton_kernels/compile_all.py 90 90-plain [--only FILE] [--jobs N]``, without
+TRITON_INTERPRET. Prints a JSON list: per form its name and registers, stack, local memory (both nonzero where
+registers spill) and shared memory in bytes.
 """
 
 import argparse
 import importlib
 import json
+import multiprocessing
 import re
 import subprocess
 import tempfile
@@ -63,19 +64,31 @@ def compile_form(form: Configuration, arch: int, aligned: bool) -> dict[str, Any
     return {"name": describe(form), **usage, "shared": compiled.metadata.shared}
 
 
+def compile_nth(case: str, file: str, number: int) -> dict[str, Any]:
+    """One form by its place, which other processes know it by."""
+    arch, _, plain = case.partition("-")
+    form = importlib.import_module(f"{lip_fast.__name__}.backends.triton.{file}").CONFIGURATIONS[number]
+    return {"case": case, "file": file, **compile_form(form, int(arch), not plain)}
+
+
 def main() -> None:
     """Compile and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("arch", type=int, help="compute capability, e.g. 90")
+    parser.add_argument(
+        "cases",
+        nargs="+",
+        help="compute capabilities, e.g. 90; 90-plain for addresses and numbers that nothing is known of",
+    )
     parser.add_argument("--only", choices=FILES, action="append", help="a file of kernels")
-    parser.add_argument("--plain", action="store_true", help="addresses and numbers that nothing is known of")
+    parser.add_argument("--jobs", type=int, default=1, help="how many to compile at once")
     arguments = parser.parse_args()
-    package = f"{lip_fast.__name__}.backends.triton"
-    rows = []
+    tasks = []
     for file in arguments.only or FILES:
-        for form in importlib.import_module(f"{package}.{file}").CONFIGURATIONS:
-            rows.append({"file": file, **compile_form(form, arguments.arch, not arguments.plain)})
-    print(json.dumps(rows))
+        forms = importlib.import_module(f"{lip_fast.__name__}.backends.triton.{file}").CONFIGURATIONS
+        tasks += [(case, file, number) for case in arguments.cases for number in range(len(forms))]
+    # As forks, which have all that is imported; whichever is free takes the next.
+    with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+        print(json.dumps(pool.starmap(compile_nth, tasks, chunksize=1)))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,6 @@ def refit(
         s.data_ptr(),
         sound.data_ptr(),
         clipped.data_ptr(),
-        stream_of(device),
+        0 if device.type == "cpu" else stream_of(device),
     )
     return s, sound, clipped

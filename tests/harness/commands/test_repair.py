@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.command_line import environment, interpreter
 from harness.damage import damaged
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -99,17 +99,17 @@ def check_repaired(new: dict[str, Tensor], files: Files, head: nn.Linear) -> Non
 
 
 def run(files: Files, *more: object) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lip_fast", *files.arguments(*more)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    words = ("-m", "lip_fast", *files.arguments(*more))
+    return interpreter().run(*words, env=environment() | {"PYTHONWARNINGS": "error"}, timeout=120)
 
 
 @pytest.mark.process
 def test_whole_run_with_everything(files: Files) -> None:
     before = files.snapshot()
     figure, report = files.folder / "f.png", files.folder / "r.json"
-    process = run(files, "--figure", figure, "--report", report)
+    command = [sys.executable, "-m", "lip_fast", *files.arguments("--figure", figure, "--report", report)]
+    variables = environment() | {"PYTHONWARNINGS": "error"}
+    process = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
     assert (process.returncode, process.stderr) == (0, "")
     out = files.folder / "m-repaired.safetensors"
     lines = process.stdout.splitlines()

@@ -1,7 +1,6 @@
 """``lip-fast sweep``: the same results as its runs alone, whatever happens on the way."""
 
 import os
-import resource
 import signal
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.command_line import members, results, start, workers
+from harness.command_line import environment, interpreter, members, results, start, workers
 
 from lip_fast.cli import atomic, main
 from lip_fast.harness.runs.folder import lock_folder
@@ -198,13 +197,12 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path, capfd, monkeyp
 def test_a_full_disk_is_one_line_and_the_sweep_goes_on_later(tmp_path: Path) -> None:
     write_settings(tmp_path, **SHORT, lr=0.01)
 
-    def limit() -> None:
-        # No file may be larger: settings fit, a checkpoint does not.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-
+    # No file may be larger: settings fit, a checkpoint does not.
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (4096, r.RLIM_INFINITY)); "
+    code = limit + "import sys; from lip_fast.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["sweep", "a.yaml", "--name", "s", "--jobs", "1", "--", "--checkpoint-every", "1"]
-    process = start(tmp_path, *arguments, preexec_fn=limit)
-    error = one_line(process.communicate(timeout=60)[1])
+    process = interpreter().run("-c", code, *arguments, cwd=tmp_path, env=environment())
+    error = one_line(process.stderr)
     assert process.returncode == 2
     assert "File too large" in error
     folder = tmp_path / "runs" / "s"

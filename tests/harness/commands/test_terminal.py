@@ -3,7 +3,6 @@
 import os
 import pty
 import select
-import subprocess
 import sys
 import termios
 import time
@@ -11,20 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.command_line import environment, members
+from harness.command_line import environment, interpreter, members
 
 pytestmark = [
     pytest.mark.process,
     pytest.mark.skipif(sys.platform != "linux", reason="opens pseudo-terminals"),
 ]
 
-# Takes the terminal for its own, as a shell does for what it starts.
-LAUNCH = """
-import fcntl, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from lip_fast.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
 SMALL = ["--epochs", "6", "--seeds", "1", "--hidden", "8", "--samples", "200", "--name", "a"]
 
 
@@ -34,14 +26,9 @@ class Terminal:
     def __init__(self, folder: Path, arguments: list[str]) -> None:
         self.master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (40, 120))  # a new one has no columns, and bars no room
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, *arguments],
-            cwd=folder,
-            env=environment(),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
+        streams = {"terminal": os.ttyname(slave)}
+        self.process = interpreter().start(
+            "-m", "lip_fast", *arguments, cwd=folder, env=environment(), **streams
         )
         os.close(slave)
         self.text = ""

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from harness.command_line import interpreter
+from warm import python
 
 from lip_fast.cli import main
 from lip_fast.harness.files.labels import labels_sha256, load_labels
@@ -224,14 +226,8 @@ def test_help_and_version(capsys) -> None:
 @pytest.mark.process
 def test_ctrl_c_stops_in_one_line_and_says_how_to_continue(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a b"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lip_fast", "train", "--epochs", "100000", "--name", "a b"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        cwd=tmp_path,
-    )
+    words = ("train", "--epochs", "100000", "--name", "a b")
+    process = interpreter().start("-m", "lip_fast", *words, env=environment(), cwd=tmp_path)
     while process.poll() is None and not (folder / "checkpoint.pt").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -264,7 +260,7 @@ from lip_fast.cli import main
 assert main(["--help"]) == 0
 print(main(["train"]))
 """
-    process = run([sys.executable, "-c", script])
+    process = python("torch").run("-c", script, env=environment())
     assert process.stdout.splitlines()[-1] == "2", process.stderr
     assert process.stderr == (
         "lip-fast train needs the harness extra: pip install 'lip-fast[harness]' "
@@ -275,7 +271,7 @@ print(main(["train"]))
 @pytest.mark.process
 def test_one_missing_package_is_named_alone() -> None:
     script = "import sys; sys.modules['sklearn'] = None; from lip_fast.cli import main; main(['train'])"
-    process = run([sys.executable, "-c", script])
+    process = python("torch").run("-c", script, env=environment())
     assert "(missing: sklearn)" in process.stderr
 
 

@@ -1,14 +1,12 @@
 """``lip-fast train`` on files, in a process of its own and with what cannot be read."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.sample_files import REPOSITORY, write_human, write_mat, write_npz
+from harness.command_line import environment, interpreter
+from harness.sample_files import write_human, write_mat, write_npz
 
 from lip_fast.cli import main
 from lip_fast.harness.files.labels import load_labels
@@ -20,24 +18,8 @@ SHORT = ["--epochs", "1", "--seeds", "2", "--hidden", "16", "--rank", "2"]
 
 def train(folder: Path, *arguments: str) -> str:
     """Standard output of a run in ``folder/run``."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "lip_fast",
-            "train",
-            *SHORT,
-            "--out",
-            str(folder),
-            "--name",
-            "run",
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"},
-    )
+    words = ("train", *SHORT, "--out", str(folder), "--name", "run", *arguments)
+    process = interpreter().run("-m", "lip_fast", *words, env=environment() | {"PYTHONWARNINGS": "error"})
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from harness import together
-from harness.command_line import environment, without_times
+from harness.command_line import environment, interpreter, without_times
 
 from lip_fast.cli import main
 from lip_fast.cli.errors import UserError
@@ -132,8 +132,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str,
     def outcome(count: int) -> tuple[Path, int, str]:
         folder = tmp_path_factory.mktemp("together")
         rest = OF_TWO if count == 2 else [*OF_FOUR, "--fail", "2"]
-        code, _, error = run(folder, count, together.__file__, "found.json", *rest)
-        return folder / "found.json", code, error
+        ended = interpreter().group(
+            count, together.__file__, "found.json", *rest, cwd=folder, env=environment()
+        )
+        code = next((process.returncode for process in ended if process.returncode > 0), 0)
+        assert code or not any(process.returncode for process in ended)
+        return folder / "found.json", code, "".join(process.stderr for process in ended)
 
     def results(count: int) -> dict[str, Any]:
         path, code, error = outcome(count)
