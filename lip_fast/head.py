@@ -1,6 +1,5 @@
 """LIP on one weight: when it acts, what it does then, and the state that it carries from step to step."""
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from lip_fast.directions import Directions, StepReport
 from lip_fast.functional import select_rank
 from lip_fast.observations import Observation, Observations
 from lip_fast.rounding import compute_dtype
-from lip_fast.settings import Settings
+from lip_fast.settings import Settings, warn_of_first_step
 from lip_fast.sharded.layout import DataGroup, Sharding
 from lip_fast.sharded.tensors import full_tensor, is_sharded, local_part, trained_weight, warn_of_replicas
 from lip_fast.statistics import LabelStatistics
@@ -113,15 +112,7 @@ class HeadStep:
             sharding.agree(told, error)
             raise
         sharding.agree(told)
-        kept = settings.kept(min(l, q))
-        if kept is not None and settings.changes_nothing(min(l, q), kept):
-            warnings.warn(
-                f"LIP with rank={settings.rank!r} and tail_rank={settings.tail_rank!r} changes nothing: it "
-                f"keeps {kept} of the {min(l, q)} directions of the weight, and repairs no other. Pass a "
-                f"rank of at most {max(min(l, q) - 2, 0)}, and a tail_rank other than 0",
-                UserWarning,
-                stacklevel=2,
-            )
+        settings.warn_of_no_effect(min(l, q))
         if sharding.alone:
             warn_of_replicas()
         self._observations = Observations()
@@ -411,13 +402,7 @@ class HeadStep:
                     return
                 rank, unknown = choice
                 if rank is not None and self._steps <= 1:
-                    warnings.warn(
-                        f'rank="auto" keeps {rank} of {min(self.shape)} directions, by the spectrum that '
-                        "the weight had at the first step: a fresh head is flat and tells nothing. Pass "
-                        "start=, the step from which on LIP acts, once the head has learned",
-                        UserWarning,
-                        stacklevel=2,
-                    )
+                    warn_of_first_step(rank, min(self.shape))
             # A weight that cannot be decomposed leaves the choice of the rank to a later step.
             if rank is not None:
                 self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
