@@ -1,13 +1,14 @@
 """The settings of LIP on one weight: the arguments of LIP, and what a group of an optimizer says of it."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lip_fast.validation import check_int, describe
 
-__all__ = ["GROUP_SETTINGS", "LASTING", "Settings"]
+__all__ = ["GROUP_SETTINGS", "LASTING", "Settings", "warn_of_first_step"]
 
 # Directions of the smallest weight of which "auto" keeps some and refits two.
 _FEWEST = 4
@@ -90,6 +91,18 @@ class Settings:
         """Whether a step that keeps ``rank`` of ``d`` directions leaves the weight as it is."""
         return rank == d or (self.tail_rank == 0 and self.rest == "keep")
 
+    def warn_of_no_effect(self, d: int) -> None:
+        """Warn where LIP changes nothing whatever it sees."""
+        kept = self.kept(d)
+        if kept is not None and self.changes_nothing(d, kept):
+            warnings.warn(
+                f"LIP with rank={self.rank!r} and tail_rank={self.tail_rank!r} changes nothing: it keeps {kept} "
+                f"of the {d} directions of the weight, and repairs no other. Pass a rank of at most "
+                f"{max(d - 2, 0)}, and a tail_rank other than 0",
+                UserWarning,
+                stacklevel=2,
+            )
+
     @staticmethod
     def of_group(group: Mapping[str, Any], *, seed: int, strict: bool) -> "Settings":
         """The settings that a group of an optimizer has under the names of :data:`GROUP_SETTINGS`."""
@@ -104,3 +117,14 @@ GROUP_SETTINGS: dict[str, Any] = {
 }
 # Those that LIP's state depends on; the others may change from step to step.
 LASTING = ("lip_rank", "lip_tail_rank", "lip_tail", "lip_rest", "lip_decay")
+
+
+def warn_of_first_step(rank: int, d: int) -> None:
+    """Warn that "auto" chose a rank by the spectrum of a weight that may not have learned yet."""
+    warnings.warn(
+        f'rank="auto" keeps {rank} of {d} directions, by the spectrum that the weight had at the first step: a '
+        "fresh head is flat and tells nothing. Pass start=, the step from which on LIP acts, once the head has "
+        "learned",
+        UserWarning,
+        stacklevel=2,
+    )
