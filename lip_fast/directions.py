@@ -123,7 +123,6 @@ class Directions:
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = (l, q)
-        self._tolerances = {dtype: negligible(l, q, dtype) for dtype in (torch.float32, torch.float64)}
         self._warned = False
         self.told: Tensor | None = None
 
@@ -172,7 +171,7 @@ class Directions:
                 sums,
                 sound,
                 rank=found.kept,
-                tolerance=self._tolerances[found.S.dtype],
+                tolerance=negligible(found.S.dtype),
                 clip=settings.clip,
             )
             masked = sums.masked

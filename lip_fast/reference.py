@@ -107,8 +107,8 @@ def lip_step(
             limit = S[max(k - 1, 0)]
             refit = refit.clamp(-limit, limit)
         seen = denominator > 1e-6 * X.square().sum()
-        # Of rounding, whose bound says nothing for longer sums: as lip_fast.rounding.
-        direction = S[k:t] > min(max(M.shape), 4096) * torch.finfo(M.dtype).eps * S[:1]
+        # Not mere rounding, as in lip_fast.rounding.
+        direction = S[k:t] > 8 * torch.finfo(M.dtype).eps * S[:1]
         s[k:t] = torch.where(seen & direction, refit, S[k:t])
     if rest == "drop":
         s[t:] = 0

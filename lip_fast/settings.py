@@ -96,8 +96,8 @@ class Settings:
         kept = self.kept(d)
         if kept is not None and self.changes_nothing(d, kept):
             warnings.warn(
-                f"LIP with rank={self.rank!r} and tail_rank={self.tail_rank!r} changes nothing: it keeps {kept} "
-                f"of the {d} directions of the weight, and repairs no other. Pass a rank of at most "
+                f"LIP with rank={self.rank!r} and tail_rank={self.tail_rank!r} changes nothing: it keeps "
+                f"{kept} of the {d} directions of the weight, and repairs no other. Pass a rank of at most "
                 f"{max(d - 2, 0)}, and a tail_rank other than 0",
                 UserWarning,
                 stacklevel=2,
@@ -122,9 +122,9 @@ LASTING = ("lip_rank", "lip_tail_rank", "lip_tail", "lip_rest", "lip_decay")
 def warn_of_first_step(rank: int, d: int) -> None:
     """Warn that "auto" chose a rank by the spectrum of a weight that may not have learned yet."""
     warnings.warn(
-        f'rank="auto" keeps {rank} of {d} directions, by the spectrum that the weight had at the first step: a '
-        "fresh head is flat and tells nothing. Pass start=, the step from which on LIP acts, once the head has "
-        "learned",
+        f'rank="auto" keeps {rank} of {d} directions, by the spectrum that the weight had at the first step: '
+        "a fresh head is flat and tells nothing. Pass start=, the step from which on LIP acts, once the head "
+        "has learned",
         UserWarning,
         stacklevel=2,
     )

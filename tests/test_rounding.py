@@ -5,10 +5,23 @@ from lip_fast import ops
 from lip_fast.rounding import negligible
 
 
-@pytest.mark.parametrize(("l", "q", "rows"), [(10, 512, 512), (4096, 64, 4096), (10**8, 512, 4096)])
-def test_rounding_does_not_grow_beyond_what_is_measured(l: int, q: int, rows: int) -> None:
-    assert negligible(l, q, torch.float32) == rows * torch.finfo(torch.float32).eps
-    assert negligible(l, q, torch.float64) == rows * torch.finfo(torch.float64).eps
+@pytest.mark.parametrize(("l", "q"), [(30, 40), (40, 30), (300, 500)])
+@pytest.mark.parametrize("outlier", [0.0, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_that_a_weight_lacks_are_negligible_and_others_are_not(
+    l: int, q: int, outlier: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    rank, k = 20, 8
+    U, V = (
+        torch.linalg.qr(torch.randn(n, rank, generator=generator, dtype=torch.float64))[0] for n in (l, q)
+    )
+    S = 0.9 ** torch.arange(rank, dtype=torch.float64)
+    S[0] += outlier
+    # What a tail regrows in a step of a small learning rate.
+    S[-2:] = 3e-5 * S[1] * (1 if outlier == 0 else 100)
+    svd = ops.tail_svd((U * S @ V.mT).to(dtype), rank=k)
+    directions = svd.S > negligible(dtype) * svd.S[0]
+    assert int(directions.sum()) == rank
 
 
 def test_small_directions_of_many_classes_are_found(generator: torch.Generator) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lip_fast import host
 from lip_fast.backends.default.fresh_columns import fresh_columns
-from lip_fast.rounding import negligible
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, NOT_ORTHOGONAL, RANK_DEFICIENT
 
 # Smallest part of a column, relative to its length, that is not in the span of those before it. In float64
@@ -22,6 +21,9 @@ _ORTHOGONALITY = 1e-4
 # Relative size of singular values that eigenvectors of a float64 Gram matrix resolve: orthogonal to 1e-16
 # over its square, 1e-6.
 _RESOLVED = 1e-5
+# max(l, m) eps bounds the rounding of sums of l products taken one by one. They are summed in blocks: from so
+# many classes on the error no longer grows, where the bound would at last exceed 1.
+_LONGEST = 4096
 
 
 def warm_svd(
@@ -51,7 +53,7 @@ def finish_svd(Y: Tensor, Z: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor,
     except torch.linalg.LinAlgError:
         return failed_svd(R, (len(Y), len(Z)), rank)
     # Directions of Y that are rounding have no image under M^T that could be told from Z / 0.
-    floor = negligible(len(Y), Y.shape[1], Y.dtype) * s[:1]
+    floor = min(max(Y.shape), _LONGEST) * torch.finfo(Y.dtype).eps * s[:1]
     inverse = torch.where(s > floor, s.reciprocal(), 0)
     # M^T (Q U) = Z V / s.
     image = (Z.double() @ (Vh.mT * inverse)).to(Z.dtype)
