@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lip_fast.cost import Cost, cost
 from lip_fast.head import Head, HeadStep, LIPError, group_of
 from lip_fast.settings import Settings
 from lip_fast.sharded.layout import DataGroup
+from lip_fast.validation import check_int
 
 __all__ = ["LIP", "LIPError"]
 
@@ -253,6 +255,20 @@ class LIP:
         found, none for an overflow found by a gradient scaler.
         """
         return self._step.stats()
+
+    def cost(self, batch_rows: int) -> Cost:
+        """What a step costs with a batch of so many rows, and what the head's own work does.
+
+        Known before anyone trains. LIP costs about k / n of the head's forward and backward pass on n rows
+        with k kept directions, and about as much again where k is near min(l, q): next to nothing of the
+        step of an image network, much of it for the head of a language model on few tokens.
+
+        Raises:
+            TypeError, ValueError: not a number of rows.
+        """
+        check_int("batch_rows", batch_rows, 1)
+        weight = self._step.weight()
+        return cost(*self._step.shape, self._step.settings, batch_rows, itemsize=weight.element_size())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs, as tensors and plain values.

@@ -81,7 +81,7 @@ LAYERS = [
     {"functional", "world"},
     {"directions", "repair"},
     {"counters", "fused", "observations"},
-    {"head"},
+    {"head", "cost"},
     {"plugin"},
     {"with_lip"},
     {"integrations", "optim"},

@@ -22,14 +22,19 @@ import lip_fast
 from lip_fast import backends
 from lip_fast.backends import triton
 from lip_fast.backends.native import library
+from lip_fast.cli.errors import UserError
 from lip_fast.cli.table import aligned
 from lip_fast.cli.version import installed
+from lip_fast.cost import cost
+from lip_fast.settings import Settings
 
 __all__ = ["main"]
 
 EXTENSIONS = ("_native_cpu", "_native_cuda")
 # The oldest driver of each CUDA, by NVIDIA's compatibility table.
 DRIVERS = {12: 525, 13: 580}
+# Rows of the batches for which it says what LIP costs beside the head's own work.
+_BATCHES = (128, 1024)
 _AGAIN = "install lip_fast again (LIP_FAST_EXT=require shows what its compilers say)"
 
 
@@ -49,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0, or 1 where something does not fit together.
     """
-    description = __doc__.partition("\n")[0]
-    argparse.ArgumentParser(prog="lip-fast doctor", description=description).parse_args(arguments)
+    given = _parse(arguments)
+    costs = None if given.head is None else _costs(*given.head, rank=given.rank)
     driver = _driver()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -70,12 +75,70 @@ def main(arguments: Sequence[str]) -> int:
     variables = backends.environment()
     _print_section("environment", variables.items() or [("none of the variables that are heeded is set",)])
     _print_section("ops", [("op", "device", "backend", "why"), *served])
+    if costs is not None:
+        l, q = given.head
+        _print_section(f"what LIP costs on a head of {l} x {q}", costs)
     if not problems:
         print("no problem found")
         return 0
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     _print_section(count, [(problem,) for problem in problems])
     return 1
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lip-fast doctor", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--head",
+        type=_shape,
+        metavar="LxQ",
+        help="say what a step costs on a head of l classes and q features",
+    )
+    parser.add_argument(
+        "--rank", type=_rank, default="auto", help='of that step: an int, a fraction or "auto" (the default)'
+    )
+    return parser.parse_args(arguments)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None or not int(found[1]) or not int(found[2]):
+        raise argparse.ArgumentTypeError(f"expected classes x features, as 1000x2048, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _rank(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _costs(l: int, q: int, *, rank: int | float | str) -> list[tuple[str, ...]]:
+    """A line for each way to set the tail; UserError where the rank does not fit the head."""
+    rows = [
+        (
+            "tail_rank",
+            "path",
+            "rank",
+            "refitted",
+            "GFLOP",
+            "MB",
+            *(f"of the head, {n} rows" for n in _BATCHES),
+        )
+    ]
+    for tail_rank in (None, "all"):
+        try:
+            costs = [cost(l, q, Settings(rank=rank, tail_rank=tail_rank), n) for n in _BATCHES]
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from None
+        of = costs[0]
+        sizes = (f"{of.flops / 1e9:.3g}", f"{of.bytes / 1e6:.3g}")
+        ratios = (f"{each.ratio:.2g}x" for each in costs)
+        rows.append((str(tail_rank), of.path, str(of.rank), str(of.refitted), *sizes, *ratios))
+    return rows
 
 
 def _versions() -> list[tuple[str, str]]:
