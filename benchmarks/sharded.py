@@ -40,7 +40,7 @@ from lip_fast.bench.timing import summary
 from lip_fast.cli.atomic import write_whole
 from lip_fast.harness.files.slots import Slot, read_page
 
-__all__ = ["ERRORS", "RESULT", "ROWS", "SLOT", "load", "main", "render"]
+__all__ = ["ERRORS", "RESULT", "ROWS", "SLOT", "load", "main", "render", "this_machine"]
 
 SLOT = Slot("sharded")
 RERUN = "make bench-sharded"
@@ -289,7 +289,7 @@ def run() -> dict[str, Any]:
     after = tree()
     known = after is not None and after == before
     return {
-        "machine_info": _this_machine(),
+        "machine_info": this_machine(),
         "commit_info": {
             "id": after[0] if after is not None and known else "unknown",
             "dirty": after is None or not known or after[1],
@@ -330,7 +330,7 @@ def _launch(world: int) -> dict[str, Any]:
     return found
 
 
-def _this_machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     """What describes the machine, and nothing that names it; as benchmarks/results/cpu.json."""
     cpu = platform.machine()
     try:

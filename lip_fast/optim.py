@@ -20,7 +20,7 @@ class LIPSGD(WithLIP, torch.optim.SGD):
         optimizer = lip_fast.optim.LIPSGD(
             [
                 {"params": [*model.backbone.parameters(), model.head.bias]},
-                {"params": [model.head.weight], "lip_rank": "auto"},
+                {"params": [model.head.weight], "lip_rank": "auto", "lip_start": 500},
             ],
             lr=0.1,
             momentum=0.9,

@@ -22,7 +22,7 @@ class LIP:
     After each step of the attached optimizer the head's weight M (l, q) is decomposed, the top ``rank``
     singular directions are kept, and the singular values below are refitted to the observed batch::
 
-        lip = lip_fast.LIP(model.head, rank="auto")
+        lip = lip_fast.LIP(model.head, rank="auto", start=500)  # once it has learned
         lip.attach(optimizer)
         for x, y in loader:
             features = model.backbone(x)

@@ -16,7 +16,7 @@ def attach(lip: LIP, optimizer: Optimizer, accelerator: Accelerator) -> Removabl
     ::
 
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        lip = lip_fast.LIP(accelerator.unwrap_model(model).head, rank="auto")
+        lip = lip_fast.LIP(accelerator.unwrap_model(model).head, rank="auto", start=500)
         attach(lip, optimizer, accelerator)
         for x, y in loader:
             with accelerator.accumulate(model):

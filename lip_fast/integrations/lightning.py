@@ -26,7 +26,7 @@ class LIPCallback(Callback):
                 self.lip.observe(features, y)
                 return cross_entropy(self.head(features), y)
 
-        lip = LIPCallback("head", rank="auto")
+        lip = LIPCallback("head", rank="auto", start=500)
         Trainer(callbacks=[lip]).fit(Classifier(lip), loader)
 
     It attaches to the one of the trainer's optimizers that holds the head's weight. A second fit of the same

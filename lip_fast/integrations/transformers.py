@@ -20,7 +20,7 @@ class LIPCallback(TrainerCallback):
 
     ::
 
-        lip = LIPCallback("classifier", rank="auto")
+        lip = LIPCallback("classifier", rank="auto", start=500)
 
         def loss(outputs, labels, num_items_in_batch=None):
             lip.observe(outputs.hidden_states[-1][:, 0], labels)
