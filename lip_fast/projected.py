@@ -159,7 +159,8 @@ def _rotated(
     lengths = (H.diagonal() + shift).sqrt()
     L = _cholesky(H, lengths, shift / torch.where(lengths > 0, lengths, 1).square() + _ROUNDING)
     X = _divide(torch.cholesky_solve(_divide(E.mT, lengths).mT, L).mT, lengths).mT
-    X = X * _divide(X.new_tensor(_LARGEST_ANGLE), torch.linalg.vector_norm(X)).clamp(max=1)
+    angle = torch.linalg.vector_norm(X)
+    X = X * (_LARGEST_ANGLE / torch.where(angle > 0, angle, 1)).clamp(max=1)
     P = X.mT @ X
     # (I + X^T X)^(-1/2), to X^6.
     N = torch.addmm(P, P, P, beta=-0.5, alpha=0.375)

@@ -56,6 +56,7 @@ OPTIONS = [
     WITH_REST | {"clip": False},
     {"tail_rank": None},
     {"tail_rank": 2, "rank": 33, "rest": "drop"},
+    {"tail_rank": None, "rank": 12, "shape": (140, 150)},
 ]
 
 
@@ -69,18 +70,20 @@ class Run:
         *,
         device: str = "cpu",
         graph: Callable[[], Any] = Graph,
+        shape: tuple[int, int] = (L, Q),
         **options: Any,
     ) -> None:
-        self.head = linear(Q, L, bias=True, dtype=dtype).to(device)
+        l, q = shape
+        self.head = linear(q, l, bias=True, dtype=dtype).to(device)
         self.optimizer = _optimizer(name, list(self.head.parameters()), device)
         self.lip = LIP(self.head, **({"rank": 5} | WITH_REST | options))
         self.lip.attach(self.optimizer)
         for p in self.head.parameters():
             p.grad = torch.zeros_like(p)  # static: a captured optimizer reads it where it lies
         g = torch.Generator().manual_seed(1)
-        _, X, y, _, _ = problem(Q, L, N * BATCHES, dtype=dtype)
+        _, X, y, _, _ = problem(q, l, N * BATCHES, dtype=dtype)
         self.X, self.y = list(X.to(device).split(N)), list(y.to(device).split(N))
-        self.gradients = [(torch.randn(L, Q, generator=g) / 10).to(device, dtype) for _ in range(BATCHES)]
+        self.gradients = [(torch.randn(l, q, generator=g) / 10).to(device, dtype) for _ in range(BATCHES)]
         self.graph = graph()
 
     def batch(self, i: int) -> None:

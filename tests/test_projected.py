@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lip_fast import host, ops, status
+from lip_fast import ops, status
 from lip_fast.projected import FRESH, GUARDS, Split, first_basis, split
 
 SHAPES = [(40, 70), (70, 40), (50, 50)]
@@ -61,14 +61,7 @@ def _error(X: Tensor, Y: Tensor, scale: Tensor) -> float:
     return float(torch.linalg.vector_norm(X - Y) / torch.linalg.vector_norm(scale))
 
 
-@pytest.fixture(params=["host", "device"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step as on the host, which looks at what it finds, and as on a device, where it never does."""
-    if request.param == "device":
-        monkeypatch.setattr(host, "READABLE", frozenset())
-
-
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize(("l", "q"), SHAPES)
 @pytest.mark.parametrize("k", [0, 1, GUARDS, GUARDS + 1, 20, 38, 39])
 @pytest.mark.parametrize("r", [1, 9, 40])
@@ -146,7 +139,7 @@ def test_a_kept_direction_that_dies_is_replaced_in_one_step(l: int, q: int) -> N
 HARD = ["zero", "from zero", "deficient", "overwritten", "ten die", "equal", "no gap", "outlier"]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize(("l", "q"), SHAPES)
 @pytest.mark.parametrize("case", HARD)
 def test_where_there_is_no_gap_it_stays_sound_and_recovers(l: int, q: int, case: str) -> None:
@@ -184,7 +177,7 @@ def test_where_there_is_no_gap_it_stays_sound_and_recovers(l: int, q: int, case:
     assert _error(_kept(found), _top(M, k), M + 1e-30) < allowed
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
 def test_numbers_that_are_not_finite_are_told(value: float) -> None:
     M = _gapped(40, 70, 20)
