@@ -105,7 +105,7 @@ class Directions:
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
-        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last split; None before.
+        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last sound split; None before.
     """
 
     def __init__(self, l: int, q: int, *, rank: int, settings: Settings, device: torch.device) -> None:
@@ -221,9 +221,8 @@ class Directions:
         """Whether a split is to be used as it is; a look at it only where that is free."""
         told = torch.stack([split.gamma.double(), split.deeper])
         if self.told is None:
-            self.told = told
-        else:
-            self.told.copy_(told)
+            self.told = torch.zeros_like(told)
+        self.told.copy_(torch.where(split.status == 0, told, self.told))
         if not world.decides_alone or told.device.type not in host.READABLE:
             return True
         removes = self._refits_all or self.settings.rest == "drop"

@@ -154,9 +154,8 @@ def test_a_broken_batch_between_replays_is_the_base_step(broken: str, options: d
             run.X[4] = run.X[4].clone()
             run.X[4][3, 3] = float("nan")
         else:
-            run.gradients[4] = torch.full_like(
-                run.gradients[4], 1e38
-            )  # the weight is finite, what is made of it is not
+            # The weight is finite, what is made of it is not.
+            run.gradients[4] = torch.full_like(run.gradients[4], 1e38)
     eager.step(1)
     captured.capture_and_replay(1)
     for i in range(2, 4):
