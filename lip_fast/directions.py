@@ -19,6 +19,7 @@ __all__ = ["Decomposition", "Directions", "StepReport"]
 
 # What is removed below the tail is worth a warning above this share of ||M||_F^2.
 _DROPPED_ENERGY = 0.01
+_TOLERANCES = {dtype: negligible(dtype) for dtype in (torch.float32, torch.float64)}
 # Columns of a truncated step, and of the tail, the guards and the fresh ones of a projected step: as many as
 # the native solver decomposes in one call.
 _MOST_COLUMNS = 128
@@ -105,7 +106,8 @@ class Directions:
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
-        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last sound split; None before.
+        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last sound split; NaN
+            before one.
     """
 
     def __init__(self, l: int, q: int, *, rank: int, settings: Settings, device: torch.device) -> None:
@@ -124,7 +126,8 @@ class Directions:
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = (l, q)
         self._warned = False
-        self.told: Tensor | None = None
+        # At its address before a step is captured.
+        self.told = torch.full((2,), torch.nan, dtype=torch.float64, device=device)
 
     @property
     def columns(self) -> int:
@@ -171,7 +174,7 @@ class Directions:
                 sums,
                 sound,
                 rank=found.kept,
-                tolerance=negligible(found.S.dtype),
+                tolerance=_TOLERANCES[found.S.dtype],
                 clip=settings.clip,
             )
             masked = sums.masked
@@ -220,8 +223,6 @@ class Directions:
     def _is_enough(self, split: Split, world: World) -> bool:
         """Whether a split is to be used as it is; a look at it only where that is free."""
         told = torch.stack([split.gamma.double(), split.deeper])
-        if self.told is None:
-            self.told = torch.zeros_like(told)
         self.told.copy_(torch.where(split.status == 0, told, self.told))
         if not world.decides_alone or told.device.type not in host.READABLE:
             return True

@@ -1,5 +1,6 @@
 """LIP on one weight: when it acts, what it does then, and the state that it carries from step to step."""
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -460,8 +461,8 @@ class HeadStep:
         counters["empty"] = 0
         if directions is not None and directions.changes_nothing:
             counters["applied"], counters["empty"] = 0, counters["applied"]
-        told = None if directions is None or directions.told is None else directions.told.tolist()
-        gamma, removed = told or (None, None)
+        told = (math.nan, math.nan) if directions is None else directions.told.tolist()
+        gamma, removed = (None if math.isnan(value) else value for value in told)
         steps = self._steps + counters.pop("replayed")
         return {"steps": steps, **counters, "rank": rank, "gamma": gamma, "removed": removed}
 
