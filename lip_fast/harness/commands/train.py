@@ -73,7 +73,7 @@ def _settings_to_resume(arguments: Sequence[str], path: Path, folder: RunFolder 
 
 
 def _prepared(config: TrainConfig, processes: Processes) -> tuple[Dataset, Plan]:
-    dataset = load(config.data)
+    dataset = load(config.data, config.features)
     plan = prepare(config, dataset)
     processes.take_device(device_of(config))
     return dataset, plan

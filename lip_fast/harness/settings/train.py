@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.algorithms import ALGORITHMS, AUTO
+from lip_fast.harness.data import GIVEN
 from lip_fast.harness.data.augmentation import AUGMENTATIONS
 from lip_fast.harness.models import MODELS
 from lip_fast.harness.noise import NOISES
@@ -53,8 +54,11 @@ class TrainConfig(Config):
 
     data: str = setting(
         "digits",
-        "data set: digits, fashion-mnist[:FOLDER], cifar10:FOLDER, partial labels in FILE.mat or embeddings "
-        "in FILE.npz",
+        "data set: digits, digit-pairs, digit-triples, fashion-mnist[:FOLDER], cifar10:FOLDER, partial "
+        "labels in FILE.mat or embeddings in FILE.npz",
+    )
+    features: str = setting(
+        GIVEN, "what the network sees of the data: given, or random-relu:WIDTH, random features of them"
     )
     samples: int | None = setting(
         None, "number of training samples, drawn by the seed; null: all that the data have"

@@ -51,9 +51,9 @@ def continuation(folder: Path) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def load_once(name: str) -> Dataset:
-    """The data set ``name``, kept for the next run of the process."""
-    return load(name)
+def load_once(name: str, features: str) -> Dataset:
+    """The data set ``name`` with these features, kept for the next run of the process."""
+    return load(name, features)
 
 
 def check_units(units: Sequence[Unit]) -> dict[Path, int]:
@@ -68,7 +68,9 @@ def check_units(units: Sequence[Unit]) -> dict[Path, int]:
     epochs = {}
     for unit in sorted(units, key=lambda unit: unit.config.data):
         try:
-            epochs[unit.path] = prepare(unit.config, load_once(unit.config.data)).epochs_of_seed
+            epochs[unit.path] = prepare(
+                unit.config, load_once(unit.config.data, unit.config.features)
+            ).epochs_of_seed
         except UserError as error:
             raise UserError(f"{unit.path}: {error}") from error
     return epochs
@@ -193,7 +195,7 @@ def _run(folder: Path, path: Path, config: TrainConfig) -> str | None:
 
 
 def _complete(folder: RunFolder, path: Path, config: TrainConfig) -> None:
-    dataset = load_once(config.data)
+    dataset = load_once(config.data, config.features)
     plan = prepare(config, dataset)
     progress = Progress(folder, config, dataset, plan)
     progress.load(dataset)
