@@ -1,9 +1,9 @@
-"""The benchmark of README's first example: every column is measured and told."""
+"""The benchmarks of the default step: what it costs, every column of it, and where it leads."""
 
 import torch
 from torch import nn
 
-from benchmarks import first_use
+from benchmarks import first_use, trajectory
 
 
 def test_a_head_and_a_network_are_measured_and_told() -> None:
@@ -18,3 +18,16 @@ def test_a_head_and_a_network_are_measured_and_told() -> None:
     text = first_use.tables({"heads": [head], "networks": {"two layers": share}})
     assert "140 x 150, k = 100 | by products" in text
     assert "two layers | 8" in text
+
+
+def test_a_trajectory_is_the_same_again_and_another_without_lip() -> None:
+    shape, name = trajectory.SHAPES[0], "AdamW, 1e-3"
+    exact, _ = trajectory.run(shape, name, 180, steps=3, tail_rank="all")
+    weight, stats = trajectory.run(shape, name, 180, steps=3)
+    assert stats["applied"] == 3
+    assert stats["gamma"] is not None
+    perturbed, _ = trajectory.run(shape, name, 180, steps=3, tail_rank="all", perturbed=1e-6)
+    plain, _ = trajectory.run(shape, name, None, steps=3)
+    assert trajectory.distance(weight, exact) < 1e-4
+    assert 0 < trajectory.distance(perturbed, exact) < 1e-3
+    assert trajectory.distance(plain, exact) > 1e-3
