@@ -21,7 +21,7 @@ from lip_fast import LIP
 __all__ = ["distance", "main", "run"]
 
 SHAPES = ((200, 320), (320, 200))
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "AdamW, 1e-3": (torch.optim.AdamW, {"lr": 1e-3}),
     "AdamW, 1e-5": (torch.optim.AdamW, {"lr": 1e-5}),
     "SGD with momentum, 0.1": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
