@@ -18,6 +18,9 @@ def environment() -> dict[str, str]:
 
 def interpreter() -> Warm:
     """With what the programs of the tests import of torch, and torch itself where an optimizer is made."""
+    if "TRITON_INTERPRET" in os.environ:
+        # Triton decides when it is imported whether it interprets, and these modules import it.
+        return python("torch")
     return python(
         "torch.distributed.nn", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo"
     )
