@@ -181,7 +181,7 @@ def tables(result: dict[str, Any]) -> str:
         (
             f"{row['l']} x {row['q']}, k = {row['rank']}",
             row["path"],
-            time_of(row["lip"]),
+            time_of(1e6 * row["lip"]),
             f"{row['exact'] / row['lip']:.2f}x",
             f"{row['lip'] / row['products']:.2f}x",
             f"{row['lip'] / row['head 128']:.2f}x",
@@ -201,7 +201,13 @@ def tables(result: dict[str, Any]) -> str:
         "of AdamW",
     )
     shares = [
-        (name, str(row["rank"]), time_of(row["step"]), time_of(row["lip"]), f"{row['lip'] / row['step']:.2%}")
+        (
+            name,
+            str(row["rank"]),
+            time_of(1e6 * row["step"]),
+            time_of(1e6 * row["lip"]),
+            f"{row['lip'] / row['step']:.2%}",
+        )
         for name, row in result["networks"].items()
     ]
     of_networks = table(("network, batch 128", "rank", "training step", "LIP", "share"), shares)

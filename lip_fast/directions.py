@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lip_fast import host, ops
-from lip_fast.projected import FRESH, GUARDS, Split, beside, first_basis
+from lip_fast import flops, host, ops
+from lip_fast.projected import FRESH, GUARDS, Split, first_basis
 from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
@@ -103,6 +103,7 @@ class Directions:
         tail_rank: number of directions below the kept ones that ``tail`` governs, as the basis has them.
         exact: whether each step decomposes the weight exactly.
         projects: whether the weight is split by products.
+        flops: operations of a step by products.
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
@@ -118,9 +119,13 @@ class Directions:
         self._refits_all = asked is None
         tail = min(asked, d - rank) if isinstance(asked, int) else d - rank
         wide = d > _MOST_COLUMNS and (asked is None or rank + tail + FRESH > _MOST_COLUMNS)
-        self.projects = wide and asked != "all" and tail > 0
-        self.tail_rank = min(tail, _LONGEST_TAIL) if self.projects else tail
-        self.exact = not self.projects and self.columns >= d
+        self._wide = wide and asked != "all" and tail > 0
+        self.tail_rank = min(tail, _LONGEST_TAIL) if self._wide else tail
+        drop = asked is None or settings.rest == "drop"
+        self.flops = flops.by_products(l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=drop)
+        pays = device.type not in host.READABLE or flops.products_pay(l, q, d - rank, self.flops)
+        self.projects = self._wide and pays
+        self.exact = not self._wide and self.columns >= d
         self.changes_nothing = settings.changes_nothing(d, rank)
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
@@ -208,16 +213,17 @@ class Directions:
     def decompose(self, on: Operand, world: World) -> Decomposition:
         """What a step works on."""
         k, r, drop = self.rank, self.tail_rank, self.settings.rest == "drop"
-        if self.projects and world.has_whole_weight and on.M.dtype != torch.float64:
+        governed = self._remaining if self._refits_all else r
+        alone = self._wide and world.has_whole_weight
+        if self.projects and alone and on.M.dtype != torch.float64:
             if self.basis is not None:
                 split = world.split(on, self.basis, k)
                 if self._is_enough(split, world):
                     return _projected(split, k, r, drop=drop or self._refits_all)
             svd = world.tail_svd(on.M, 0)
-            basis = first_basis(svd.S, svd.B, k, r)
-            return _exact(svd, k, self._remaining if self._refits_all else r, drop=drop, basis=basis)
-        if self.exact or self._refits_all:
-            return _exact(world.tail_svd(on.M, k), k, self._remaining if self._refits_all else r, drop=drop)
+            return _exact(svd, k, governed, drop=drop, basis=first_basis(svd.S, svd.B, k, r))
+        if self.exact or self._refits_all or alone:
+            return _exact(world.tail_svd(on.M, k), k, governed, drop=drop)
         return _truncated(world.warm_svd(on, self.basis, k + r, FRESH), k, drop=drop)
 
     def _is_enough(self, split: Split, world: World) -> bool:
@@ -361,7 +367,7 @@ def _projected(split: Split, k: int, r: int, *, drop: bool) -> Decomposition:
     none = S[:0]
     factors, values = (A, B), (none, -S, none)
     if drop:
-        factors = (beside(split.Q, split.A), beside(split.Z, split.B))
-        values = (S.new_ones(split.Q.shape[1]), -S, -split.S[r:])
+        factors = (split.left, split.right)
+        values = (S.new_ones(split.left.shape[1] - len(split.S)), -S, -split.S[r:])
     kept = torch.cat([limits, S])
     return Decomposition(A, B, kept, len(limits), split.status, split.basis, factors, values, added=not drop)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lip_fast import host, status
 from lip_fast.claims import Claim
+from lip_fast.cost import Cost, cost
 from lip_fast.counters import Counters
 from lip_fast.directions import Directions, StepReport
 from lip_fast.functional import select_rank
@@ -450,6 +451,11 @@ class HeadStep:
         if not bool(torch.isfinite(svd.S).all()):
             return None, status.NOT_FINITE
         return min(select_rank(svd.S, energy=_AUTO_ENERGY), Settings.most_kept(min(self.shape))), 0
+
+    def cost(self, rows: int) -> Cost:
+        """See :meth:`lip_fast.LIP.cost`."""
+        rank = None if self.directions is None else self.directions.rank
+        return cost(*self.shape, self.settings, rows, like=self.weight(), rank=rank)
 
     # State -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lip_fast.cost import Cost, cost
+from lip_fast.cost import Cost
 from lip_fast.head import Head, HeadStep, LIPError, group_of
 from lip_fast.settings import Settings
 from lip_fast.sharded.layout import DataGroup
@@ -267,8 +267,7 @@ class LIP:
             TypeError, ValueError: not a number of rows.
         """
         check_int("batch_rows", batch_rows, 1)
-        weight = self._step.weight()
-        return cost(*self._step.shape, self._step.settings, batch_rows, itemsize=weight.element_size())
+        return self._step.cost(batch_rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs, as tensors and plain values.
