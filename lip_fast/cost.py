@@ -66,7 +66,7 @@ def cost(
         return Cost("nothing", k, 0, 0.0, 0.0, head)
     if directions.projects:
         path, taken, columns = "by products", directions.flops, k + r
-    elif directions.exact:
+    elif directions.exact or directions.is_wide:
         path, taken, columns = "exact", flops.exact(l, q, r), r
     else:
         path, columns = "truncated", directions.columns

@@ -101,8 +101,9 @@ class Directions:
     Attributes:
         rank, settings: as given; of the settings, clip may be replaced at any time.
         tail_rank: number of directions below the kept ones that ``tail`` governs, as the basis has them.
-        exact: whether each step decomposes the weight exactly.
-        projects: whether the weight is split by products.
+        exact: whether each step decomposes the weight exactly, whatever it is.
+        is_wide: whether it has more directions than a truncated step tracks.
+        projects: whether such a weight is split by products, where one process has it and it is not float64.
         flops: operations of a step by products.
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
@@ -119,13 +120,13 @@ class Directions:
         self._refits_all = asked is None
         tail = min(asked, d - rank) if isinstance(asked, int) else d - rank
         wide = d > _MOST_COLUMNS and (asked is None or rank + tail + FRESH > _MOST_COLUMNS)
-        self._wide = wide and asked != "all" and tail > 0
-        self.tail_rank = min(tail, _LONGEST_TAIL) if self._wide else tail
+        self.is_wide = wide and asked != "all" and tail > 0
+        self.tail_rank = min(tail, _LONGEST_TAIL) if self.is_wide else tail
         drop = asked is None or settings.rest == "drop"
         self.flops = flops.by_products(l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=drop)
         pays = device.type not in host.READABLE or flops.products_pay(l, q, d - rank, self.flops)
-        self.projects = self._wide and pays
-        self.exact = not self._wide and self.columns >= d
+        self.projects = self.is_wide and pays
+        self.exact = not self.is_wide and self.columns >= d
         self.changes_nothing = settings.changes_nothing(d, rank)
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
@@ -142,12 +143,12 @@ class Directions:
     @property
     def tracks(self) -> bool:
         """Whether the next step is warm-started: one that can begin with the update of the weight."""
-        return not self.exact and not self.projects and self.basis is not None
+        return not self.exact and not self.is_wide and self.basis is not None
 
     @property
     def can_be_captured(self) -> bool:
         """Whether the next step has what to start from, and can be captured in a CUDA graph."""
-        return self.exact or self.basis is not None
+        return self.exact or (self.is_wide and not self.projects) or self.basis is not None
 
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
@@ -214,7 +215,7 @@ class Directions:
         """What a step works on."""
         k, r, drop = self.rank, self.tail_rank, self.settings.rest == "drop"
         governed = self._remaining if self._refits_all else r
-        alone = self._wide and world.has_whole_weight
+        alone = self.is_wide and world.has_whole_weight
         if self.projects and alone and on.M.dtype != torch.float64:
             if self.basis is not None:
                 split = world.split(on, self.basis, k)

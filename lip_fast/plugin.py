@@ -89,7 +89,7 @@ class LIP:
         tail_rank: directions below them that ``tail`` governs, limited to those that remain; None for all of
             these: beyond 128 directions the first 104 of them are governed, and deeper ones, which regrew
             since the step before, are set to 0; "all" governs every one by an exact decomposition in each
-            step, which costs several times as much. A number of directions takes the same way where
+            step, which takes up to several times as long. A number of directions takes the same way where
             rank + tail_rank + 8 > 128.
         tail: "refit" their singular values to the labels, or set them to "zero".
         rest: "keep" deeper directions as they are, or "drop" them.
@@ -262,6 +262,9 @@ class LIP:
         Known before anyone trains. LIP costs about k / n of the head's forward and backward pass on n rows
         with k kept directions, and about as much again where k is near min(l, q): next to nothing of the
         step of an image network, much of it for the head of a language model on few tokens.
+
+        Args:
+            batch_rows: rows of features and labels that a step sees, at least 1.
 
         Raises:
             TypeError, ValueError: not a number of rows.
