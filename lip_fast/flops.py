@@ -12,7 +12,7 @@ _EIGENPROBLEM = 9
 # runs at half the speed of products. Measured within a tenth from 1000 x 2048 to 50257 x 768.
 _FLOAT64, _LAPACK = 2, 16
 # By products, passes over skinny factors take as long as so many operations more.
-_SKINNY = 1.15
+_SKINNY = 1.3
 
 
 def exact(l: int, q: int, r: int) -> float:

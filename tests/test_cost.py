@@ -32,9 +32,9 @@ def _step(l: int, q: int, rows: int, **settings: Any) -> tuple[LIP, float, float
     return lip, step.get_total_flops(), own.get_total_flops()
 
 
-@pytest.mark.parametrize(("l", "q"), [(200, 300), (300, 200)])
+@pytest.mark.parametrize(("l", "q"), [(400, 500), (500, 400)])
 @pytest.mark.parametrize(
-    "settings", [{"rank": 150}, {"rank": 60}, {"rank": 120, "tail_rank": 20, "rest": "drop"}]
+    "settings", [{"rank": 200}, {"rank": 100}, {"rank": 120, "tail_rank": 60, "rest": "drop"}]
 )
 @pytest.mark.filterwarnings("ignore:rest=.drop. removes")
 def test_it_is_what_a_step_by_products_takes(l: int, q: int, settings: dict[str, Any]) -> None:
