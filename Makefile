@@ -8,7 +8,8 @@ BUILD := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 .PHONY: demo test test-all test-rest lint format bench bench-compare same-bits bench-rows bench-sharded docs reliability clean
 
 demo: $(VENV)/.harness
-	$(BIN)/lip-fast train --methods plain in-step per-epoch post-hoc auto
+	$(BIN)/lip-fast train --data digit-pairs --features random-relu:512 --model linear --batch-size 256 --epochs 14 \
+		--lr 1e-3 --rank 20 --start 200 --decay null --methods plain in-step auto
 
 # A process for each core, one thread in each: the tests are many and small. A file stays in one process.
 # What is compiled is kept, whatever the shell says: the stages collect the same files, and start programs of them.

@@ -124,12 +124,17 @@ class BaseStep:
         return Variant(name, self, between=self.prepare)
 
 
+def _tail(row: Row) -> int | str:
+    """As the settings of LIP have it: rows without one are of the exact step."""
+    return "all" if row.tail_rank is None else row.tail_rank
+
+
 class LIPStep(BaseStep):
     """Ours: the base optimizer with :class:`lip_fast.LIP` attached."""
 
     def __init__(self, problem: Step, row: Row) -> None:
         super().__init__(problem, row)
-        self.lip = LIP(self.head, row.k, tail_rank=row.tail_rank, rest=row.rest)
+        self.lip = LIP(self.head, row.k, tail_rank=_tail(row), rest=row.rest)
         self.lip.attach(self.optimizer)
 
     def __call__(self) -> None:
@@ -153,7 +158,7 @@ class OptimizerStep(BaseStep):
 
     def _make(self) -> torch.optim.Optimizer:
         row, parameters = self.row, [self.head.weight]
-        settings: dict[str, Any] = {"lip_rank": row.k, "lip_tail_rank": row.tail_rank, "lip_rest": row.rest}
+        settings: dict[str, Any] = {"lip_rank": row.k, "lip_tail_rank": _tail(row), "lip_rest": row.rest}
         if row.optimizer == "SGD":
             return LIPSGD(parameters, fused=True, **_SGD, **settings)
         return LIPAdamW(parameters, lr=LEARNING_RATE, fused=True, **settings)

@@ -109,7 +109,7 @@ class TrainConfig(Config):
     weight_decay: float = setting(1e-2, "weight decay")
     momentum: float = setting(0.9, "momentum of sgd, in [0, 1)")
     # What README's tables support. In the step no fraction from 0.8 on did better or worse than another by
-    # more than chance, and 0.5 cost accuracy; "auto" (95% of the energy) often keeps every direction of ten.
+    # more than chance, and 0.5 cost accuracy.
     rank: int | float | str = setting(
         0.9, "directions of the head that LIP keeps in the step: a number, a fraction such as 0.9, or auto"
     )
@@ -120,8 +120,10 @@ class TrainConfig(Config):
         "directions that LIP keeps when it is applied to all samples at once, after an epoch or after the "
         "training: a number, a fraction, or auto: chosen by held-out labels, without them by energy",
     )
-    tail_rank: int | None = setting(
-        None, "directions below them that LIP refits in the step; null: all that remain"
+    tail_rank: int | str | None = setting(
+        None,
+        "directions below them that LIP refits in the step; null: those that remain, at most 104 of larger "
+        "heads; all: by an exact decomposition in each step",
     )
     tail: str = setting("refit", "what LIP does with those in the step: refit or zero")
     rest: str = setting("keep", "what LIP does with deeper directions in the step: keep or drop")
