@@ -223,7 +223,7 @@ def exact_step(l: int, q: int, device: torch.device) -> Case:
     X, y = batch(made, l, q, device)
     X = X * _QUIETER
     gradient = torch.randn(l, q, generator=device_generator(device), device=device)
-    inside, plain = _makers("LIPAdamW", made.M, {"lip_rank": k})
+    inside, plain = _makers("LIPAdamW", made.M, {"lip_rank": k, "lip_tail_rank": "all"})
     ours = InsideTrainer(made.M, gradient, inside)
     base, peer = (Trainer(made.M, gradient, plain) for _ in range(2))
     Y = reference.one_hot(y, l, torch.float32)
