@@ -64,7 +64,7 @@ def cost(
     r, head = directions.tail_rank, 6.0 * rows * l * q
     if directions.changes_nothing:
         return Cost("nothing", k, 0, 0.0, 0.0, head)
-    if directions.projects:
+    if directions.projects and like.dtype != torch.float64:
         path, taken, columns = "by products", directions.flops, k + r
     elif directions.exact or directions.is_wide:
         path, taken, columns = "exact", flops.exact(l, q, r), r

@@ -108,7 +108,7 @@ class Directions:
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
-        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last sound split; NaN
+        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last sound split; -1
             before one.
     """
 
@@ -116,14 +116,22 @@ class Directions:
         self.rank, self.settings = rank, settings
         d, asked = min(l, q), settings.tail_rank
         self._remaining = d - rank
-        # Whether a tail has all directions below the kept ones, although no more than some are refitted.
-        self._refits_all = asked is None
         tail = min(asked, d - rank) if isinstance(asked, int) else d - rank
         wide = d > _MOST_COLUMNS and (asked is None or rank + tail + FRESH > _MOST_COLUMNS)
         self.is_wide = wide and asked != "all" and tail > 0
         self.tail_rank = min(tail, _LONGEST_TAIL) if self.is_wide else tail
-        drop = asked is None or settings.rest == "drop"
-        self.flops = flops.by_products(l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=drop)
+        if isinstance(asked, int) and self.tail_rank < tail:
+            warnings.warn(
+                f"expected a tail_rank of at most {_LONGEST_TAIL} beyond {_MOST_COLUMNS} columns, got "
+                f'{asked}, of which {_LONGEST_TAIL} are refitted; tail_rank="all" refits all below the rank',
+                UserWarning,
+                stacklevel=2,
+            )
+        # Without a number the tail is all that remains: of a wide weight nothing is left below it.
+        self._drops = settings.rest == "drop" or asked is None
+        self.flops = flops.by_products(
+            l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=self._drops
+        )
         pays = device.type not in host.READABLE or flops.products_pay(l, q, d - rank, self.flops)
         self.projects = self.is_wide and pays
         self.exact = not self.is_wide and self.columns >= d
@@ -131,9 +139,9 @@ class Directions:
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self._limits = (l, q)
-        self._warned = False
+        self._warned = self._warned_of_pause = False
         # At its address before a step is captured.
-        self.told = torch.full((2,), torch.nan, dtype=torch.float64, device=device)
+        self.told = torch.full((2,), -1.0, dtype=torch.float64, device=device)
 
     @property
     def columns(self) -> int:
@@ -148,7 +156,8 @@ class Directions:
     @property
     def can_be_captured(self) -> bool:
         """Whether the next step has what to start from, and can be captured in a CUDA graph."""
-        return self.exact or (self.is_wide and not self.projects) or self.basis is not None
+        starts_from_nothing = self.exact or self.changes_nothing or (self.is_wide and not self.projects)
+        return starts_from_nothing or self.basis is not None
 
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
@@ -192,7 +201,13 @@ class Directions:
             )  # as the refit bounds its values
             s = found.S.new_zeros(found.A.shape[1])
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
-        if found.known is not None and not self._warned and not host.capturing(M.device) and bool(ok):
+        if (
+            settings.rest == "drop"
+            and found.known is not None
+            and not self._warned
+            and not host.capturing(M.device)
+            and bool(ok)
+        ):
             self._warn_if_large(M, found.known, world)
         ok = world.write(on, found.change(s), found.S[:1], ok)
         # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
@@ -213,38 +228,41 @@ class Directions:
 
     def decompose(self, on: Operand, world: World) -> Decomposition:
         """What a step works on."""
-        k, r, drop = self.rank, self.tail_rank, self.settings.rest == "drop"
-        governed = self._remaining if self._refits_all else r
-        alone = self.is_wide and world.has_whole_weight
-        if self.projects and alone and on.M.dtype != torch.float64:
+        k, r, drop = self.rank, self.tail_rank, self._drops
+        whole = self.is_wide and world.has_whole_weight
+        if self.projects and whole and on.M.dtype != torch.float64:
             if self.basis is not None:
                 split = world.split(on, self.basis, k)
-                if self._is_enough(split, world):
-                    return _projected(split, k, r, drop=drop or self._refits_all)
+                if self._is_enough(split):
+                    return _projected(split, k, r, drop=drop)
             svd = world.tail_svd(on.M, 0)
-            return _exact(svd, k, governed, drop=drop, basis=first_basis(svd.S, svd.B, k, r))
-        if self.exact or self._refits_all or alone:
-            return _exact(world.tail_svd(on.M, k), k, governed, drop=drop)
+            return _exact(svd, k, r, drop=drop, basis=first_basis(svd.S, svd.B, k, r))
+        if self.exact or whole or self.settings.tail_rank is None or self.columns >= k + self._remaining:
+            if self.is_wide:
+                # Of earlier steps in another format: nothing carries it on.
+                self.basis = None
+            return _exact(world.tail_svd(on.M, k), k, r, drop=drop)
         return _truncated(world.warm_svd(on, self.basis, k + r, FRESH), k, drop=drop)
 
-    def _is_enough(self, split: Split, world: World) -> bool:
+    def _is_enough(self, split: Split) -> bool:
         """Whether a split is to be used as it is; a look at it only where that is free."""
-        told = torch.stack([split.gamma.double(), split.deeper])
-        self.told.copy_(torch.where(split.status == 0, told, self.told))
-        if not world.decides_alone or told.device.type not in host.READABLE:
-            return True
-        removes = self._refits_all or self.settings.rest == "drop"
-        share = float(split.deeper) if removes else 0.0
-        if share > _DROPPED_ENERGY and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{share:.1%} of ||M||_F^2 grew below rank + tail_rank = {self.rank + self.tail_rank} since "
-                "LIP acted last: it was paused, acts too seldom (every), or the weight was replaced. Such a "
-                "step decomposes the weight exactly",
-                UserWarning,
-                stacklevel=2,
-            )
-        return share <= _DROPPED_ENERGY and int(split.status) == 0
+        removed = split.deeper.clamp(min=0) if self._drops else torch.zeros_like(split.deeper)
+        told, sound = torch.stack([split.gamma.double(), removed]), split.status == 0
+        if told.device.type in host.READABLE:
+            share = float(removed)
+            if share > _DROPPED_ENERGY and bool(sound) and not self._warned_of_pause:
+                self._warned_of_pause = True
+                warnings.warn(
+                    f"{share:.1%} of ||M||_F^2 grew below rank + tail_rank = {self.rank + self.tail_rank} "
+                    "since LIP acted last: it was paused, acts too seldom (every), or the weight was "
+                    "replaced. Such a step decomposes the weight exactly",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            if share > _DROPPED_ENERGY or not bool(sound):
+                return False
+        self.told.copy_(torch.where(sound, told, self.told))
+        return True
 
     def _keep(self, B: Tensor, ok: Tensor, status: Tensor) -> None:
         """Carry ``B`` on where ``ok``, off the host without waiting and in place.
@@ -309,7 +327,7 @@ class Directions:
 
         Version 0.1.0 refitted all that remain where now some are; it saved no basis then.
         """
-        return tail_rank == self.tail_rank or (self._refits_all and tail_rank == self._remaining)
+        return tail_rank in (self.tail_rank, self._remaining if self._drops else None)
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """ValueError where the basis is of another weight, or not finite: no step would recover from it."""
@@ -336,19 +354,22 @@ def _exact(svd: ops.SVD, k: int, r: int, *, drop: bool, basis: Tensor | None = N
 
     With ``drop`` deeper directions are removed; else they are left as they are.
     """
-    first = svd.A.shape[1] - (len(svd.S) - k)
+    remaining = len(svd.S) - k
+    first = svd.A.shape[1] - remaining
     A, B = svd.A.narrow(1, first, r), svd.B.narrow(1, first, r)
     tail, none = -svd.S[k : k + r], svd.S[:0]
     factors, below = (A, B), none
     if drop:
-        factors, below = (svd.A[:, first:], svd.B[:, first:]), -svd.S[k + r :]
+        factors = (svd.A.narrow(1, first, remaining), svd.B.narrow(1, first, remaining))
+        below = -svd.S[k + r :]
     values, known = (none, tail, below), svd.S[: k + r] if drop else None
     return Decomposition(A, B, svd.S, k, svd.status, basis, factors, values, added=True, known=known)
 
 
 def _truncated(svd: ops.SVD, k: int, *, drop: bool) -> Decomposition:
     """The leading singular triplets, of which those below the first ``k`` are the tail; ``drop`` as above."""
-    A, B, S = svd.A[:, k:], svd.B[:, k:], svd.S
+    S = svd.S
+    A, B = (X.narrow(1, k, len(S) - k) for X in (svd.A, svd.B))
     none, tail = S[:0], S[k:]
     factors, values = (A, B), (none, -tail, none)
     if drop:

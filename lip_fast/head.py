@@ -1,6 +1,5 @@
 """LIP on one weight: when it acts, what it does then, and the state that it carries from step to step."""
 
-import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -403,7 +402,7 @@ class HeadStep:
                 if choice is None:
                     return
                 rank, unknown = choice
-                if rank is not None and self._steps <= 1:
+                if rank is not None and step and self._steps <= 1:
                     warn_of_first_step(rank, min(self.shape))
             # A weight that cannot be decomposed leaves the choice of the rank to a later step.
             if rank is not None:
@@ -467,8 +466,9 @@ class HeadStep:
         counters["empty"] = 0
         if directions is not None and directions.changes_nothing:
             counters["applied"], counters["empty"] = 0, counters["applied"]
-        told = (math.nan, math.nan) if directions is None else directions.told.tolist()
-        gamma, removed = (None if math.isnan(value) else value for value in told)
+        gamma, removed = (-1, -1) if directions is None else directions.told.tolist()
+        if gamma < 0:
+            gamma = removed = None
         steps = self._steps + counters.pop("replayed")
         return {"steps": steps, **counters, "rank": rank, "gamma": gamma, "removed": removed}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
-from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
+from lip_fast.status import NOT_CONVERGED, NOT_FINITE, NOT_ORTHOGONAL
 
 __all__ = ["FRESH", "GUARDS", "Split", "first_basis", "no_split", "split"]
 
@@ -25,13 +25,14 @@ same step: a new strong direction would be lost for good."""
 # Of columns of like lengths, one shorter than this share of the longest is what rounding left of it.
 _VANISHED = 3e-6
 # Shifts of CholeskyQR of unit columns (Fukaya et al., SIAM J. Sci. Comput. 42, 2020): the first is above the
-# rounding of a float32 Gram matrix and leaves a condition of 300 at most, the second one of 3.
-_SHIFTS = (1e-5, 1e-7, 0.0)
+# rounding of a float32 Gram matrix of a thousand columns and leaves a condition of 100 times the root of
+# their number at most, the second one of a few.
+_SHIFTS = (1e-4, 1e-6, 0.0)
 # The smallest pivot of unit columns with which one pass is orthonormal to 1e-5: the rounding of a float32
 # Gram matrix, 1e-7, over its square.
 _PIVOT = 0.1
 # As much as keeps the Cholesky factor of a float32 Gram matrix of a thousand unit columns from breaking down.
-_ROUNDING = 1e-6
+_ROUNDING = 1e-4
 # Relative size of singular values whose vectors a float64 Gram matrix resolves: to 1e-16 over its square.
 _RESOLVED = 1e-6
 # Up to this length the series of a rotation is right to 1e-5; a longer one is taken in several steps.
@@ -133,7 +134,7 @@ def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
         s_k=s_k,
         gamma=_divide(torch.linalg.vector_norm(E), s_k.square()),
         deeper=_divide(total - found, total),
-        status=_soundness(Q, fresh[:n], found + total),
+        status=_soundness(Q, fresh[:n], total, found + following.sum()),
         basis=following.mT,
     )
 
@@ -195,7 +196,13 @@ def _cholesky(H: Tensor, lengths: Tensor, shift: Tensor | float) -> Tensor:
     """The lower factor of H with rows and columns divided by ``lengths``, and ``shift`` on the diagonal."""
     G = _divide(_divide(H, lengths).mT, lengths)
     G.diagonal().add_(shift)
-    return torch.linalg.cholesky_ex(G)[0]
+    return _factor(G)
+
+
+def _factor(G: Tensor) -> Tensor:
+    """The lower Cholesky factor; NaN where there is none, for the status to tell."""
+    L, info = torch.linalg.cholesky_ex(G)
+    return torch.where(info == 0, L, torch.nan)
 
 
 def _orthonormal(Y: Tensor, *, nearly: bool = True, seed: int) -> Tensor:
@@ -215,13 +222,13 @@ def _orthonormal(Y: Tensor, *, nearly: bool = True, seed: int) -> Tensor:
         nearly = False
     Q = Y / lengths
     if nearly:
-        L, _ = torch.linalg.cholesky_ex(_gram(Q))
+        L = _factor(_gram(Q))
         if float(L.diagonal().min()) > _PIVOT:
             return torch.linalg.solve_triangular(L, Q.mT, upper=False).mT
     for shift in _SHIFTS:
         G = _gram(Q)
         G.diagonal().add_(shift)
-        Q = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(G)[0], Q.mT, upper=False).mT
+        Q = torch.linalg.solve_triangular(_factor(G), Q.mT, upper=False).mT
     return Q
 
 
@@ -238,16 +245,17 @@ def _small_svd(T: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return T @ P.float(), S.float(), B.float()
 
 
-def _soundness(Q: Tensor, signs: Tensor, energy: Tensor) -> Tensor:
-    """() int64: whether every number is finite, and Q orthonormal.
+def _soundness(Q: Tensor, signs: Tensor, total: Tensor, made: Tensor) -> Tensor:
+    """() int64: whether M, of energy ``total``, and what was ``made`` of it are finite, and Q orthonormal.
 
     Q^T Q has as many numbers as Q; of its products with eight sign vectors, one entry is at least as large as
     any |Q^T Q - I|_ij with a probability of 1 - 2^-8.
     """
     deviation = (Q.mT @ (Q @ signs) - signs).abs()
-    worst = deviation.max() if deviation.numel() else torch.zeros_like(energy)
-    finite = torch.isfinite(worst) & torch.isfinite(energy)
-    return (~finite) * NOT_FINITE + (finite & (worst > _ORTHOGONALITY)) * NOT_ORTHOGONAL
+    worst = deviation.max() if deviation.numel() else torch.zeros_like(total)
+    finite, found = torch.isfinite(total), torch.isfinite(worst) & torch.isfinite(made)
+    broken = (finite & ~found) * NOT_CONVERGED + (found & (worst > _ORTHOGONALITY)) * NOT_ORTHOGONAL
+    return (~finite) * NOT_FINITE + broken * finite
 
 
 def _gram(Y: Tensor) -> Tensor:

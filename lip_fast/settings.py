@@ -73,7 +73,7 @@ class Settings:
             if not 0 < self.rank <= 1:
                 raise ValueError(f"expected a rank fraction in (0, 1], got {self.rank}")
             # Up, so that no fraction of a small head means no direction at all; but not to all of them.
-            return d if self.rank == 1 else min(math.ceil(self.rank * d), d - 1)
+            return d if self.rank == 1 else min(math.ceil(self.rank * d), max(d - 1, 1))
         if isinstance(self.rank, str):
             raise ValueError(f'expected rank as an int, a fraction or "auto", got {self.rank!r}')
         return check_int("rank", self.rank, 0, d)

@@ -131,7 +131,7 @@ class LIPState:
     def __init__(self, optimizer: "WithLIP") -> None:
         self._optimizer = optimizer
 
-    def stats(self) -> dict[str, dict[str, int | None]]:
+    def stats(self) -> dict[str, dict[str, Any]]:
         """:meth:`lip_fast.LIP.stats` of each weight of a LIP group, by the name of its parameter.
 
         Parameters that were given to the optimizer without names are "0", "1" and so on, in its order.

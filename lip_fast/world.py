@@ -85,8 +85,6 @@ class Alone:
     """By how much the counter of the steps goes up."""
     has_whole_weight = True
     """Whether this process has the whole weight."""
-    decides_alone = True
-    """Whether this process may go by what it finds, where others would have to do the same."""
     nobody_observed = False
     """Whether there was no step, since no process has seen a batch."""
 
@@ -202,7 +200,6 @@ class Alone:
 class Peers(Group):
     """The world of a process that takes the step together with others; it answers what Alone does."""
 
-    decides_alone = False
     _statistics: LabelStatistics | None = None
     # The statistics with the rows of this step; None too where this process failed.
     _collected: LabelStatistics | None = None

@@ -168,7 +168,7 @@ def test_other_formats(dtype: torch.dtype) -> None:
 
 def test_a_pause_is_told_and_made_good_exactly() -> None:
     shape, k = (240, 260), 60
-    training, exact = _Training(shape, k), _Training(shape, k, tail_rank="all")
+    training, exact = _Training(shape, k), _Training(shape, k)  # the first step is exact
     training.run(3)
     with torch.no_grad():
         training.head.weight.add_(0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(1)))
@@ -203,14 +203,40 @@ def test_a_run_goes_on_from_its_state_to_the_same_bits() -> None:
 
 def test_a_state_of_exact_steps_is_gone_on_from() -> None:
     """Such as version 0.1.0 saved with tail_rank=None."""
-    exact, training = _Training(SHAPES[0], 20, tail_rank="all"), _Training(SHAPES[0], 20)  # 120 are left
+    # 120 are left.
+    exact, training, first = (_Training(SHAPES[0], 20, **how) for how in ({"tail_rank": "all"}, {}, {}))
     exact.run(3)
-    training.head.load_state_dict(exact.head.state_dict())
-    training.optimizer.load_state_dict(copy.deepcopy(exact.optimizer.state_dict()))
+    for other in (training, first):
+        other.head.load_state_dict(exact.head.state_dict())
+        other.optimizer.load_state_dict(copy.deepcopy(exact.optimizer.state_dict()))
     training.lip.load_state_dict(copy.deepcopy(exact.lip.state_dict()))
-    assert _distance(training.run(1, first=3), exact.run(1, first=3)) < 1e-6
+    assert torch.equal(training.run(1, first=3), first.run(1, first=3))
     with pytest.raises(ValueError, match="tail_rank"):
         exact.lip.load_state_dict(training.lip.state_dict())
+
+
+@pytest.mark.parametrize(("k", "rows"), [(100, 128), (120, 16), (60, 8)])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.filterwarnings("ignore:.* grew below")
+def test_more_directions_than_the_weight_has_are_no_accident(k: int, rows: int, optimizer: str) -> None:
+    """A head that starts from zeros, as in fine-tuning."""
+    training = _Training(SHAPES[0], k, optimizer, 1e-3 if optimizer == "adamw" else 0.1)
+    with torch.no_grad():
+        for p in training.head.parameters():
+            p.zero_()
+    training.features, training.labels = training.features[:rows], training.labels[:rows]
+    for _ in range(12):
+        training.optimizer.zero_grad()
+        nn.functional.cross_entropy(training.head(training.features), training.labels).backward()
+        training.lip.observe(training.features, training.labels)
+        training.optimizer.step()
+    assert bool(torch.isfinite(training.head.weight).all())
+    assert training.lip.stats()["applied"] == 12
+
+
+def test_a_longer_tail_than_is_refitted_says_so() -> None:
+    with pytest.warns(UserWarning, match='tail_rank of at most 104 .* got 110.*tail_rank="all"'):
+        _Training(SHAPES[0], 20, tail_rank=110).run(1)
 
 
 def test_a_basis_that_is_nothing_is_replaced() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import lip_fast
 from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.settings import Settings
 
 __all__ = ["check_lip", "fixed_rank", "make_lip", "repaired_weight"]
 
@@ -50,9 +51,7 @@ def fixed_rank(config: TrainConfig, head: nn.Linear) -> int | None:
     Raises:
         TypeError, ValueError: there are not so many.
     """
-    with _detached():
-        # A number, a fraction or a name: LIP itself turns it into a rank, or refuses it.
-        return lip_fast.LIP(head, config.rank_afterwards).stats()["rank"]
+    return Settings(rank=config.rank_afterwards).kept(min(head.weight.shape))
 
 
 def check_lip(config: TrainConfig, head: nn.Linear) -> None:

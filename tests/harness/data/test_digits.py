@@ -46,7 +46,8 @@ def test_split_is_stratified(digits: Dataset) -> None:
     [
         (
             "digit",
-            "unknown data set 'digit': known are digits, fashion-mnist, cifar10; the nearest is 'digits'",
+            "unknown data set 'digit': known are digits, digit-pairs, digit-triples, fashion-mnist, cifar10; "
+            "the nearest is 'digits'",
         ),
         ("", "unknown data set ''"),
         ("digits:8", "data set digits takes no argument, got '8'"),

@@ -482,7 +482,7 @@ def test_settings_are_those_of_the_run(interrupted: Path, capsys, tmp_path: Path
         (lambda folder: (folder / "config.yaml").write_text(""), "expected the settings of a run in"),
         (
             lambda folder: (folder / "config.yaml").write_text("epochs: 4\n"),
-            "found none of data, samples, seeds",
+            "found none of data, features, samples, seeds",
         ),
         (
             lambda folder: changed(folder / "config.yaml", epochs=5),
