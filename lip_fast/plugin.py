@@ -87,10 +87,9 @@ class LIP:
             head is flat), and at most d - max(2, d / 10). The principal subspace of l classes has about l
             directions: a small rank ruins a classifier of many classes. With rank d LIP changes nothing.
         tail_rank: directions below them that ``tail`` governs, limited to those that remain; None for all of
-            these: beyond 128 directions the first 104 of them are governed, and deeper ones, which regrew
-            since the step before, are set to 0; "all" governs every one by an exact decomposition in each
-            step, which takes up to several times as long. A number of directions takes the same way where
-            rank + tail_rank + 8 > 128.
+            these: where min(l, q) > 128 the first 104 of them are governed, and deeper ones set to 0; "all"
+            governs every one by an exact decomposition in each step, which takes up to several times as
+            long. Of a number of them, too, the first 104 are governed where rank + tail_rank + 8 > 128.
         tail: "refit" their singular values to the labels, or set them to "zero".
         rest: "keep" deeper directions as they are, or "drop" them.
         every: act on each ``every``-th step.

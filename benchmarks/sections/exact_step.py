@@ -37,7 +37,7 @@ def summary(result: Result) -> str:
         "error",
     ]
     return (
-        "`LIP(..., tail_rank=None)`, k near 0.9 min(l, q), against the same step with `reference.lip_step`; "
+        '`LIP(..., tail_rank="all")`, k near 0.9 min(l, q), against the same step with `reference.lip_step`; '
         "these "
         "with their time in times of `LIP`.\n\n" + table(header, lines)
     )
