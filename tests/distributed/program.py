@@ -22,6 +22,9 @@ def main(target: str, out: str, *arguments: str) -> None:
     # Of torch's own: a barrier without a device, checkpoints of processes that share a file system.
     warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+    # Of tests whose subject is another, as in pyproject.toml.
+    warnings.filterwarnings("ignore", "rank=.auto. keeps", UserWarning)
+    warnings.filterwarnings("ignore", "LIP with rank=", UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
     module, function = target.split(":")
     # Its functions have the group for a default: imported later, as optimizers do, it would keep the group.
