@@ -25,8 +25,6 @@ from lip_fast.backends.native import library
 from lip_fast.cli.errors import UserError
 from lip_fast.cli.table import aligned
 from lip_fast.cli.version import installed
-from lip_fast.cost import cost
-from lip_fast.settings import Settings
 
 __all__ = ["main"]
 
@@ -118,6 +116,10 @@ def _rank(text: str) -> int | float | str:
 
 def _costs(l: int, q: int, *, rank: int | float | str) -> list[tuple[str, ...]]:
     """A line for each way to set the tail; UserError where the rank does not fit the head."""
+    # Not where it is not asked for: the report is also of an installation whose ops cannot be had.
+    from lip_fast.cost import cost
+    from lip_fast.settings import Settings
+
     rows = [
         (
             "tail_rank",
