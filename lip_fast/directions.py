@@ -19,6 +19,7 @@ __all__ = ["Decomposition", "Directions", "StepReport"]
 
 # What is removed below the tail is worth a warning above this share of ||M||_F^2.
 _DROPPED_ENERGY = 0.01
+# Looked up once: a step asks for one of them.
 _TOLERANCES = {dtype: negligible(dtype) for dtype in (torch.float32, torch.float64)}
 # Columns of a truncated step, and of the tail, the guards and the fresh ones of a projected step: as many as
 # the native solver decomposes in one call.
@@ -196,9 +197,8 @@ class Directions:
         else:
             world.decide()
             status, sound = world.verdict(found.status)
-            ok = sound & (
-                found.S.sum() < torch.finfo(found.S.dtype).max / 4
-            )  # as the refit bounds its values
+            # As the refit bounds its values.
+            ok = sound & (found.S.sum() < torch.finfo(found.S.dtype).max / 4)
             s = found.S.new_zeros(found.A.shape[1])
             clipped = masked = torch.zeros((), dtype=torch.int64, device=M.device)
         if (
