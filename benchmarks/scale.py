@@ -13,11 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from benchmarks.command import Parser, answer
 from benchmarks.markdown import table
 from benchmarks.traffic import Case, Collective
 from lip_fast.cli.atomic import write_whole
+from lip_fast.directions import Directions
 from lip_fast.harness.files.slots import Slot
+from lip_fast.settings import Settings
 
 __all__ = [
     "SLOT",
@@ -28,6 +32,7 @@ __all__ = [
     "main",
     "memory",
     "network_floor",
+    "path_of",
     "render",
     "whole_weight",
 ]
@@ -36,8 +41,7 @@ SLOT = Slot("scale")
 
 # Of the step ----------------------------------------------------------------------------------------------
 
-# Fresh columns of a truncated step, and power iterations of the first, cold one: as the step has them.
-FRESH = 8
+# Power iterations of the first, cold truncated step: as the step has them.
 _COLD_ITERATIONS = 4
 # Numbers that each sum carries beside its own.
 _TOLD = 15
@@ -74,12 +78,10 @@ def collectives(case: Case, *, cold: bool = False) -> list[Collective]:
 
     Args:
         case: the weight, the processes and the settings; labels are class indices.
-        cold: whether it is the first step of the truncated path, which has no basis yet.
+        cold: whether it is the first step, which has no basis yet.
     """
     l, q, world, item = case.l, case.q, case.world, _ITEM_BYTES[case.dtype]
-    d = min(l, q)
-    r = d - case.rank if case.tail_rank is None else min(case.tail_rank, d - case.rank)
-    m = case.rank + r + FRESH
+    path, r, m = path_of(case)
     sharded = case.layout != "whole"
     if not (sharded or case.data):
         return []
@@ -105,7 +107,16 @@ def collectives(case: Case, *, cold: bool = False) -> list[Collective]:
     if case.decay is not None and case.data:
         step += [total(0), rows(q)]
         known = True
-    if sharded and m < d:
+    if sharded and path == "by products" and not cold:
+        if case.layout == "class":
+            step += [total(m * m), total(q * m + m * m + 1)]
+        else:
+            step += [total(l * m + 1), parts(q, m)]
+        if not case.device:
+            # Hosts look at the split, and decide together what to do without one.
+            step.append(total(1))
+        known = True
+    elif sharded and path == "truncated":
         if case.layout == "class":
             sketch = [total(q * m + m * m), *[total(m * m)] * again]
         else:
@@ -120,12 +131,23 @@ def collectives(case: Case, *, cold: bool = False) -> list[Collective]:
             step += [total(short**2)] * (1 + again)
             known = True
             if case.layout == "feature":
-                step.append(parts(long, r))
+                step.append(parts(long, short if path == "by products" else r))
     if case.layout == "class" and case.data and case.decay is None:
         # Class rows of other processes' labels live elsewhere: projections go to them.
         step += [*([] if known else [total(0)]), rows(r + 1)]
     step.append(total(4 * r + 2))
     return step
+
+
+def path_of(case: Case) -> tuple[str, int, int]:
+    """How a step decomposes the weight, its refitted directions, and the columns of its products."""
+    d, asked = min(case.l, case.q), case.tail_rank
+    settings = Settings(tail_rank=asked, rest="drop" if asked is None else "keep")
+    whole = case.layout == "whole"
+    of = Directions(
+        case.l, case.q, rank=case.rank, settings=settings, device=torch.device("cpu"), whole=whole
+    )
+    return of.path(getattr(torch, case.dtype)), of.tail_rank, min(of.columns, d)
 
 
 def whole_weight(case: Case) -> Collective:
@@ -159,15 +181,17 @@ def memory(case: Case) -> Memory:
     """Memory of a case in float32, sharded by class.
 
     The peak of a truncated step is where A comes from: Y (float32), Q and the product of Q with the small
-    matrix (float64), and A (float32), 12 m + 12 t bytes a row. That of an exact step on more classes than
-    features is the part of the weight in float64.
+    matrix (float64), and A (float32), 12 m + 12 t bytes a row. That of a split by products is where the
+    columns are made independent (four times as many in float32), or the write without a kernel: the factors
+    twice, their product, and the weight. That of an exact step on more classes than features is the part of
+    the weight in float64.
     """
     assert case.layout == "class"
     assert case.dtype == "float32"
-    n = math.ceil(case.l / case.world)
-    t = case.rank + (case.tail_rank or 0)
-    truncated = case.tail_rank is not None
-    per_row = 12 * (t + FRESH) + 12 * t if truncated else 8 * case.q
+    path, r, m = path_of(case)
+    n, t = math.ceil(case.l / case.world), case.rank + r
+    split = max(16 * m, 8 * _written(case) + 8 * case.q)
+    per_row = {"truncated": 12 * m + 12 * t, "by products": split, "exact": 8 * case.q}[path]
     return Memory(16 * n * case.q, n * per_row)
 
 
@@ -217,9 +241,9 @@ def network_floor(step: Iterable[Collective], world: int) -> tuple[float, float]
 
 def floors(case: Case) -> Floors:
     """Floors of a warm step on a float32 weight sharded by class; small matrices cost nothing here."""
-    n, q, r = math.ceil(case.l / case.world), case.q, case.tail_rank
-    if r is None:
-        r = q - case.rank
+    n, q = math.ceil(case.l / case.world), case.q
+    path, r, m = path_of(case)
+    if path == "exact":
         # Read, in float64; the Gram matrix; the vectors; their product onto the weight.
         needed = [_phase(4 * n * q, fp64=2 * n * q * q)]
         needed += [
@@ -227,9 +251,21 @@ def floors(case: Case) -> Floors:
             _phase(8 * n * q + 4 * n * r, tf32=2 * n * q * r),
         ]
         extra = [_phase(2 * 8 * n * q)]
+    elif path == "by products":
+        written = _written(case)
+        needed = [
+            # The columns and their Gram matrix, twice; the weight is read for the first and for M^T X.
+            _phase(4 * n * (q + m), tf32=2 * n * q * m),
+            _phase(4 * n * m, fp64=2 * n * m * m),
+            _phase(8 * n * m, tf32=2 * n * m * m),
+            _phase(4 * n * (q + m), tf32=2 * n * q * m),
+            _phase(4 * n * m, fp64=2 * n * m * m),
+            _phase(8 * n * m, tf32=2 * n * m * m),
+            _phase(4 * n * (q + written), tf32=2 * n * q * written),
+        ]
+        extra = [_phase(2 * 2 * 8 * n * m)]
     else:
         t = case.rank + r
-        m = t + FRESH
         needed = [
             _phase(4 * n * (q + m), tf32=4 * n * q * m),
             _phase(4 * n * (m + t), fp64=2 * n * m * m + n * m * m + 2 * n * m * t),
@@ -244,12 +280,19 @@ def floors(case: Case) -> Floors:
 
 def arithmetic(case: Case) -> int:
     """Floating-point operations of that step on each GPU, in products and factors along the rows."""
-    n, q, r = math.ceil(case.l / case.world), case.q, case.tail_rank
-    if r is None:
-        return 2 * n * q * q + 4 * n * q * (q - case.rank)
-    t = case.rank + r
-    m = t + FRESH
-    return 4 * n * q * m + 3 * n * m * m + 2 * n * m * t + 2 * n * q * r
+    n, q = math.ceil(case.l / case.world), case.q
+    path, r, m = path_of(case)
+    if path == "exact":
+        return 2 * n * q * q + 4 * n * q * r
+    if path == "by products":
+        return 4 * n * q * m + 8 * n * m * m + 2 * n * q * _written(case)
+    return 4 * n * q * m + 3 * n * m * m + 2 * n * m * (case.rank + r) + 2 * n * q * r
+
+
+def _written(case: Case) -> int:
+    """Columns of the factors that a split by products writes the weight from: the tail's twice."""
+    _, _, m = path_of(case)
+    return case.rank + 2 * (m - case.rank)
 
 
 def _phase(bytes_: float, *, tf32: float = 0, fp64: float = 0) -> float:
@@ -270,7 +313,11 @@ def _truncated(world: int, l: int, q: int = _FEATURES, *, data: bool = False) ->
 
 
 def _exact(world: int, l: int, q: int = _FEATURES) -> Case:
-    return Case("class", world, l, q, 460, rows=_ROWS)
+    return Case("class", world, l, q, 460, "all", rows=_ROWS)
+
+
+def _by_products(world: int, l: int, q: int = _FEATURES, rank: int = 460) -> Case:
+    return Case("class", world, l, q, rank, rows=_ROWS, device=True)
 
 
 def render() -> str:
@@ -298,13 +345,19 @@ def _bytes() -> str:
         "weight sharded over",
         "truncated, one batch",
         f"truncated, batches of {_ROWS} that differ",
+        "by products, one batch",
         "exact, one batch",
         *(f"gathering {_count(l)} classes" for l in CLASSES),
     ]
     l = CLASSES[0]
     lines = []
     for world in WORLDS:
-        cases = _truncated(world, l), _truncated(world, l, data=True), _exact(world, l)
+        cases = (
+            _truncated(world, l),
+            _truncated(world, l, data=True),
+            _by_products(world, l),
+            _exact(world, l),
+        )
         sent = [sum(c.payload for c in collectives(case)) for case in cases]
         gathered = [whole_weight(_truncated(world, classes)).payload for classes in CLASSES]
         lines.append([f"{world} GPUs", *map(_size, sent), *map(_size, gathered)])
@@ -321,8 +374,9 @@ def _bytes() -> str:
         """
     title = f"""
         **Bytes that a GPU puts into the collectives of a step**, q = {_FEATURES}, float32. *Truncated*: 64
-        directions kept, 8 refitted, 8 fresh, so that m = 80; *exact*: 460 kept, 52 refitted. The first
-        three columns do not depend on the number of classes.
+        directions kept, 8 refitted, 8 fresh, so that m = 80; *by products* and *exact*: 460 kept, 52
+        refitted. The first four columns do not depend on the number of classes. With more features than
+        classes the exact path gathers the weight, and a split by products does not.
         """
     return "\n\n".join([_prose(title), table(header, lines), _prose(text)])
 
@@ -330,11 +384,12 @@ def _bytes() -> str:
 def _memory_and_time() -> str:
     lines = [
         _line(f"{_count(l)} x {_FEATURES}", make(world, l))
-        for make in (_truncated, _exact)
+        for make in (_truncated, _by_products, _exact)
         for l in CLASSES
         for world in WORLDS
     ]
     lines.append(_line("128256 x 4096", _truncated(8, 128_256, 4096)))
+    lines += [_line(f"128256 x 4096, k = {k}", _by_products(8, 128_256, 4096, k)) for k in (2048, 3891)]
     header = ["head", "path", "GPUs", "weight, gradient, AdamW", "LIP", "fits", "flops"]
     header += [
         "local floor",
@@ -374,7 +429,7 @@ def _line(name: str, case: Case) -> list[str]:
     fits = "yes" if used.total < _ROOMY * MEMORY else "hardly" if used.total < MEMORY else "no"
     return [
         name,
-        "exact" if case.tail_rank is None else "truncated",
+        path_of(case)[0],
         str(case.world),
         _size(used.training),
         _size(used.step),

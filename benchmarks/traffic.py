@@ -156,7 +156,7 @@ class Case:
         l: classes.
         q: features.
         rank: directions kept.
-        tail_rank: directions refitted, or None for all that remain.
+        tail_rank: directions refitted; None or "all" as of :class:`lip_fast.LIP`.
         data: whether the processes see different batches (``data_group``).
         decay: as of :class:`lip_fast.LIP`.
         dtype: "float32" or "float64", of the weight.
@@ -173,7 +173,7 @@ class Case:
     l: int
     q: int
     rank: int
-    tail_rank: int | None = None
+    tail_rank: int | str | None = None
     data: bool = False
     decay: float | None = None
     dtype: str = "float32"

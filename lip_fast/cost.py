@@ -8,6 +8,7 @@ from torch import Tensor
 from lip_fast import flops
 from lip_fast.directions import Directions
 from lip_fast.settings import Settings
+from lip_fast.sharded.tensors import is_split
 
 __all__ = ["Cost", "cost"]
 
@@ -60,16 +61,17 @@ def cost(
     like = torch.zeros(()) if like is None else like
     kept = settings.kept(d) if rank is None else rank
     k = Settings.most_kept(d) if kept is None else kept
-    directions = Directions(l, q, rank=k, settings=settings, device=like.device)
+    directions = Directions(l, q, rank=k, settings=settings, device=like.device, whole=not is_split(like))
     r, head = directions.tail_rank, 6.0 * rows * l * q
     if directions.changes_nothing:
         return Cost("nothing", k, 0, 0.0, 0.0, head)
-    if directions.projects and like.dtype != torch.float64:
-        path, taken, columns = "by products", directions.flops, k + r
-    elif directions.exact or directions.is_wide:
-        path, taken, columns = "exact", flops.exact(l, q, r), r
+    path = directions.path(like.dtype)
+    if path == "by products":
+        taken, columns = directions.flops, k + r
+    elif path == "exact":
+        taken, columns = flops.exact(l, q, r), r
     else:
-        path, columns = "truncated", directions.columns
+        columns = directions.columns
         taken = flops.truncated(l, q, columns, k + r if settings.rest == "drop" else r)
     # The weight is read and written in four passes at most, its factors twice each.
     moved = 4.0 * like.element_size() * l * q + 16.0 * (l + q) * columns

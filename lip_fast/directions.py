@@ -87,7 +87,7 @@ class Directions:
     Beyond that, and where all remaining directions are asked for, it splits the weight by products
     (:mod:`lip_fast.projected`), and refits no more than 104. Both take one power step from the last step's
     basis. A weight is decomposed exactly in each step where min(l, q) is within those columns, with
-    tail_rank="all", and where products are not enough: in float64, and of parts on several processes.
+    tail_rank="all", in float64, and on a host where that is faster.
 
     Off the host, basis and step counter stay at their addresses once there is a basis, and nothing is read: a
     step can then be captured in a CUDA graph.
@@ -98,13 +98,15 @@ class Directions:
         rank: number of kept directions, 0..min(l, q).
         settings: tail_rank, tail, rest, clip and seed are used.
         device: of the weight.
+        whole: whether each process has all of the weight. A wide one in parts is always split by products:
+            to decompose it exactly may put it together on every process.
 
     Attributes:
         rank, settings: as given; of the settings, clip may be replaced at any time.
         tail_rank: number of directions below the kept ones that ``tail`` governs, as the basis has them.
         exact: whether each step decomposes the weight exactly, whatever it is.
         is_wide: whether it has more directions than a truncated step tracks.
-        projects: whether such a weight is split by products, where one process has it and it is not float64.
+        projects: whether such a weight is split by products, where it is not float64.
         flops: operations of a step by products.
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
@@ -113,7 +115,9 @@ class Directions:
             before one.
     """
 
-    def __init__(self, l: int, q: int, *, rank: int, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self, l: int, q: int, *, rank: int, settings: Settings, device: torch.device, whole: bool = True
+    ) -> None:
         self.rank, self.settings = rank, settings
         d, asked = min(l, q), settings.tail_rank
         self._remaining = d - rank
@@ -133,8 +137,8 @@ class Directions:
         self.flops = flops.by_products(
             l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=self._drops
         )
-        pays = device.type not in host.READABLE or flops.products_pay(l, q, d - rank, self.flops)
-        self.projects = self.is_wide and pays
+        exact_is_slow = not whole or device.type not in host.READABLE
+        self.projects = self.is_wide and (exact_is_slow or flops.products_pay(l, q, d - rank, self.flops))
         self.exact = not self.is_wide and self.columns >= d
         self.changes_nothing = settings.changes_nothing(d, rank)
         self.basis: Tensor | None = None
@@ -148,6 +152,12 @@ class Directions:
     def columns(self) -> int:
         """Columns of the products of a warm-started step."""
         return self.rank + self.tail_rank + FRESH
+
+    def path(self, dtype: torch.dtype) -> str:
+        """How a step decomposes a weight of this dtype: "by products", "truncated" or "exact"."""
+        if self.is_wide:
+            return "by products" if self.projects and dtype != torch.float64 else "exact"
+        return "exact" if self.exact else "truncated"
 
     @property
     def tracks(self) -> bool:
@@ -229,20 +239,20 @@ class Directions:
     def decompose(self, on: Operand, world: World) -> Decomposition:
         """What a step works on."""
         k, r, drop = self.rank, self.tail_rank, self._drops
-        whole = self.is_wide and world.has_whole_weight
-        if self.projects and whole and on.M.dtype != torch.float64:
+        path = self.path(on.M.dtype)
+        if path == "by products":
             if self.basis is not None:
                 split = world.split(on, self.basis, k)
-                if self._is_enough(split):
+                if world.all_say(self._is_enough(split)):
                     return _projected(split, k, r, drop=drop)
             svd = world.tail_svd(on.M, 0)
             return _exact(svd, k, r, drop=drop, basis=first_basis(svd.S, svd.B, k, r))
-        if self.exact or whole or self.settings.tail_rank is None or self.columns >= k + self._remaining:
-            if self.is_wide:
-                # Of earlier steps in another format: nothing carries it on.
-                self.basis = None
-            return _exact(world.tail_svd(on.M, k), k, r, drop=drop)
-        return _truncated(world.warm_svd(on, self.basis, k + r, FRESH), k, drop=drop)
+        if path == "truncated":
+            return _truncated(world.warm_svd(on, self.basis, k + r, FRESH), k, drop=drop)
+        if self.is_wide:
+            # Of earlier steps in another format: nothing carries it on.
+            self.basis = None
+        return _exact(world.tail_svd(on.M, k), k, r, drop=drop)
 
     def _is_enough(self, split: Split) -> bool:
         """Whether a split is to be used as it is; a look at it only where that is free."""

@@ -18,7 +18,14 @@ from lip_fast.observations import Observation, Observations
 from lip_fast.rounding import compute_dtype
 from lip_fast.settings import Settings, warn_of_first_step
 from lip_fast.sharded.layout import DataGroup, Sharding
-from lip_fast.sharded.tensors import full_tensor, is_sharded, local_part, trained_weight, warn_of_replicas
+from lip_fast.sharded.tensors import (
+    full_tensor,
+    is_sharded,
+    is_split,
+    local_part,
+    trained_weight,
+    warn_of_replicas,
+)
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import check_indices
 from lip_fast.validation import FLOATS, check_like, describe, full_precision
@@ -406,7 +413,7 @@ class HeadStep:
                     warn_of_first_step(rank, min(self.shape))
             # A weight that cannot be decomposed leaves the choice of the rank to a later step.
             if rank is not None:
-                self.directions = Directions(*self.shape, rank=rank, settings=settings, device=M.device)
+                self.directions = self._new_directions(rank, weight)
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
         if world.nobody_observed:
             return
@@ -450,6 +457,11 @@ class HeadStep:
         if not bool(torch.isfinite(svd.S).all()):
             return None, status.NOT_FINITE
         return min(select_rank(svd.S, energy=_AUTO_ENERGY), Settings.most_kept(min(self.shape))), 0
+
+    def _new_directions(self, rank: int, weight: Tensor) -> Directions:
+        """Of a step from nothing."""
+        whole, device = not is_split(weight), weight.device
+        return Directions(*self.shape, rank=rank, settings=self.settings, device=device, whole=whole)
 
     def cost(self, rows: int) -> Cost:
         """See :meth:`lip_fast.LIP.cost`."""
@@ -513,7 +525,7 @@ class HeadStep:
         if rank is not None:
             directions = self.directions
             if directions is None or directions.rank != rank or directions.step.device != weight.device:
-                directions = Directions(*shape, rank=rank, settings=self.settings, device=weight.device)
+                directions = self._new_directions(rank, weight)
             kept = self.settings.kept(min(shape))
             expected = (rank if kept is None else kept, directions.tail_rank)
             got = (rank, saved["tail_rank"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from lip_fast import host, ops
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, NOT_ORTHOGONAL
 
-__all__ = ["FRESH", "GUARDS", "Split", "first_basis", "no_split", "split"]
+__all__ = ["FRESH", "GUARDS", "Split", "energy", "finish", "first_basis", "no_split", "split"]
 
 FRESH = 8
 """Fresh random columns beside the tail: without them a warm start never sees a new direction."""
@@ -98,20 +98,36 @@ def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
         k: number of kept directions, 0..min(l, q) - 1.
     """
     d, r = min(M.shape), basis.shape[1] - k
-    guards = min(GUARDS, k)
-    n = k - guards
+    n = k - min(GUARDS, k)
     Y = M @ basis
     Q = _orthonormal(Y[:, :n], seed=0)
     T = _beside(Y[:, n:], M @ fresh[:, : d - k - r])
     # In the complement of Q: twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
     T = _orthonormal(_without(Q, _unit(T)), nearly=False, seed=1)
     T = _orthonormal(_without(Q, T), seed=2)
-    m = T.shape[1] - guards
-    right = M.new_empty(k + 2 * m, M.shape[1])
-    # As Q^T M: the product then runs along the rows of M.
-    Z = torch.mm(Q.mT, M, out=right[:n]).mT
-    A, S, B = _small_svd(T, (T.mT @ M).mT)
-    found, total = _square(Z) + _square(S[: guards + r]), _square(M)
+    # As Q^T M: the products then run along the rows of M.
+    Z, image = (Q.mT @ M).mT, (T.mT @ M).mT
+    return finish(Q, T, Z, image, k, r, total=energy(M), deviation=_deviation(Q, fresh[:n]))
+
+
+def finish(
+    Q: Tensor, T: Tensor, Z: Tensor, image: Tensor, k: int, r: int, *, total: Tensor, deviation: Tensor
+) -> Split:
+    """The split of M from orthonormal columns of which the leading ones span what is kept.
+
+    Args:
+        Q: (l, n) those of the kept directions without the guards; maybe some rows of all.
+        T: (l, g + m) those of g guards, the tail and fresh columns, in the complement of Q; likewise.
+        Z: (q, n) M^T Q.
+        image: (q, g + m) M^T T.
+        k: number of kept directions.
+        r: number of directions of the tail.
+        total: () float64, ||M||_F^2.
+        deviation: () of Q^T Q from the identity.
+    """
+    guards = min(GUARDS, k)
+    A, S, B = _small_svd(T, image)
+    found = energy(Z) + energy(S[: guards + r])
     s_k = S[max(guards - 1, 0)]
     A_kept, S_kept, B_kept = A[:, :guards], S[:guards], B[:, :guards]
     A, S, B = A[:, guards:], S[guards:], B[:, guards:]
@@ -122,27 +138,25 @@ def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
     A_tail, C_tail = _rotated(Q, Z, A, C, H, E, S)
     S_tail = torch.linalg.vector_norm(C_tail, dim=0)
     B_tail = _divide(C_tail, S_tail)
-    right[n:k], right[k : k + m], right[k + m :] = (B_kept * S_kept).mT, C.mT, B_tail.mT
-    following = torch.empty_like(basis.mT)
-    _write_pseudo_inverse(following[:n], Z, H, lengths)
-    following[n:k], following[k:] = _divide(B_kept, S_kept).mT, B_tail[:, :r].mT
+    following = _beside(_pseudo_inverse(Z, H, lengths), _divide(B_kept, S_kept), B_tail[:, :r])
     return Split(
         left=_beside(Q, A_kept, A, A_tail),
-        right=right.mT,
+        right=_beside(Z, B_kept * S_kept, C, B_tail),
         S=S_tail,
         s_1=torch.cat([lengths, S_kept, S_tail]).max(),
         s_k=s_k,
         gamma=_divide(torch.linalg.vector_norm(E), s_k.square()),
         deeper=_divide(total - found, total),
-        status=_soundness(Q, fresh[:n], total, found + following.sum()),
-        basis=following.mT,
+        status=_soundness(deviation, total, found + following.sum()),
+        basis=following,
     )
 
 
-def no_split(M: Tensor, columns: int, k: int) -> Split:
-    """Zeros in the place of a split, with a basis of so many columns, that failed before it began."""
-    (l, q), r = M.shape, columns - k
-    zero = M.new_zeros((), dtype=torch.float32)
+def no_split(M: Tensor, basis: Tensor, k: int) -> Split:
+    """Zeros in the place of a split of M (l, q), maybe some rows or columns of it, that failed."""
+    l, (q, columns) = len(M), basis.shape
+    r = columns - k
+    zero = basis.new_zeros((), dtype=torch.float32)
     return Split(
         left=zero.new_zeros(l, columns + r),
         right=zero.new_zeros(q, columns + r),
@@ -152,7 +166,7 @@ def no_split(M: Tensor, columns: int, k: int) -> Split:
         gamma=zero,
         deeper=zero.double(),
         status=torch.full((), NOT_FINITE, dtype=torch.int64, device=M.device),
-        basis=zero.new_zeros(q, columns),
+        basis=torch.zeros_like(basis),
     )
 
 
@@ -178,18 +192,20 @@ def _rotated(
     # (I + X^T X)^(-1/2), to X^6.
     N = torch.addmm(P, P, P, beta=-0.5, alpha=0.375)
     N.diagonal().add_(1)
-    return _unit(torch.addmm(A, Q, X, alpha=-1) @ N), torch.addmm(C, Z, X, alpha=-1) @ N
+    # What the series leaves of the lengths of A's columns, by X alone: A may have some rows of all.
+    lengths = (N.square().sum(0) + (N * (P @ N)).sum(0)).sqrt()
+    return torch.addmm(A, Q, X, alpha=-1) @ (N / lengths), torch.addmm(C, Z, X, alpha=-1) @ N
 
 
-def _write_pseudo_inverse(W: Tensor, Z: Tensor, H: Tensor, lengths: Tensor) -> None:
-    """Write W^T = Z H^-1 (q, n), with H = Z^T Z: where M is nearly Q Z^T, M W^T is nearly orthonormal.
+def _pseudo_inverse(Z: Tensor, H: Tensor, lengths: Tensor) -> Tensor:
+    """W = Z H^-1 (q, n), with H = Z^T Z: where M is nearly Q Z^T, M W is nearly orthonormal.
 
-    An inverse is as good as two solves here: its error changes M W^T by a factor on the right.
+    An inverse is as good as two solves here: its error changes M W by a factor on the right.
     """
     if not len(H):
-        return
+        return Z
     inverse = torch.cholesky_inverse(_cholesky(H, lengths, _ROUNDING))
-    torch.mm(_divide(_divide(inverse, lengths).mT, lengths), Z.mT, out=W)
+    return (_divide(_divide(inverse, lengths).mT, lengths) @ Z.mT).mT
 
 
 def _cholesky(H: Tensor, lengths: Tensor, shift: Tensor | float) -> Tensor:
@@ -233,9 +249,10 @@ def _orthonormal(Y: Tensor, *, nearly: bool = True, seed: int) -> Tensor:
 
 
 def _small_svd(T: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A, S, B of T image^T: T (l, m) orthonormal, image (q, m)."""
+    """A, S, B of T image^T: T (l, m) orthonormal, maybe some rows of all, and image (q, m)."""
     if T.device.type not in host.READABLE:
-        return ops.finish_svd(T, image, rank=T.shape[1])[:3]
+        within = ops.finish_svd(torch.eye(T.shape[1], device=T.device), image, rank=T.shape[1])
+        return T @ within.A, within.S, within.B
     X = image.double()
     # A library raises where a number is not finite; the status will say so.
     P = torch.linalg.eigh(torch.nan_to_num(X.mT @ X, posinf=0, neginf=0))[1].flip(1)
@@ -245,16 +262,20 @@ def _small_svd(T: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return T @ P.float(), S.float(), B.float()
 
 
-def _soundness(Q: Tensor, signs: Tensor, total: Tensor, made: Tensor) -> Tensor:
-    """() int64: whether M, of energy ``total``, and what was ``made`` of it are finite, and Q orthonormal.
+def _deviation(Q: Tensor, signs: Tensor) -> Tensor:
+    """() max |Q^T Q signs - signs|, of Q (l, n) and signs (n, 8).
 
     Q^T Q has as many numbers as Q; of its products with eight sign vectors, one entry is at least as large as
     any |Q^T Q - I|_ij with a probability of 1 - 2^-8.
     """
     deviation = (Q.mT @ (Q @ signs) - signs).abs()
-    worst = deviation.max() if deviation.numel() else torch.zeros_like(total)
-    finite, found = torch.isfinite(total), torch.isfinite(worst) & torch.isfinite(made)
-    broken = (finite & ~found) * NOT_CONVERGED + (found & (worst > _ORTHOGONALITY)) * NOT_ORTHOGONAL
+    return deviation.max() if deviation.numel() else deviation.new_zeros(())
+
+
+def _soundness(deviation: Tensor, total: Tensor, made: Tensor) -> Tensor:
+    """() int64: whether M, of energy ``total``, and what was ``made`` of it are finite, and Q orthonormal."""
+    finite, found = torch.isfinite(total), torch.isfinite(deviation) & torch.isfinite(made)
+    broken = (finite & ~found) * NOT_CONVERGED + (found & (deviation > _ORTHOGONALITY)) * NOT_ORTHOGONAL
     return (~finite) * NOT_FINITE + broken * finite
 
 
@@ -284,7 +305,7 @@ def _divide(X: Tensor, by: Tensor) -> Tensor:
     return X / torch.where(by > 0, by, 1)
 
 
-def _square(X: Tensor) -> Tensor:
+def energy(X: Tensor) -> Tensor:
     """() ||X||_F^2 in float64."""
     return torch.linalg.vector_norm(X).double().square()
 

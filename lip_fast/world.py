@@ -83,8 +83,6 @@ class Alone:
 
     increment: int | Tensor = 1
     """By how much the counter of the steps goes up."""
-    has_whole_weight = True
-    """Whether this process has the whole weight."""
     nobody_observed = False
     """Whether there was no step, since no process has seen a batch."""
 
@@ -148,6 +146,11 @@ class Alone:
         fresh = ops.fresh_columns(on.step, len(basis), FRESH, seed=on.seed)
         return split(on.M.float(), basis, fresh, k)
 
+    @staticmethod
+    def all_say(yes: bool) -> bool:
+        """Whether all processes that hold a part of the weight say so, and go on alike."""
+        return yes
+
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """The sums of the labels along directions A (l, r) and B (q, r), of the statistics if there are."""
         if self._statistics is not None:
@@ -208,11 +211,6 @@ class Peers(Group):
     def increment(self) -> Tensor:
         """1, or 0 for a step of which no process has observed a batch."""
         return (~self.nothing_observed).long()
-
-    @property
-    def has_whole_weight(self) -> bool:
-        """See :class:`Alone`."""
-        return self.sharding.dim is None
 
     @property
     def nobody_observed(self) -> bool:
@@ -297,13 +295,20 @@ class Peers(Group):
 
     def split(self, on: Operand, basis: Tensor, k: int) -> Split:
         """See :class:`Alone`."""
+        if self.sharding.dim is None:
+            found = self.compute_or(lambda: Alone.split(on, basis, k), lambda: no_split(on.M, basis, k))
+        else:
+            fresh = ops.fresh_columns(on.step, len(basis), FRESH, seed=on.seed)
+            found = parts.split(self, on.M, basis, fresh, k)
+        # On the host one that is not sound is not used: the exact decomposition in its place is told.
+        return found if self.device.type in host.READABLE else self._told(found)
 
-        def take() -> Split:
-            found = Alone.split(on, basis, k)
-            # On the host one that is not sound is not used: the exact decomposition in its place is told.
-            return found if self.device.type in host.READABLE else self._told(found)
-
-        return self.compute_or(take, lambda: no_split(on.M, basis.shape[1], k))
+    def all_say(self, yes: bool) -> bool:
+        """See :class:`Alone`. A collective where hosts look at numbers, and each has a part of the weight."""
+        if self.sharding.dim is None or self.device.type not in host.READABLE:
+            return yes
+        (doubts,) = self.sum(lambda: (torch.tensor(float(not yes)),), [()], decides=True)
+        return float(doubts) == 0
 
     def _told(self, svd: _D) -> _D:
         """A decomposition whose status the others learn: one replica may be unsound where they are not."""

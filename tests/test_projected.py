@@ -1,13 +1,60 @@
 """The split by products against the decomposition in float64, and where it has no gap to go by."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from lip_fast import ops, status
 from lip_fast.projected import FRESH, GUARDS, Split, first_basis, split
+from lip_fast.sharded import decompose
 
 SHAPES = [(40, 70), (70, 40), (50, 50)]
+
+
+Splitter = Callable[[Tensor, Tensor, Tensor, int], Split]
+
+
+class _OneOfOne:
+    """Stands for the processes that hold the parts of a weight, and for its layout: there is one part."""
+
+    offset = 0
+
+    def __init__(self, shape: tuple[int, int], dim: int) -> None:
+        self.shape, self.dim, self.sharding = shape, dim, self
+
+    def sum(self, make: Callable[[], Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        sums = [part.double() for part in make()]
+        assert [tuple(s.shape) for s in sums] == shapes
+        return sums
+
+    def compute_or(self, work: Callable[[], Tensor], instead: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+    def joins(self) -> bool:
+        return True
+
+    def part(self, whole: Tensor) -> Tensor:
+        return whole
+
+    def gather(self, part: Tensor, length: int) -> Tensor:
+        assert len(part) == length
+        return part
+
+
+@pytest.fixture(params=["whole", "by class", "by feature"])
+def splitter(request: pytest.FixtureRequest) -> Splitter:
+    """The split of a weight that one process has, and the one whose sums may be those of several."""
+    if request.param == "whole":
+        return split
+    dim = 0 if request.param == "by class" else 1
+
+    def split_parts(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
+        group = _OneOfOne((M.shape[0], M.shape[1]), dim)
+        return decompose.split(group, M, basis, fresh, k)  # type: ignore[arg-type]
+
+    return split_parts
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -30,11 +77,11 @@ def _basis(M: Tensor, k: int, r: int) -> Tensor:
     return first_basis(S.float(), Vh.mT.float(), k, r)
 
 
-def _steps(before: Tensor, weights: list[Tensor], k: int, r: int) -> list[Split]:
+def _steps(before: Tensor, weights: list[Tensor], k: int, r: int, splitter: Splitter = split) -> list[Split]:
     """The split of each weight, from the basis that the one before left; all are sound and finite."""
     basis, splits = _basis(before, k, r), []
     for i, M in enumerate(weights):
-        found = split(M.float(), basis, _fresh(M.shape[1], i), k)
+        found = splitter(M.float(), basis, _fresh(M.shape[1], i), k)
         assert int(found.status) == 0
         assert all(bool(torch.isfinite(X).all()) for X in found)
         _check_orthogonal(found, r)
@@ -72,12 +119,14 @@ def _error(X: Tensor, Y: Tensor, scale: Tensor) -> float:
 @pytest.mark.parametrize(("l", "q"), SHAPES)
 @pytest.mark.parametrize("k", [0, 1, GUARDS, GUARDS + 1, 20, 38, 39])
 @pytest.mark.parametrize("r", [1, 9, 40])
-def test_one_step_finds_what_the_decomposition_finds(l: int, q: int, k: int, r: int) -> None:
+def test_one_step_finds_what_the_decomposition_finds(
+    l: int, q: int, k: int, r: int, splitter: Splitter
+) -> None:
     d = min(l, q)
     r = min(r, d - k)
     before = _gapped(l, q, k)
     M = before + 1e-4 * _random(l, q, seed=1)
-    (found,) = _steps(before, [M], k, r)
+    (found,) = _steps(before, [M], k, r, splitter)
     # One power step from a basis that is 1e-3 off: once over the gap, and squared by the rotation.
     assert _error(_kept(found), _top(M, k), M) < 1e-5
     U, S, _ = torch.linalg.svd(M, full_matrices=False)
@@ -97,13 +146,13 @@ def test_one_step_finds_what_the_decomposition_finds(l: int, q: int, k: int, r: 
 
 
 @pytest.mark.parametrize(("l", "q"), SHAPES)
-def test_the_kept_part_stays_as_good_step_after_step(l: int, q: int) -> None:
+def test_the_kept_part_stays_as_good_step_after_step(l: int, q: int, splitter: Splitter) -> None:
     k, r = 20, 16
     M = _gapped(l, q, k)
     basis = _basis(M, k, r)
     for i in range(30):
         M = M + 2e-3 * _random(l, q, seed=i)
-        found = split(M.float(), basis, _fresh(q, i), k)
+        found = splitter(M.float(), basis, _fresh(q, i), k)
         assert _error(_kept(found), _top(M, k), M) < 2e-4
         M, basis = _kept(found) + 0.02 * _random(l, q, seed=99 + i) / (l + q) ** 0.5, found.basis
 
@@ -150,7 +199,9 @@ HARD = ["zero", "from zero", "deficient", "overwritten", "ten die", "equal", "no
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize(("l", "q"), SHAPES)
 @pytest.mark.parametrize("case", HARD)
-def test_where_there_is_no_gap_it_stays_sound_and_recovers(l: int, q: int, case: str) -> None:
+def test_where_there_is_no_gap_it_stays_sound_and_recovers(
+    l: int, q: int, case: str, splitter: Splitter
+) -> None:
     k, r = 20, 12
     before = _gapped(l, q, k)
     U, S, Vh = torch.linalg.svd(before, full_matrices=False)
@@ -178,7 +229,7 @@ def test_where_there_is_no_gap_it_stays_sound_and_recovers(l: int, q: int, case:
     else:
         before = before + 300 * U[:, 30:31] @ Vh[30:31]
         M = before + noise
-    found = _steps(before, [M] * 8, k, r)[-1]
+    found = _steps(before, [M] * 8, k, r, splitter)[-1]
     values = torch.linalg.svdvals(M)
     # As good as the gap between the kept directions and the others allows.
     allowed = 1e-5 if values[k] < 0.1 * values[k - 1] else 0.02
@@ -187,8 +238,8 @@ def test_where_there_is_no_gap_it_stays_sound_and_recovers(l: int, q: int, case:
 
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_numbers_that_are_not_finite_are_told(value: float) -> None:
+def test_numbers_that_are_not_finite_are_told(value: float, splitter: Splitter) -> None:
     M = _gapped(40, 70, 20)
     basis = _basis(M, 20, 12)
     M[3, 4] = value
-    assert int(split(M.float(), basis, _fresh(70, 0), 20).status) & status.NOT_FINITE
+    assert int(splitter(M.float(), basis, _fresh(70, 0), 20).status) & status.NOT_FINITE

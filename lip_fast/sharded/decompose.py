@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.projected import GUARDS, Split, energy, finish, no_split
 from lip_fast.rounding import compute_dtype
 from lip_fast.sharded.group import Group
 from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
@@ -20,6 +21,7 @@ __all__ = [
     "no_svd",
     "products_of",
     "randomized_svd",
+    "split",
     "tail_svd",
     "warm_svd",
     "whole_svd",
@@ -33,6 +35,10 @@ _PASSES = {torch.float32: 1, torch.float64: 3}
 _ORTHOGONALITY = 1e-4
 # Singular values up to this share of the largest have no vectors: as for a weight of one process.
 _RESOLVED = 1e-6
+# The smallest pivot of nearly orthonormal columns: to divide by it costs two of float32's digits.
+_PIVOT = 1e-2
+# An odd number without structure (2^64 over the golden ratio), to set seeds apart.
+_APART = 0x9E3779B97F4A7C15
 
 
 def warm_svd(
@@ -112,6 +118,56 @@ def tail_svd(group: Group, M: Tensor, *, rank: int) -> ops.SVD:
         lambda: nothing()._replace(A=torch.zeros(len(part), short - rank, dtype=dtype, device=M.device)),
     )
     return svd if by_class else svd._replace(A=svd.B, B=_gather(group, svd.A, long))
+
+
+def split(group: Group, M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
+    """:func:`lip_fast.projected.split` of the whole weight, by two sums of a weight sharded by class.
+
+    The columns are orthonormalised twice by Gram matrices in float64, all of them together: those of the tail
+    come after the kept ones, and hence end in their complement.
+
+    Args:
+        group: the processes that hold its parts.
+        M: this process's part of it.
+        basis: (q, k + r), the same on every process.
+        fresh: (q, FRESH) random signs, likewise.
+        k: number of kept directions.
+
+    Returns:
+        ``left``, of a weight sharded by class, with the rows of this process; all else whole.
+    """
+    sharding = group.sharding
+    (l, q), r = sharding.shape, basis.shape[1] - k
+    V = torch.cat([basis.mT, fresh.mT[: min(l, q) - k - r]]).mT
+    m, by_class = V.shape[1], sharding.dim == 0
+    M = group.compute_or(M.float, lambda: M)
+
+    def broken(rows: int) -> Tensor:
+        return V.new_full((rows, m), torch.nan)
+
+    if by_class:
+        X = group.compute_or(lambda: M @ V, lambda: broken(len(M)))
+        (G,) = group.sum(lambda: (gram(X),), [(m, m)])
+    else:
+        X, total = group.sum(lambda: (M @ sharding.part(V), energy(M)), [(l, m), ()])
+        X, G = group.compute_or(lambda: (X.float(), gram(X)), lambda: (broken(l), broken(m)))
+    first = sharding.offset if by_class else 0
+    X = group.compute_or(lambda: _independent(X, G, first), lambda: broken(len(M)))
+    if by_class:
+        Z, G, total = group.sum(lambda: ((X.mT @ M).mT, gram(X), energy(M)), [(q, m), (m, m), ()])
+    else:
+        Z = _gather(group, group.compute_or(lambda: (X.mT @ M).mT, lambda: broken(M.shape[1])), q)
+        G = group.compute_or(lambda: gram(X), lambda: broken(m))
+
+    def of_columns() -> Split:
+        R = cholesky(G)
+        left, right = (D.float() @ _inverse(R) for D in (X, Z))
+        n = k - min(GUARDS, k)
+        found = left[:, :n], left[:, n:], right[:, :n], right[:, n:]
+        well = (R.diagonal() / G.diagonal().sqrt()).min() > _PIVOT
+        return finish(*found, k, r, total=total, deviation=torch.where(well, 0.0, torch.nan))
+
+    return group.compute_or(of_columns, lambda: no_split(M, basis, k))
 
 
 def randomized_svd(group: Group, M: Tensor, V: Tensor, t: int, iterations: int) -> ops.SVD:
@@ -245,6 +301,30 @@ def _start_columns(basis: Tensor, step: Tensor, fresh: int, seed: int) -> Tensor
     for _ in range(2):  # twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9)
         F = F - basis @ (basis.mT @ F)
     return torch.cat([basis.mT, F.mT]).mT
+
+
+def _independent(Y: Tensor, G: Tensor, first: int) -> Tensor:
+    """Y R^-1, nearly orthonormal: rows of Y from ``first`` on, and the Gram matrix G = R^T R of all of them.
+
+    Random columns take the place of those that depend on others before them, and of zeros.
+    """
+    R = cholesky(G)
+    lengths = G.diagonal().sqrt()
+    # As small as the shift of a factorisation makes the pivot of a column that depends on others.
+    unresolved = 2 * (len(G) * torch.finfo(G.dtype).eps) ** 0.5
+    dependent = R.diagonal() <= unresolved * torch.where(lengths > 0, lengths, 1)
+    X = Y @ _inverse(R)
+    if not len(Y) or (Y.device.type in host.READABLE and not bool(dependent.any())):
+        return X
+    zero = torch.zeros((), dtype=torch.int64, device=Y.device)
+    return torch.where(dependent, ops.fresh_columns(zero, *Y.shape, seed=_APART * first % 2**63), X)
+
+
+def _inverse(R: Tensor) -> Tensor:
+    """R^-1 in float32, of a triangular R (m, m) in float64."""
+    return torch.linalg.solve_triangular(
+        R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True
+    ).float()
 
 
 def _finish_by_class(Q: Tensor, R: Tensor, Z: Tensor, t: int, V: Tensor) -> ops.SVD:

@@ -92,6 +92,8 @@ class Group:
         self._sizes_known_after = 0
         # Whether every process knows of an error, its own or another's.
         self._all_know = False
+        # The sum that a decision was taken by.
+        self._decided: Tensor | None = None
         # Collectives that this process came to, and how many of them it had been in before it failed.
         self._reached = self._done = 0
 
@@ -164,6 +166,8 @@ class Group:
         make: Callable[[], Sequence[Tensor]],
         shapes: Sequence[tuple[int, ...]],
         groups: Sequence[Any] | None = None,
+        *,
+        decides: bool = False,
     ) -> list[Tensor]:
         """The sums over processes of what ``make`` returns, in one collective a process group.
 
@@ -171,6 +175,8 @@ class Group:
             make: makes tensors of these shapes.
             shapes: of the tensors, the same on every process.
             groups: process groups to sum over; None for those that hold the parts of the weight.
+            decides: whether the sums say which collectives follow: a process that failed after this one goes
+                the way of the others when it joins what is left.
 
         Returns:
             the sums, in float64; NaN where a process failed and not all know yet.
@@ -193,7 +199,11 @@ class Group:
             with explained():
                 for group in groups:
                     dist.all_reduce(flat, group=group)
+            if decides:
+                self._decided = flat
             self._hear(flat[sum(sizes[:-1]) :], groups)
+        elif decides and self._decided is not None:
+            flat = self._decided
         sums = flat.split(sizes)[:-1]
         return [s.view(shape) for s, shape in zip(sums, shapes, strict=True)]
 

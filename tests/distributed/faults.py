@@ -43,6 +43,8 @@ VICTIM = 1
 EXACT: dict[str, Any] = {"rank": 0.5}
 TRUNCATED: dict[str, Any] = {"rank": 1, "tail_rank": 2}
 DECAY: dict[str, Any] = TRUNCATED | {"decay": 0.9}
+# More directions than a truncated step tracks, in float32.
+PROJECTED: dict[str, Any] = {"rank": 0.5, "shape": (150, 140)}
 AUTO: dict[str, Any] = {"rank": "auto", "tail": "zero"}
 AUTO_DECAY: dict[str, Any] = EXACT | {"rank": "auto", "decay": 0.9}
 
@@ -155,7 +157,11 @@ class Run(NamedTuple):
 
 
 def make_run(layout: str, settings: dict[str, Any], *, labels: str = "indices", **more: Any) -> Run:
-    problem = make_problem(30, 12, labels=labels)
+    settings = settings | more
+    if "shape" in settings:
+        problem = make_problem(*settings.pop("shape"), labels=labels, dtype=torch.float32)
+    else:
+        problem = make_problem(30, 12, labels=labels)
     head = make_head(problem)
     mesh, data_group, mine = init_device_mesh("cpu", (dist.get_world_size(),)), None, all_rows
     placement: Any = Shard(1) if layout.startswith("by feature") else Shard(0)
@@ -170,7 +176,6 @@ def make_run(layout: str, settings: dict[str, Any], *, labels: str = "indices", 
         shard(head, mesh, [Replicate()])
     elif layout != "replicas":
         shard(head, mesh, [placement], [Shard(0)])
-    settings = settings | more
     rank = settings.pop("rank")
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
     base: list[Tensor] = []
@@ -318,6 +323,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "solve_triangular": (torch.linalg, "solve_triangular"),
     "cholesky": (decompose, "cholesky"),
     "gram": (decompose, "gram"),
+    "finish": (decompose, "finish"),
     "part_sums": (label_sums, "part_sums"),
     "unpack": (rows, "unpack"),
     "filled": (rows, "filled"),
@@ -658,7 +664,7 @@ def off_host(layout: str, settings: dict[str, Any]) -> list[str]:
     """As where nothing is read: the step is lost and counted; only the victim raises."""
     wrong: list[str] = []
     victim = dist.get_rank() == VICTIM
-    for place in ("ops.label_sums", "part_sums", "ops.sketch", "ops.warm_svd"):
+    for place in ("ops.label_sums", "part_sums", "ops.sketch", "ops.warm_svd", "finish"):
         run = make_run(layout, settings)
         run.step(0)
         host.READABLE = frozenset()
@@ -761,6 +767,9 @@ def scenario_raising(folder: Path) -> list[Any]:
         ("by feature, other batches", TRUNCATED),
         ("fully sharded", AUTO_DECAY),
         ("hybrid", DECAY),
+        ("fully sharded", PROJECTED),
+        ("by feature", PROJECTED),
+        ("hybrid", PROJECTED),
     ]
     return each(raising, cases, folder)
 
@@ -773,6 +782,7 @@ def scenario_unsound(folder: Path) -> list[Any]:
         ("replicas", TRUNCATED),
         ("fully sharded", AUTO),
         ("hybrid", TRUNCATED),
+        ("fully sharded", PROJECTED),
     ]
     return each(unsound, cases, folder)
 
@@ -780,7 +790,7 @@ def scenario_unsound(folder: Path) -> list[Any]:
 def scenario_unlike(folder: Path) -> list[Any]:
     cases: list[Any] = [("tensor parallel", TRUNCATED), ("fully sharded", TRUNCATED), ("replicas", DECAY)]
     found = each(unlike, cases, folder / "unlike")
-    found += each(off_host, cases, folder / "off")
+    found += each(off_host, [*cases, ("tensor parallel", PROJECTED)], folder / "off")
     for i in range(2):
         found += results(fork(2, folder / f"heads-{i}", lambda: two_heads(i)), folder / f"heads-{i}")  # noqa: B023
     return found

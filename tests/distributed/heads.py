@@ -38,7 +38,8 @@ def make_problem(
     # A gapped spectrum: rounding must not decide which directions are kept.
     U, _ = torch.linalg.qr(randn(classes, min(classes, features)))
     V, _ = torch.linalg.qr(randn(features, min(classes, features)))
-    S = 3.0 * 0.8 ** torch.arange(min(classes, features), dtype=torch.float64)
+    d = min(classes, features)
+    S = 3.0 * 0.8 ** (torch.arange(d, dtype=torch.float64) * min(20 / d, 1))
     weight, bias = (U * S) @ V.T, 0.1 * randn(classes)
     X = [randn(rows, features) for _ in range(STEPS)]
     Y = [torch.randint(classes, (rows,), generator=generator) for _ in range(STEPS)]

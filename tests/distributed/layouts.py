@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
+from lip_fast import flops
+
 
 class Layout(NamedTuple):
     """Where weight and bias lie, and which rows of each batch this process sees."""
@@ -90,6 +92,8 @@ def two_dimensions(mesh: DeviceMesh, *, even: bool) -> list[Layout]:
 
 # Classes x features: tall, wide, fewer classes than some worlds have processes.
 TALL, WIDE, FEW = (30, 12), (9, 20), (3, 12)
+# More directions than a truncated step tracks: by products.
+LONG, BROAD = (150, 140), (140, 150)
 EXACT: dict[str, Any] = {"rank": 0.5}
 TRUNCATED: dict[str, Any] = {"rank": 1, "tail_rank": 2}
 SETTINGS: list[tuple[tuple[int, int], torch.dtype, str, dict[str, Any]]] = [
@@ -103,6 +107,8 @@ SETTINGS: list[tuple[tuple[int, int], torch.dtype, str, dict[str, Any]]] = [
     (TALL, torch.float64, "indices", {"rank": "auto", "tail": "zero"}),
     (WIDE, torch.float64, "indices", EXACT),
     (FEW, torch.float64, "indices", EXACT),
+    (LONG, torch.float32, "indices", EXACT),
+    (BROAD, torch.float32, "indices", {"rank": 100, "tail_rank": 30}),
 ]
 
 
@@ -123,6 +129,8 @@ def layouts() -> Iterator[Layout]:
 def compare() -> dict[str, Any]:
     """For each layout and setting: the distance to one process, and whether all processes end alike."""
     results, all_layouts = {}, list(layouts())
+    # One process would find exact decompositions of such small weights faster.
+    flops.products_pay = lambda *weight: True
     for shape, dtype, labels, settings in SETTINGS:
         problem = make_problem(*shape, dtype=dtype, labels=labels)
         rest = {name: value for name, value in settings.items() if name != "rank"}
@@ -137,7 +145,9 @@ def compare() -> dict[str, Any]:
             name = f"{layout.name}: {shape[0]} x {shape[1]} {str(dtype)[6:]} {labels} {settings}"
             results[name] = {
                 "distance": distance(got, expected),
-                "float32": dtype == torch.float32,
+                # float64 differs by rounding, float32 by that of products in another order over four steps,
+                # and by more where singular values lie a tenth as far apart.
+                "limit": 1e-12 if dtype == torch.float64 else 3e-5 if shape in (LONG, BROAD) else 3e-6,
                 "moved": distance(expected, problem.weight),
                 "equal": equal_everywhere(got),
                 "stats": lip.stats(),

@@ -12,6 +12,7 @@ from benchmarks.traffic import Case, Collective, Report, ring_bytes, simulated
 # q = 40 features, k + r + 8 = 20 columns; l / world is at least that, so that mirrors have full rank.
 TRUNCATED = Case("class", 4, 400, 40, 8, 4)
 EXACT = Case("class", 4, 400, 40, 36)
+PRODUCTS = Case("class", 4, 600, 140, 100)
 FEW_CLASSES = Case("class", 4, 32, 40, 28)
 FEATURES = Case("feature", 4, 96, 120, 8, 4)
 WHOLE = Case("whole", 4, 96, 40, 8, 4)
@@ -40,6 +41,17 @@ CASES: dict[str, tuple[Case, list[str]]] = {
     "exact, 512 processes": (replace(EXACT, world=512, l=20480), [SUM, SUM]),
     "exact, float64": (replace(EXACT, dtype="float64"), [SUM, SUM, SUM, SUM]),
     "exact, other batches": (replace(EXACT, data=True), [SUM, ROWS, SUM]),
+    "by products": (PRODUCTS, [SUM, SUM, SUM, SUM]),
+    "by products, 512 processes": (replace(PRODUCTS, world=512, l=76_800), [SUM, SUM, SUM, SUM]),
+    "by products, as on a device": (replace(PRODUCTS, device=True), [SUM, SUM, SUM]),
+    "by products, other batches": (replace(PRODUCTS, data=True), [SUM, SUM, SUM, ROWS, SUM]),
+    "by products, some refitted": (replace(PRODUCTS, rank=90, tail_rank=40), [SUM, SUM, SUM, SUM]),
+    "by products, more features": (replace(PRODUCTS, l=1000, q=1010), [SUM, SUM, SUM, SUM]),
+    "features, by products": (Case("feature", 4, 160, 640, 100), [SUM, PARTS, SUM, SUM]),
+    "features, by products, as on a device": (
+        Case("feature", 4, 160, 640, 100, device=True),
+        [SUM, PARTS, SUM],
+    ),
     "few classes": (FEW_CLASSES, [PARTS, SUM]),
     "few classes, uneven": (replace(FEW_CLASSES, l=30), [PARTS, SUM]),
     "few classes, other batches": (replace(FEW_CLASSES, data=True), [PARTS, SUM, ROWS, SUM]),
@@ -56,16 +68,18 @@ CASES: dict[str, tuple[Case, list[str]]] = {
 }
 # The same but for the number of classes.
 GROWING = [Case("class", 4, l, 24, 4, 2, data=data) for data in (False, True) for l in (64, 4096, 65_536)]
+GROWING_PRODUCTS = [Case("class", 4, l, 140, 100, data=data) for data in (False, True) for l in (600, 60_000)]
 # Parts with many more rows than the path has columns, on which memory is compared.
 LARGE = [
     Case("class", 4, 40_000, 64, 24, 8, device=True, profile=True),
     Case("class", 4, 40_000, 64, 60, profile=True),
+    Case("class", 4, 40_000, 140, 100, device=True, profile=True),
 ]
 
 
 @pytest.fixture(scope="module")
 def reports() -> dict[Case, Report]:
-    cases = [*(case for case, _ in CASES.values()), *GROWING, *LARGE]
+    cases = [*(case for case, _ in CASES.values()), *GROWING, *GROWING_PRODUCTS, *LARGE]
     return dict(zip(cases, simulated(cases), strict=True))
 
 
@@ -99,15 +113,22 @@ def test_the_formulas_are_those_counted_by_hand() -> None:
     assert refit == Collective("allreduce_", "float64", 8 * (4 * 8 + 2 + 15))
     _, rows, _ = collectives(replace(case, data=True, rows=100))
     assert rows == Collective("_allgather_base_", "uint8", 100 * (9 * 4 + 8))
-    (gram, _) = collectives(replace(case, rank=460, tail_rank=None))
+    (gram, _) = collectives(replace(case, rank=460, tail_rank="all"))
     assert gram.payload == 8 * (512**2 + 15)
+    # 200 kept, 104 refitted and 8 fresh columns.
+    gram, products, vote, _ = collectives(replace(case, rank=200, tail_rank=None))
+    assert gram.payload == 8 * (312**2 + 15)
+    assert products.payload == 8 * (512 * 312 + 312**2 + 1 + 15)
+    assert vote.payload == 8 * (1 + 15)
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("data", [False, True])
 def test_bytes_do_not_depend_on_the_number_of_classes(data: bool, reports: dict[Case, Report]) -> None:
-    steps = {reports[case].steps for case in GROWING if case.data == data}
-    assert len(steps) == 1
+    for cases in (GROWING, GROWING_PRODUCTS):
+        # The first step of a split by products is exact, and gathers where there are few classes.
+        steps = {reports[case].steps[1:] for case in cases if case.data == data}
+        assert len(steps) == 1
 
 
 @pytest.mark.process
