@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.rows import ROWS, row
 from benchmarks.running import run
-from benchmarks.small_svd import small_svd
+from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.bench.cases import Case, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant

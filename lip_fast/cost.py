@@ -72,7 +72,7 @@ def cost(
         taken, columns = flops.exact(l, q, r), r
     else:
         columns = directions.columns
-        taken = flops.truncated(l, q, columns, k + r if settings.rest == "drop" else r)
+        taken = flops.truncated(l, q, columns, k + r if directions.drops else r)
     # The weight is read and written in four passes at most, its factors twice each.
     moved = 4.0 * like.element_size() * l * q + 16.0 * (l + q) * columns
     return Cost(path, k, r, taken + 2.0 * rows * q * r, moved, head)

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from lip_fast import flops, host, ops
-from lip_fast.projected import FRESH, GUARDS, Split, first_basis
+from lip_fast.functional import select_rank
+from lip_fast.projected import FRESH, GUARDS, Split, energy, first_basis
 from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 from lip_fast.world import Change, Operand, Update, World
 
-__all__ = ["Decomposition", "Directions", "StepReport"]
+__all__ = ["Decomposition", "Directions", "StepReport", "rank_by_energy"]
 
+# The share of ||M||_F^2 that rank="auto" keeps.
+_AUTO_ENERGY = 0.95
 # What is removed below the tail is worth a warning above this share of ||M||_F^2.
 _DROPPED_ENERGY = 0.01
 # Looked up once: a step asks for one of them.
@@ -80,14 +83,32 @@ class Decomposition:
         return Change(A, torch.cat([above, tail + s, below]), B, self.added)
 
 
+def rank_by_energy(M: Tensor, shape: tuple[int, int], world: World) -> tuple[int | None, int]:
+    """The rank that keeps most of the energy of a weight, for rank="auto".
+
+    Args:
+        M: the weight of this shape, or this process's part of it.
+        shape: (l, q) of the weight.
+        world: who decomposes it.
+
+    Returns:
+        the rank; or None and the reason of a weight that has no spectrum, a bit of :mod:`lip_fast.status`.
+    """
+    svd = world.tail_svd(M, min(shape))
+    if broken := int(svd.status):
+        return None, broken
+    if not bool(torch.isfinite(svd.S).all()):
+        return None, NOT_FINITE
+    return min(select_rank(svd.S, energy=_AUTO_ENERGY), Settings.most_kept(min(shape))), 0
+
+
 class Directions:
     """Singular directions of one weight M (l, q): ``rank`` kept, ``tail_rank`` refitted, the rest deeper.
 
     Up to 128 columns a step tracks the leading rank + tail_rank directions by a truncated decomposition.
-    Beyond that, and where all remaining directions are asked for, it splits the weight by products
-    (:mod:`lip_fast.projected`), and refits no more than 104. Both take one power step from the last step's
-    basis. A weight is decomposed exactly in each step where min(l, q) is within those columns, with
-    tail_rank="all", in float64, and on a host where that is faster.
+    Beyond that it splits the weight by products (:mod:`lip_fast.projected`), and refits no more than 104.
+    Both take one power step from the last step's basis. A weight is decomposed exactly in each step where
+    min(l, q) is within those columns, with tail_rank="all", in float64, and on a host where that is faster.
 
     Off the host, basis and step counter stay at their addresses once there is a basis, and nothing is read: a
     step can then be captured in a CUDA graph.
@@ -108,6 +129,7 @@ class Directions:
         is_wide: whether it has more directions than a truncated step tracks.
         projects: whether such a weight is split by products, where it is not float64.
         flops: operations of a step by products.
+        drops: whether directions below the tail are removed.
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
@@ -121,9 +143,14 @@ class Directions:
         self.rank, self.settings = rank, settings
         d, asked = min(l, q), settings.tail_rank
         self._remaining = d - rank
-        tail = min(asked, d - rank) if isinstance(asked, int) else d - rank
-        wide = d > _MOST_COLUMNS and (asked is None or rank + tail + FRESH > _MOST_COLUMNS)
-        self.is_wide = wide and asked != "all" and tail > 0
+        many = d > _MOST_COLUMNS
+        if isinstance(asked, int):
+            tail = min(asked, d - rank)
+        else:
+            tail = min(d - rank, _LONGEST_TAIL) if asked is None and many else d - rank
+        # Of parts, a split looks at what it removes by sums that it takes anyway.
+        beyond = rank + tail + FRESH > _MOST_COLUMNS or (asked is None and not whole)
+        self.is_wide = many and beyond and asked != "all" and tail > 0
         self.tail_rank = min(tail, _LONGEST_TAIL) if self.is_wide else tail
         if isinstance(asked, int) and self.tail_rank < tail:
             warnings.warn(
@@ -132,10 +159,10 @@ class Directions:
                 UserWarning,
                 stacklevel=2,
             )
-        # Without a number the tail is all that remains: of a wide weight nothing is left below it.
-        self._drops = settings.rest == "drop" or asked is None
+        # Without a number the tail is all that remains: nothing is left below it.
+        self.drops = settings.rest == "drop" or asked is None
         self.flops = flops.by_products(
-            l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=self._drops
+            l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=self.drops
         )
         exact_is_slow = not whole or device.type not in host.READABLE
         self.projects = self.is_wide and (exact_is_slow or flops.products_pay(l, q, d - rank, self.flops))
@@ -155,9 +182,11 @@ class Directions:
 
     def path(self, dtype: torch.dtype) -> str:
         """How a step decomposes a weight of this dtype: "by products", "truncated" or "exact"."""
+        if self.exact or (dtype == torch.float64 and (self.is_wide or self.settings.tail_rank is None)):
+            return "exact"
         if self.is_wide:
-            return "by products" if self.projects and dtype != torch.float64 else "exact"
-        return "exact" if self.exact else "truncated"
+            return "by products" if self.projects else "exact"
+        return "truncated"
 
     @property
     def tracks(self) -> bool:
@@ -190,8 +219,9 @@ class Directions:
         settings = self.settings
         if self.changes_nothing and update is None:
             return self._nothing(M, world)
-        on = Operand(M, self.step, settings.seed, update)
+        on = Operand(M, self.step, settings.seed, update, self.drops)
         found = self.decompose(on, world)
+        world.tell(found.status)
         if settings.tail == "refit":
             sums = world.label_sums(found.A, found.B, bias)
             status, sound = world.verdict(found.status)
@@ -238,26 +268,34 @@ class Directions:
 
     def decompose(self, on: Operand, world: World) -> Decomposition:
         """What a step works on."""
-        k, r, drop = self.rank, self.tail_rank, self._drops
+        k, r, drop = self.rank, self.tail_rank, self.drops
         path = self.path(on.M.dtype)
-        if path == "by products":
-            if self.basis is not None:
-                split = world.split(on, self.basis, k)
-                if world.all_say(self._is_enough(split)):
-                    return _projected(split, k, r, drop=drop)
-            svd = world.tail_svd(on.M, 0)
-            return _exact(svd, k, r, drop=drop, basis=first_basis(svd.S, svd.B, k, r))
-        if path == "truncated":
-            return _truncated(world.warm_svd(on, self.basis, k + r, FRESH), k, drop=drop)
-        if self.is_wide:
+        if path == "exact":
             # Of earlier steps in another format: nothing carries it on.
             self.basis = None
-        return _exact(world.tail_svd(on.M, k), k, r, drop=drop)
+            return _exact(world.tail_svd(on.M, k), k, r, drop=drop)
+        if path == "truncated" and self.settings.tail_rank is not None:
+            return _truncated(world.warm_svd(on, self.basis, k + r, FRESH), k, drop=drop)
+        if self.basis is not None:
+            if path == "truncated":
+                svd = world.warm_svd(on, self.basis, k + r, FRESH)
+                found, gamma = _truncated(svd, k, drop=drop), -torch.ones_like(svd.S[0])
+                total = energy(on.M.float())
+                deeper = (total - energy(svd.S)) / torch.where(total > 0, total, 1)
+            else:
+                split = world.split(on, self.basis, k)
+                found, gamma, deeper = _projected(split, k, r, drop=drop), split.gamma, split.deeper
+            # After an update in the step itself there is no other way.
+            if world.all_say(self._is_enough(found.status, gamma, deeper)) or on.update is not None:
+                return found
+        svd = world.tail_svd(on.M, 0)
+        basis = first_basis(svd.S, svd.B, k, r) if path == "by products" else svd.B[:, : k + r].clone()
+        return _exact(svd, k, r, drop=drop, basis=basis)
 
-    def _is_enough(self, split: Split) -> bool:
-        """Whether a split is to be used as it is; a look at it only where that is free."""
-        removed = split.deeper.clamp(min=0) if self._drops else torch.zeros_like(split.deeper)
-        told, sound = torch.stack([split.gamma.double(), removed]), split.status == 0
+    def _is_enough(self, status: Tensor, gamma: Tensor, deeper: Tensor) -> bool:
+        """Whether what a warm step found is to be used as it is; a look at it only where that is free."""
+        removed = deeper.clamp(min=0) if self.drops else torch.zeros_like(deeper)
+        told, sound = torch.stack([gamma.double(), removed]), status == 0
         if told.device.type in host.READABLE:
             share = float(removed)
             if share > _DROPPED_ENERGY and bool(sound) and not self._warned_of_pause:
@@ -337,7 +375,7 @@ class Directions:
 
         Version 0.1.0 refitted all that remain where now some are; it saved no basis then.
         """
-        return tail_rank in (self.tail_rank, self._remaining if self._drops else None)
+        return tail_rank in (self.tail_rank, self._remaining if self.drops else None)
 
     def check_state_dict(self, state_dict: dict[str, Any]) -> None:
         """ValueError where the basis is of another weight, or not finite: no step would recover from it."""

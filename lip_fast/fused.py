@@ -1,9 +1,10 @@
 """The update of a weight as a part of LIP's step, for any rule: :class:`lip_fast.world.Update`.
 
 When the weight is written goes by what the kernels cost. A float32 weight is stored updated by the first
-pass, for the second to read it and not the state again; but not where one kernel takes both products and the
-step replaces the weight, not adds to it. Into a narrow format only what LIP makes of it is written, from the
-updated weight in float32: rounded once, stochastically, where writing it in between would round updates away.
+pass, for the second to read it and not the state again. One kernel takes both products of a large weight,
+rounded to TF32, but not where the step writes the weight anew from them. Into a narrow format only what LIP
+makes of it is written, from the updated weight in float32: rounded once, stochastically, where writing it in
+between would round updates away.
 """
 
 from collections.abc import Mapping
@@ -65,21 +66,27 @@ class FusedUpdate:
         self._M, self._grad, self._scaling = local_part(weight), local_part(weight.grad), scaling
         self._kind, self._group, self._kept = rule, group, state
         self._state = [local_part(state[name]) for name in rule.held(group)]
+        self._replaces = group["lip_rest"] == "drop" or group["lip_tail_rank"] is None
         # Whether M' is stored before LIP is.
-        replaced_at_once = group["lip_rest"] == "drop" and ops.reads_once(self._M)
-        self._stored = self._M.dtype == torch.float32 and not replaced_at_once
+        self._stored = self._M.dtype == torch.float32
         self._taken = self._written = False
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Y (l, m), Z (q, m). See :class:`lip_fast.world.Update`."""
         rule, counted = self._kind.next(self._group, self._kept, self._M, self._scaling.found_inf)
         self._updated = ops.Updated(self._M, self._grad, self._state, rule, self._scaling)
-        products = ops.update_one_read_(self._updated, V, write=self._stored)
+        Z = None
+        if self._replaces:
+            Y = ops.update_sketch_(self._updated, V, write=self._stored)
+        else:
+            Y, Z = ops.update_one_read_(self._updated, V, write=self._stored)
         for name, value in counted.items():
             # Where it lies, for captured steps.
             self._kept[name].copy_(value)
         self._taken, self._written = True, self._stored
-        return products
+        if Z is None:
+            Z = ops.project(self._M, Y) if self._stored else ops.update_project(self._updated, Y)
+        return Y, Z
 
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int

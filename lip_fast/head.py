@@ -12,8 +12,7 @@ from lip_fast import host, status
 from lip_fast.claims import Claim
 from lip_fast.cost import Cost, cost
 from lip_fast.counters import Counters
-from lip_fast.directions import Directions, StepReport
-from lip_fast.functional import select_rank
+from lip_fast.directions import Directions, StepReport, rank_by_energy
 from lip_fast.observations import Observation, Observations
 from lip_fast.rounding import compute_dtype
 from lip_fast.settings import Settings, warn_of_first_step
@@ -28,7 +27,7 @@ from lip_fast.sharded.tensors import (
 )
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import check_indices
-from lip_fast.validation import FLOATS, check_like, describe, full_precision
+from lip_fast.validation import AS_THEY_ARE, FLOATS, PRODUCTS, check_like, describe, full_precision
 from lip_fast.world import Alone, Peers, Update, World
 
 __all__ = ["Head", "HeadStep", "LIPError", "Turn", "check_bias", "check_matrix", "group_of"]
@@ -37,8 +36,6 @@ __all__ = ["Head", "HeadStep", "LIPError", "Turn", "check_bias", "check_matrix",
 # that has a gradient there may be more: they may be micro-batches of one step.
 _MAX_OBSERVATIONS = 64
 _MAX_MICRO_BATCHES = 4096
-# The share of ||M||_F^2 that rank="auto" keeps.
-_AUTO_ENERGY = 0.95
 _STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
 
 
@@ -377,10 +374,10 @@ class HeadStep:
             PeerError: another process failed in LIP, or is gone.
             LIPError: with ``strict``, where LIP was skipped as unsound.
         """
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            full_precision(self._act)(turn, update, step)
-        else:
-            self._act(turn, update, step)
+        # Asked here, and not by the wrapper: a warm step goes through few functions.
+        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        rounds = autocast or any(products.fp32_precision not in AS_THEY_ARE for products in PRODUCTS)
+        (full_precision(self._act) if rounds else self._act)(turn, update, step)
 
     def _act(self, turn: Turn, update: Update | None, step: bool) -> None:
         weight, settings = turn.weight, self.settings
@@ -405,7 +402,7 @@ class HeadStep:
         if self.directions is None:
             rank = settings.kept(min(self.shape))
             if rank is None:
-                choice = world.choose_rank(lambda: self._rank_by_energy(M, world))
+                choice = world.choose_rank(lambda: rank_by_energy(M, self.shape, world))
                 if choice is None:
                     return
                 rank, unknown = choice
@@ -448,15 +445,6 @@ class HeadStep:
         world.decide()
         none = torch.zeros((), dtype=torch.int64, device=M.device)
         return StepReport(torch.zeros_like(world.ok), world.verdict(none + unknown)[0], none, none)
-
-    def _rank_by_energy(self, M: Tensor, world: World) -> tuple[int | None, int]:
-        """The rank that keeps the energy, or None and the reason of a weight that has no spectrum."""
-        svd = world.tail_svd(M, min(self.shape))
-        if broken := int(svd.status):
-            return None, broken
-        if not bool(torch.isfinite(svd.S).all()):
-            return None, status.NOT_FINITE
-        return min(select_rank(svd.S, energy=_AUTO_ENERGY), Settings.most_kept(min(self.shape))), 0
 
     def _new_directions(self, rank: int, weight: Tensor) -> Directions:
         """Of a step from nothing."""

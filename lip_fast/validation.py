@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "AS_THEY_ARE",
     "FLOATS",
+    "PRODUCTS",
     "check_finite",
     "check_float_matrix",
     "check_int",
@@ -23,6 +25,10 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+"""What rounds the operands of float32 products where torch.set_float32_matmul_precision has it do so."""
+AS_THEY_ARE = ("ieee", "none")
+"""Their precisions of operands that are not rounded."""
 
 
 def describe(value: object) -> str:
@@ -97,14 +103,25 @@ def check_like(name: str, value: object, template: object) -> None:
 
 
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """``function`` with autocast off: in bfloat16 a decomposition would have no correct digits."""
+    """``function`` with autocast off and float32 products in float32, whatever a training allows its own.
+
+    In bfloat16 a decomposition would have no correct digits, in TF32 most of an optimizer's update would be
+    lost where a weight is written from its factors.
+    """
 
     @wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        rounding = [(products, products.fp32_precision) for products in PRODUCTS]
+        rounding = [(products, how) for products, how in rounding if how not in AS_THEY_ARE]
         enabled = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+        if not rounding and not enabled:
+            return function(*args, **kwargs)
         with ExitStack() as stack:
             for device in enabled:
                 stack.enter_context(torch.autocast(device, enabled=False))
+            for products, how in rounding:
+                products.fp32_precision = "ieee"
+                stack.callback(setattr, products, "fp32_precision", how)
             return function(*args, **kwargs)
 
     return wrapper

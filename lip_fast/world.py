@@ -5,6 +5,7 @@ the decomposition, the sums of the labels, the decision, and the write.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -25,7 +26,6 @@ from lip_fast.targets import CSR, Targets
 __all__ = ["Alone", "Batch", "Change", "Operand", "Peers", "Update", "World", "all_finite"]
 
 _T = TypeVar("_T")
-_D = TypeVar("_D", ops.SVD, Split)
 
 # Power iterations of the first, cold decomposition: 1e-3 of the optimum on slowly decaying spectra.
 _COLD_ITERATIONS = 4
@@ -62,6 +62,8 @@ class Operand(NamedTuple):
     """Of the random columns and of stochastic rounding."""
     update: Update | None = None
     """Of the weight, which is taken with the first products; None where the weight is as it is."""
+    replaced: bool = False
+    """Whether the step writes the weight anew from its products, which must then hold to float32."""
 
 
 class Change(NamedTuple):
@@ -126,7 +128,7 @@ class Alone:
             t: number of triplets.
             fresh: number of fresh columns.
         """
-        M, step, seed, update = on
+        M, step, seed, update, replaced = on
         if update is not None:
             assert basis is not None
             V = ops.start_basis(basis.float(), step, fresh=fresh, seed=seed)
@@ -138,7 +140,7 @@ class Alone:
             basis = start
         elif basis.dtype != M.dtype:
             basis = basis.to(compute_dtype(M))
-        return ops.warm_svd(M, basis, step, fresh=fresh, seed=seed)
+        return ops.warm_svd(M, basis, step, fresh=fresh, seed=seed, tf32=not replaced)
 
     @staticmethod
     def split(on: Operand, basis: Tensor, k: int) -> Split:
@@ -150,6 +152,9 @@ class Alone:
     def all_say(yes: bool) -> bool:
         """Whether all processes that hold a part of the weight say so, and go on alike."""
         return yes
+
+    def tell(self, status: Tensor) -> None:
+        """Let the other processes know of the decomposition that this one goes by."""
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """The sums of the labels along directions A (l, r) and B (q, r), of the statistics if there are."""
@@ -193,7 +198,7 @@ class Alone:
             largest: (1,) the largest singular value of the weight; (0,) of a weight without one.
             ok: () bool.
         """
-        M, step, seed, update = on
+        M, step, seed, update, _ = on
         A, s, B, added = change
         if update is not None:
             return update.rebuild_(A, s, B, ok=ok, step=step, accumulate=added, seed=seed)
@@ -267,20 +272,18 @@ class Peers(Group):
     def tail_svd(self, M: Tensor, rank: int) -> ops.SVD:
         """See :class:`Alone`."""
         if self.sharding.dim is not None:
-            return self._told(parts.tail_svd(self, M, rank=rank))
+            return parts.tail_svd(self, M, rank=rank)
         return self.compute_or(
-            lambda: self._told(ops.tail_svd(M, rank=rank)),
+            lambda: ops.tail_svd(M, rank=rank),
             lambda: parts.no_svd(M, M.shape[1], min(M.shape) - rank, kept=rank),
         )
 
     def warm_svd(self, on: Operand, basis: Tensor | None, t: int, fresh: int) -> ops.SVD:
         """See :class:`Alone`."""
-        M, step, seed, update = on
+        M, step, seed, update, replaced = on
         q = self.sharding.shape[1]
         if self.sharding.dim is None:
-            return self.compute_or(
-                lambda: self._told(Alone.warm_svd(on, basis, t, fresh)), lambda: parts.no_svd(M, q, t)
-            )
+            return self.compute_or(lambda: Alone.warm_svd(on, basis, t, fresh), lambda: parts.no_svd(M, q, t))
         dtype = compute_dtype(M)
         if basis is None:
             generator = torch.Generator(device=M.device)
@@ -288,20 +291,16 @@ class Peers(Group):
             V = torch.randn(q, t + fresh, generator=generator, dtype=dtype, device=M.device)
             # The power step below starts from the basis that this finds, as it does on one process.
             basis = parts.randomized_svd(self, M, V, t, _COLD_ITERATIONS).B
-        products = None if update is None else update.products
-        return self._told(
-            parts.warm_svd(self, M, basis.to(dtype), step, fresh=fresh, seed=seed, products=products)
-        )
+        by_library = partial(parts.products_of, M, tf32=not replaced)
+        products = by_library if update is None else update.products
+        return parts.warm_svd(self, M, basis.to(dtype), step, fresh=fresh, seed=seed, products=products)
 
     def split(self, on: Operand, basis: Tensor, k: int) -> Split:
         """See :class:`Alone`."""
         if self.sharding.dim is None:
-            found = self.compute_or(lambda: Alone.split(on, basis, k), lambda: no_split(on.M, basis, k))
-        else:
-            fresh = ops.fresh_columns(on.step, len(basis), FRESH, seed=on.seed)
-            found = parts.split(self, on.M, basis, fresh, k)
-        # On the host one that is not sound is not used: the exact decomposition in its place is told.
-        return found if self.device.type in host.READABLE else self._told(found)
+            return self.compute_or(lambda: Alone.split(on, basis, k), lambda: no_split(on.M, basis, k))
+        fresh = ops.fresh_columns(on.step, len(basis), FRESH, seed=on.seed)
+        return parts.split(self, on.M, basis, fresh, k)
 
     def all_say(self, yes: bool) -> bool:
         """See :class:`Alone`. A collective where hosts look at numbers, and each has a part of the weight."""
@@ -310,10 +309,10 @@ class Peers(Group):
         (doubts,) = self.sum(lambda: (torch.tensor(float(not yes)),), [()], decides=True)
         return float(doubts) == 0
 
-    def _told(self, svd: _D) -> _D:
-        """A decomposition whose status the others learn: one replica may be unsound where they are not."""
-        self.report(svd.status)
-        return svd
+    def tell(self, status: Tensor) -> None:
+        """See :class:`Alone`. One replica may be unsound where others are not."""
+        if self._error is None:
+            self.report(status)
 
     def label_sums(self, A: Tensor, B: Tensor, bias: Tensor | None) -> ops.Sums:
         """See :class:`Alone`."""

@@ -8,7 +8,7 @@ import torch
 from problems import gapped_matrix, linear, problem, relative_error
 from sklearn.datasets import load_digits
 
-from lip_fast import LIP, ops, reference
+from lip_fast import LIP, flops, ops, reference
 from lip_fast.directions import Directions
 from lip_fast.projected import FRESH
 from lip_fast.settings import Settings
@@ -224,3 +224,31 @@ def test_state_round_trip_is_bit_exact() -> None:
     assert torch.equal(directions.basis, other.basis)
     with pytest.raises(ValueError, match=r"basis of shape \(60, 12\), got a tensor of shape \(60, 11\)"):
         _directions(M, 7, 5).check_state_dict(directions.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("rank", "tail_rank", "whole", "expected", "refitted"),
+    [
+        (16, None, True, "truncated", 104),
+        (17, None, True, "by products", 104),
+        (16, None, False, "by products", 104),
+        (50, 70, True, "truncated", 70),
+        (50, 71, True, "by products", 71),
+        (50, "all", True, "exact", 90),
+        (100, None, False, "by products", 40),
+    ],
+)
+def test_a_step_takes_the_path_of_its_columns(
+    rank: int,
+    tail_rank: int | str | None,
+    whole: bool,
+    expected: str,
+    refitted: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flops, "products_pay", lambda *_: True)
+    settings = Settings(tail_rank=tail_rank)
+    directions = Directions(140, 180, rank=rank, settings=settings, device=torch.device("cpu"), whole=whole)
+    assert directions.path(torch.float32) == expected
+    assert directions.path(torch.float64) == ("truncated" if tail_rank == 70 else "exact")
+    assert directions.tail_rank == refitted

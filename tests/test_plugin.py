@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -652,6 +653,26 @@ def test_autocast_does_not_reach_the_step() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             _apply(LIP(head, 5, tail_rank=4, decay=0.9), X, y)
         weights.append(head.weight.detach())
+    assert torch.equal(*weights)
+
+
+@pytest.fixture
+def products_in_bfloat16() -> Iterator[None]:
+    """What trainings allow their own products, on GPUs TF32."""
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_rounded_products_do_not_reach_the_step(products_in_bfloat16: None) -> None:
+    weights = []
+    for precision in ("medium", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        head, X, y = _wide()
+        _apply(LIP(head, 5, tail_rank=4, decay=0.9), X, y)
+        weights.append(head.weight.detach())
+        # And the training goes on with its own.
+        assert torch.get_float32_matmul_precision() == precision
     assert torch.equal(*weights)
 
 

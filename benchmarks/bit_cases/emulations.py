@@ -44,18 +44,11 @@ def _nothing_readable() -> Iterator[None]:
 
 
 @contextmanager
-def updates_fused(*, reads_once: bool = False) -> Iterator[None]:
-    """Optimizers with LIP inside leave the update of the weight to LIP's step, as on a GPU.
-
-    Args:
-        reads_once: whether one kernel takes the update and both products, as of a large weight.
-    """
+def updates_fused() -> Iterator[None]:
+    """Optimizers with LIP inside leave the update of the weight to LIP's step, as on a GPU."""
     from lip_fast import ops
 
-    hooks: dict[str, Any] = {"fuses_updates": lambda device: True}
-    if reads_once:
-        hooks["reads_once"] = lambda M: True
-    with _replaced(ops, **hooks):
+    with _replaced(ops, fuses_updates=lambda device: True):
         yield
 
 
@@ -64,8 +57,8 @@ def _on_a_device(maker: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return train(maker, options)
 
 
-def _fused(maker: str, options: Mapping[str, Any], reads_once: bool = False) -> dict[str, Any]:
-    with updates_fused(reads_once=reads_once):
+def _fused(maker: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    with updates_fused():
         return train(maker, options)
 
 
@@ -149,5 +142,5 @@ def fused_cases(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[
                 found[f"fused/{maker}/{name}"] = partial(_fused, maker, how)
     for maker in OWN:
         for name in ("keep", "drop", "drop-bfloat16"):
-            found[f"fused-once/{maker}/{name}"] = partial(_fused, maker, KERNELS[name], reads_once=True)
+            found[f"fused/{maker}/{name}"] = partial(_fused, maker, KERNELS[name])
     return found

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import lip_fast.backends.native.one_read as one_read
-from benchmarks.small_svd import small_svd
 from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.library import MODULES, stream_of
 from lip_fast.backends.native.refit import refit
 from lip_fast.backends.native.sketch import sketch
+from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.backends.native.svd import warm_svd
 from lip_fast.bench.cases import require_native
 from lip_fast.bench.timing import synchronize

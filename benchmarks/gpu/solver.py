@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.small_svd import small_svd
+from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.bench.cases import Case, Maker, at_most, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, captured

@@ -23,21 +23,21 @@ def check_product(M: Tensor, name: str, X: Tensor, side: int) -> None:
         raise elsewhere(name, X, "M", M.device)
 
 
-def _products(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+def _products(M: Tensor, V: Tensor, tf32: bool = True) -> tuple[Tensor, Tensor]:
     (l, q), m = M.shape, V.shape[1]
     return V.new_empty(m, l).mT, V.new_empty(m, q).mT
 
 
 _SKETCH = Op(
-    "sketch(Tensor M, Tensor V) -> (Tensor, Tensor)",
-    check=lambda M, V: check_product(M, "V", V, 1),
+    "sketch(Tensor M, Tensor V, bool tf32=True) -> (Tensor, Tensor)",
+    check=lambda M, V, tf32=True: check_product(M, "V", V, 1),
     outputs=_products,
     default="default.sketch",
     kernels=(
         Kernel(
             "native.sketch",
             "cuda",
-            can=lambda M, V: V.dtype == torch.float32,
+            can=lambda M, V, tf32=True: V.dtype == torch.float32 and tf32,
             reason="reads a large weight once",
         ),
     ),
@@ -63,7 +63,7 @@ _PROJECT = Op(
 )
 
 
-def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+def sketch(M: Tensor, V: Tensor, *, tf32: bool = True) -> tuple[Tensor, Tensor]:
     """Both products of a power step, Y = M V and Z = M^T Y.
 
     A kernel that reads M once from memory rounds M and V to TF32 and gives Y as rounded to TF32 too, so that
@@ -72,11 +72,13 @@ def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         M: (l, q) floating point.
         V: (q, m) float32 or float64, its columns contiguous for speed.
+        tf32: whether M and V may be rounded to TF32. Not where a weight is rebuilt from the products: most
+            of an optimizer's update is below that rounding, and would be lost.
 
     Returns:
         Y (l, m) and Z (q, m), their columns contiguous, in the dtype of ``V``.
     """
-    return _SKETCH(M, V)
+    return _SKETCH(M, V, tf32)
 
 
 def project(M: Tensor, Y: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def _check_fresh(t: int, fresh: int, most: int) -> None:
         )
 
 
-def _check_warm(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int) -> None:
+def _check_warm(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf32: bool = True) -> None:
     if step.dtype != torch.int64 or step.dim() or seed not in SEEDS or step.device != M.device:
         raise bad_step(step, seed, "M", M.device)
     if M.dim() != 2 or not M.is_floating_point():
@@ -88,7 +88,7 @@ def _thin(Y: Tensor) -> tuple[Tensor, Tensor]:
     return Y.new_empty(d, n).mT, Y.new_empty(d, m)
 
 
-def _can_warm(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int) -> bool:
+def _can_warm(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf32: bool = True) -> bool:
     return M.dtype != torch.float64 and _can_start(basis, step, fresh, seed)
 
 
@@ -114,7 +114,8 @@ def _native(
 
 
 _WARM = Op(
-    "warm_svd(Tensor M, Tensor basis, Tensor step, int fresh, int seed) -> (Tensor, Tensor, Tensor, Tensor)",
+    "warm_svd(Tensor M, Tensor basis, Tensor step, int fresh, int seed, bool tf32=True)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     check=_check_warm,
     outputs=lambda M, basis, *how: _factors(basis, len(M), *basis.shape),
     default="default.svd:warm_svd",
@@ -147,7 +148,7 @@ _ORTHONORMALIZE = Op(
 )
 
 
-def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int) -> SVD:
+def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int, tf32: bool = True) -> SVD:
     """Top singular triplets of a slowly changing matrix, by one power step from the last basis.
 
     With V = [basis, fresh random signs]: Y = M V = Q R, Z = M^T Q = P T, T = U S V_T^T, A = Q V_T, B = P U.
@@ -160,13 +161,14 @@ def warm_svd(M: Tensor, basis: Tensor, step: Tensor, *, fresh: int, seed: int) -
         step: () int64, counter of the fresh columns.
         fresh: number of fresh columns, at least 1; t + fresh <= min(l, q).
         seed: key of the fresh columns.
+        tf32: as of :func:`lip_fast.ops.sketch`.
 
     Returns:
         A (l, t), S (t,) descending and B (q, t), its columns contiguous, in the dtype of ``basis``; status
         () int64, not 0 where M is not finite, the small decomposition failed, or ``max |B^T B - I|`` > 1e-4:
         the factors are then not to be used.
     """
-    return SVD(*_WARM(M, basis, step, fresh, seed))
+    return SVD(*_WARM(M, basis, step, fresh, seed, tf32))
 
 
 def start_basis(basis: Tensor, step: Tensor, *, fresh: int, seed: int) -> Tensor:

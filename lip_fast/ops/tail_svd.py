@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lip_fast.backends.kernel import Kernel
+from lip_fast.backends.native.library import MAX_COLUMNS
 from lip_fast.ops.checks import expected, not_a_matrix
 from lip_fast.ops.op import Op
 from lip_fast.ops.svd import SVD
@@ -41,6 +42,12 @@ _OP = Op(
             "cpu",
             can=lambda M, rank: M.dtype != torch.float64 and min(M.shape) <= _SMALL_SIDE,
             reason=f"faster than LAPACK up to a side of {_SMALL_SIDE}",
+        ),
+        Kernel(
+            "native.tail_svd",
+            "cuda",
+            can=lambda M, rank: M.dtype != torch.float64 and 1 <= min(M.shape) <= MAX_COLUMNS,
+            reason=f"does not wait for the device, up to a side of {MAX_COLUMNS}",
         ),
     ),
 )

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.cholesky import cholesky
 from lip_fast.projected import GUARDS, Split, energy, finish, no_split
 from lip_fast.rounding import compute_dtype
 from lip_fast.sharded.group import Group
 from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
 
 __all__ = [
-    "cholesky",
     "gram",
     "no_svd",
     "products_of",
@@ -349,22 +349,11 @@ def gram(Y: Tensor) -> Tensor:
     return D.mT @ D
 
 
-def cholesky(G: Tensor) -> Tensor:
-    """Upper triangular R with R^T R = G up to rounding, of any positive semidefinite G; NaN of any other."""
-    scale = G.diagonal().sqrt()
-    scale = torch.where(scale > 0, scale, 1)
-    # With unit columns, a shift by the rounding of the sums leaves no room for a negative pivot.
-    C = G / (scale[:, None] * scale)
-    C.diagonal().add_(G.shape[0] * torch.finfo(G.dtype).eps)
-    L, info = torch.linalg.cholesky_ex(C)
-    return torch.where(info == 0, L.mT * scale, torch.nan)
-
-
-def products_of(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """M V and M^T M V of a part of a weight, which may be empty."""
+def products_of(M: Tensor, V: Tensor, *, tf32: bool = True) -> tuple[Tensor, Tensor]:
+    """:func:`lip_fast.ops.sketch` of a part of a weight, which may be empty."""
     if M.shape[0] == 0:
         return V.new_zeros(0, V.shape[1]), torch.zeros_like(V)
-    return ops.sketch(M, V)
+    return ops.sketch(M, V, tf32=tf32)
 
 
 def _soundness(B: Tensor) -> Tensor:

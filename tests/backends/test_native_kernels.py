@@ -3,13 +3,13 @@
 They run on CPU tensors here: the same sources, and the same arithmetic, as on a GPU.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from problems import gapped_matrix, orthonormal, relative_error
 
-from benchmarks.small_svd import small_svd
 from lip_fast import backends
 from lip_fast.backends.default.fresh_columns import fresh_columns as numpy_fresh_columns
 from lip_fast.backends.default.label_sums import label_sums as torch_label_sums
@@ -21,8 +21,9 @@ from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.label_sums import label_sums
 from lip_fast.backends.native.rebuild_ import rebuild_
 from lip_fast.backends.native.refit import refit
+from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.backends.native.svd import warm_svd
-from lip_fast.backends.native.tail_svd import tail_svd
+from lip_fast.backends.native.tail_svd import tail_svd, tail_svd_of_factor
 from lip_fast.ops.op import OPS, on_its_device
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT
 
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.skipif(library.cpu() is None, reason=f"no CPU extension
 CPU = torch.device("cpu")
 STEP = torch.tensor(3)
 TRUE = torch.tensor(True)
+TailSVD = Callable[[torch.Tensor, int], tuple[torch.Tensor, ...]]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 1000])
@@ -137,8 +139,12 @@ def test_columns_that_collapse_are_orthogonal_or_none(dtype: torch.dtype) -> Non
     assert torch.all((V.double().mT @ V.double() - torch.eye(12)).abs() < 1e-4)
 
 
+tail_svds = pytest.mark.parametrize("tail_svd", [tail_svd, tail_svd_of_factor])
+
+
+@tail_svds
 @pytest.mark.parametrize("shape", [(3, 3), (10, 64), (64, 10)])
-def test_tail_svd_of_equal_rows(shape: tuple[int, int]) -> None:
+def test_tail_svd_of_equal_rows(tail_svd: TailSVD, shape: tuple[int, int]) -> None:
     for M in (torch.ones(shape), torch.ones(shape) * torch.arange(1.0, shape[0] + 1)[:, None]):
         A, S, B, status = tail_svd(M, 1)
         assert int(status) == 0
@@ -171,7 +177,8 @@ def test_small_svd_takes_any_strides() -> None:
 
 @pytest.mark.parametrize(("l", "q"), [(1, 1), (1, 9), (9, 1), (10, 512), (512, 10), (24, 24), (3, 700)])
 @pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
-def test_tail_svd_is_lapacks(l: int, q: int, layout: str) -> None:
+@tail_svds
+def test_tail_svd_is_lapacks(tail_svd: TailSVD, l: int, q: int, layout: str) -> None:
     M = gapped_matrix(l, q).float()
     if layout == "columns":
         M = M.mT.contiguous().mT
@@ -193,7 +200,26 @@ def test_tail_svd_is_lapacks(l: int, q: int, layout: str) -> None:
             assert relative_error(F.double().mT @ F.double() + 1, torch.eye(d - rank) + 1) < 1e-5 or d == rank
 
 
-def test_tail_svd_of_zero_and_of_what_is_not_finite() -> None:
+@pytest.mark.parametrize(("l", "q"), [(100, 512), (300, 100), (128, 128)])
+@pytest.mark.parametrize("squashed", [1.0, 3e-2, 1e-4, 1e-5])
+def test_a_squashed_tail_is_found_to_its_own_digits(l: int, q: int, squashed: float) -> None:
+    d, rank = min(l, q), 80
+    U, _, Vh = torch.linalg.svd(gapped_matrix(l, q).double(), full_matrices=False)
+    S = torch.linspace(2, 1, d, dtype=torch.float64)
+    S[rank:] *= squashed
+    M = (U * S @ Vh).float()
+    A, S, B, status = tail_svd_of_factor(M, rank)
+    exact = lapack_tail_svd(M.double(), rank)
+    assert int(status) == 0
+    assert torch.allclose(S.double(), exact[1], rtol=1e-5)
+    got = A.double() * S[rank:].double() @ B.double().mT
+    assert relative_error(got, exact[0] * exact[1][rank:] @ exact[2].mT) < 5e-5
+    for F in (A, B):
+        assert float((F.double().mT @ F.double() - torch.eye(d - rank)).abs().max()) < 3e-5
+
+
+@tail_svds
+def test_tail_svd_of_zero_and_of_what_is_not_finite(tail_svd: TailSVD) -> None:
     A, S, B, status = tail_svd(torch.zeros(5, 8), 2)
     assert int(status) == 0
     assert not S.any()

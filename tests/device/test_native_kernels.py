@@ -14,7 +14,6 @@ import torch
 from problems import gapped_matrix, orthonormal, relative_error
 from torch import Tensor
 
-from benchmarks.small_svd import small_svd
 from lip_fast import ops
 from lip_fast.backends.default.fresh_columns import fresh_columns as numpy_fresh_columns
 from lip_fast.backends.default.sketch import sketch as library_sketch
@@ -24,7 +23,9 @@ from lip_fast.backends.native.fresh_columns import fresh_columns
 from lip_fast.backends.native.rebuild_ import rebuild_
 from lip_fast.backends.native.refit import refit
 from lip_fast.backends.native.sketch import sketch
+from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.backends.native.svd import warm_svd
+from lip_fast.projected import first_basis, split
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT
 
 one_read_module = importlib.import_module("lip_fast.backends.native.one_read")
@@ -337,6 +338,42 @@ def test_small_svd_reports_each_matrix_without_waiting() -> None:
     with no_waiting():
         status = small_svd(T).status
     assert status.tolist() == [0, NOT_FINITE, RANK_DEFICIENT, RANK_DEFICIENT, NOT_FINITE]
+
+
+@pytest.mark.parametrize(("l", "q"), [(100, 512), (300, 128), (10, 64)])
+def test_an_exact_decomposition_with_a_small_side_does_not_wait(l: int, q: int) -> None:
+    M, rank = gapped_matrix(l, q).float(), min(l, q) // 2
+    on_device = M.to(DEVICE)
+    ops.tail_svd(on_device, rank=rank)
+    with no_waiting():
+        found = ops.tail_svd(on_device, rank=rank)
+    A, S, B, status = (X.cpu() for X in found)
+    U, exact, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    assert int(status) == 0
+    assert torch.allclose(S.double(), exact, rtol=1e-5)
+    got = A.double() * S[rank:].double() @ B.double().mT
+    assert relative_error(got, U[:, rank:] * exact[rank:] @ Vh[rank:]) < 5e-5
+
+
+@pytest.mark.parametrize(("l", "q", "k"), [(300, 500, 150), (500, 300, 290), (200, 400, 12)])
+def test_a_split_by_products_does_not_wait(l: int, q: int, k: int) -> None:
+    U, S, Vh = torch.linalg.svd(gapped_matrix(l, q), full_matrices=False)
+    S[k:] *= 0.03
+    M = (U * S @ Vh).float()
+    r = min(min(l, q) - k, 104)
+    basis, fresh = (
+        first_basis(S.float(), Vh.mT.float(), k, r).to(DEVICE),
+        numpy_fresh_columns(step().cpu(), q, 8, 0),
+    )
+    given = M.to(DEVICE), basis, fresh.to(DEVICE), k
+    split(*given)
+    with no_waiting():
+        found = split(*given)
+    assert int(found.status) == 0
+    kept = (found.left.double() @ found.right.double().mT).cpu()
+    assert relative_error(kept, M.double()) < 1e-2
+    Q = found.left[:, : k - 8].double()
+    assert float((Q.mT @ Q - torch.eye(k - 8, device=DEVICE)).abs().max()) < 1e-4
 
 
 SHAPES = [(100, 512, 40), (512, 100, 40), (61, 67, 53), (300, 200, 120), (9, 9, 1), (3001, 257, 72)]

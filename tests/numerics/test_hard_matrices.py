@@ -15,11 +15,11 @@ from problems import relative_error
 from torch import Tensor
 
 import lip_fast
-from benchmarks.small_svd import small_svd
 from lip_fast import ops
 from lip_fast.backends.default.svd import warm_svd as default_warm_svd
 from lip_fast.backends.default.tail_svd import tail_svd as default_tail_svd
 from lip_fast.backends.native import library
+from lip_fast.backends.native.small_svd import small_svd
 from lip_fast.backends.native.svd import warm_svd as native_warm_svd
 from lip_fast.backends.native.tail_svd import tail_svd as native_tail_svd
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT

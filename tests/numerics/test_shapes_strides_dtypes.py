@@ -15,9 +15,9 @@ from problems import gapped_matrix, problem, relative_error
 from torch import Tensor, nn
 
 import lip_fast
-from benchmarks.small_svd import small_svd
 from lip_fast import ops
 from lip_fast.backends.native import library
+from lip_fast.backends.native.small_svd import small_svd
 
 pytestmark = pytest.mark.hostile
 

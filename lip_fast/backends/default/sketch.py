@@ -3,7 +3,7 @@
 from torch import Tensor
 
 
-def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+def sketch(M: Tensor, V: Tensor, tf32: bool = True) -> tuple[Tensor, Tensor]:
     """Y (l, m), Z (q, m). See :func:`lip_fast.ops.sketch`."""
     M = M.to(V.dtype)
     # Transposed: the second product then runs along the rows of M, a quarter faster than M^T Y.

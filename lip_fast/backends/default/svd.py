@@ -27,7 +27,7 @@ _LONGEST = 4096
 
 
 def warm_svd(
-    M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int
+    M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf32: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A (l, t), S (t,), B (q, t), status (). See :func:`lip_fast.ops.warm_svd`."""
     t = basis.shape[1]

@@ -8,10 +8,10 @@ from lip_fast.backends.native.library import MODULES, addresses, stream_of
 from lip_fast.backends.native.one_read import is_cached
 
 
-def sketch(M: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+def sketch(M: Tensor, V: Tensor, tf32: bool = True) -> tuple[Tensor, Tensor]:
     """Y (l, m), Z (q, m). See :func:`lip_fast.ops.sketch`."""
     (l, q), m = M.shape, V.shape[1]
-    if M.device.type == "cuda" and M.dtype == torch.float32 and not is_cached(M):
+    if tf32 and M.device.type == "cuda" and M.dtype == torch.float32 and not is_cached(M):
         module = MODULES["cuda"]
         values = module.one_read_workspace(l, q, m)
         if values >= 0 and M.stride(1) == 1 and M.stride(0) % 4 == 0 and M.data_ptr() % 16 == 0:

@@ -13,10 +13,10 @@ from lip_fast.backends.native.sketch import sketch
 
 
 def warm_svd(
-    M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int
+    M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf32: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A (l, t), S (t,), B (q, t), status (). See :func:`lip_fast.ops.warm_svd`."""
-    return finish_svd(*sketch(M, start_basis(basis, step, fresh, seed)), basis.shape[1])
+    return finish_svd(*sketch(M, start_basis(basis, step, fresh, seed), tf32), basis.shape[1])
 
 
 def start_basis(basis: Tensor, step: Tensor, fresh: int, seed: int) -> Tensor:

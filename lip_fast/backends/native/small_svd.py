@@ -1,4 +1,4 @@
-"""The native solver of small square problems on its own: in the package it is a part of other kernels."""
+"""The native solver of small square problems by itself."""
 
 from typing import NamedTuple
 
