@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lip_fast import flops, host, ops
 from lip_fast.functional import select_rank
-from lip_fast.projected import FRESH, GUARDS, Split, energy, first_basis
+from lip_fast.projected import FRESH, GUARDS, Split, beside, energy, first_basis
 from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
@@ -160,7 +160,7 @@ class Directions:
                 stacklevel=2,
             )
         # Without a number the tail is all that remains: nothing is left below it.
-        self.drops = settings.rest == "drop" or asked is None
+        self.drops = (settings.rest == "drop" or asked is None) and rank + self.tail_rank < d
         self.flops = flops.by_products(
             l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=self.drops
         )
@@ -437,7 +437,7 @@ def _projected(split: Split, k: int, r: int, *, drop: bool) -> Decomposition:
     none = S[:0]
     factors, values = (A, B), (none, -S, none)
     if drop:
-        factors = (split.left, split.right)
-        values = (S.new_ones(split.left.shape[1] - len(split.S)), -S, -split.S[r:])
+        factors = (beside(*split.left), beside(*split.right))
+        values = (S.new_ones(factors[0].shape[1] - len(split.S)), -S, -split.S[r:])
     kept = torch.cat([limits, S])
     return Decomposition(A, B, kept, len(limits), split.status, split.basis, factors, values, added=not drop)
