@@ -106,8 +106,9 @@ class Directions:
     """Singular directions of one weight M (l, q): ``rank`` kept, ``tail_rank`` refitted, the rest deeper.
 
     Up to 128 columns a step tracks the leading rank + tail_rank directions by a truncated decomposition.
-    Beyond that it splits the weight by products (:mod:`lip_fast.projected`), and refits no more than 104.
-    Both take one power step from the last step's basis. A weight is decomposed exactly in each step where
+    Beyond that it splits the weight by products (:mod:`lip_fast.projected`), and refits no more than 104; so
+    it does without a number of them where a host has not got all of the weight. Both take one power step from
+    the last step's basis. A weight is decomposed exactly in each step where
     min(l, q) is within those columns, with tail_rank="all", in float64, and on a host where that is faster.
 
     Off the host, basis and step counter stay at their addresses once there is a basis, and nothing is read: a
@@ -133,8 +134,8 @@ class Directions:
         changes_nothing: whether a step leaves the weight as it is.
         basis: (q, rank + tail_rank), of the last step; None on the exact path and before the first step.
         step: () int64, the counter of the random bits.
-        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last sound split; -1
-            before one.
+        told: (2,) float64, gamma and the share of ||M||_F^2 that was removed, of the last sound step that
+            knows them; -1 before one.
     """
 
     def __init__(
@@ -148,9 +149,11 @@ class Directions:
             tail = min(asked, d - rank)
         else:
             tail = min(d - rank, _LONGEST_TAIL) if asked is None and many else d - rank
-        # Of parts, a split looks at what it removes by sums that it takes anyway.
-        beyond = rank + tail + FRESH > _MOST_COLUMNS or (asked is None and not whole)
-        self.is_wide = many and beyond and asked != "all" and tail > 0
+        on_host = device.type in host.READABLE
+        # Without a number a truncated step falls back on an exact one, where the weight has fewer directions
+        # than it tracks: a host has to look. Of parts it would have to sum up the energy as well.
+        tracked = rank + tail + FRESH <= _MOST_COLUMNS and (asked is not None or (whole and on_host))
+        self.is_wide = many and not tracked and asked != "all" and tail > 0
         self.tail_rank = min(tail, _LONGEST_TAIL) if self.is_wide else tail
         if isinstance(asked, int) and self.tail_rank < tail:
             warnings.warn(
@@ -164,7 +167,7 @@ class Directions:
         self.flops = flops.by_products(
             l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=self.drops
         )
-        exact_is_slow = not whole or device.type not in host.READABLE
+        exact_is_slow = not (whole and on_host)
         self.projects = self.is_wide and (exact_is_slow or flops.products_pay(l, q, d - rank, self.flops))
         self.exact = not self.is_wide and self.columns >= d
         self.changes_nothing = settings.changes_nothing(d, rank)
@@ -190,8 +193,9 @@ class Directions:
 
     @property
     def tracks(self) -> bool:
-        """Whether the next step is warm-started: one that can begin with the update of the weight."""
-        return not self.exact and not self.is_wide and self.basis is not None
+        """Whether the next step can begin with the update of the weight, whatever it finds then."""
+        tracks = not (self.exact or self.is_wide or self.settings.tail_rank is None)
+        return tracks and self.basis is not None
 
     @property
     def can_be_captured(self) -> bool:
@@ -246,9 +250,8 @@ class Directions:
             and found.known is not None
             and not self._warned
             and not host.capturing(M.device)
-            and bool(ok)
         ):
-            self._warn_if_large(M, found.known, world)
+            self._warn_if_large(M, found.known, world, ok)
         ok = world.write(on, found.change(s), found.S[:1], ok)
         # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
         if M.device.type not in host.READABLE or not bool(ok):
@@ -280,13 +283,12 @@ class Directions:
             if path == "truncated":
                 svd = world.warm_svd(on, self.basis, k + r, FRESH)
                 found, gamma = _truncated(svd, k, drop=drop), -torch.ones_like(svd.S[0])
-                total = energy(on.M.float())
+                total = world.total(energy(on.M.float()))
                 deeper = (total - energy(svd.S)) / torch.where(total > 0, total, 1)
             else:
                 split = world.split(on, self.basis, k)
                 found, gamma, deeper = _projected(split, k, r, drop=drop), split.gamma, split.deeper
-            # After an update in the step itself there is no other way.
-            if world.all_say(self._is_enough(found.status, gamma, deeper)) or on.update is not None:
+            if world.all_say(self._is_enough(found.status, gamma, deeper)):
                 return found
         svd = world.tail_svd(on.M, 0)
         basis = first_basis(svd.S, svd.B, k, r) if path == "by products" else svd.B[:, : k + r].clone()
@@ -329,11 +331,14 @@ class Directions:
         else:
             self.basis = torch.where(new, B, basis.to(B.dtype))
 
-    def _warn_if_large(self, M: Tensor, S: Tensor, world: World) -> None:
-        """Once, at the first step: later ones see a weight that has been truncated already."""
+    def _warn_if_large(self, M: Tensor, S: Tensor, world: World, ok: Tensor) -> None:
+        """Once, at the first step that is ``ok``: later ones see a weight that has been truncated already."""
+        # Also where it is not: a process that failed joins the sums that the others take.
+        total = float(world.total(energy(M.float())))
+        if not bool(ok):
+            return
         self._warned = True
-        total = float(world.total(torch.linalg.vector_norm(M.float()).square()))
-        removed = 1 - float(S.square().sum()) / total if total > 0 else 0.0
+        removed = 1 - float(energy(S)) / total if total > 0 else 0.0
         if removed > _DROPPED_ENERGY:
             warnings.warn(
                 f'rest="drop" removes {removed:.1%} of ||M||_F^2 below rank + tail_rank = '

@@ -52,6 +52,7 @@ class FusedUpdate:
         group: its group.
         state: its state in the optimizer, which fits the rule.
         scaling: of the gradient.
+        replaces: whether the step writes the weight anew from the products.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class FusedUpdate:
         group: Mapping[str, Any],
         state: Mapping[str, Any],
         scaling: ops.Scaling,
+        *,
+        replaces: bool,
     ) -> None:
         assert weight.grad is not None
         self._M, self._grad, self._scaling = local_part(weight), local_part(weight.grad), scaling
         self._kind, self._group, self._kept = rule, group, state
         self._state = [local_part(state[name]) for name in rule.held(group)]
-        self._replaces = group["lip_rest"] == "drop" or group["lip_tail_rank"] is None
+        self._replaces = replaces
         # Whether M' is stored before LIP is.
         self._stored = self._M.dtype == torch.float32
         self._taken = self._written = False

@@ -466,11 +466,10 @@ class HeadStep:
         counters["empty"] = 0
         if directions is not None and directions.changes_nothing:
             counters["applied"], counters["empty"] = 0, counters["applied"]
-        gamma, removed = (-1, -1) if directions is None else directions.told.tolist()
-        if gamma < 0:
-            gamma = removed = None
+        told = () if directions is None else zip(("gamma", "removed"), directions.told.tolist(), strict=True)
+        known = {"gamma": None, "removed": None} | {name: value for name, value in told if value >= 0}
         steps = self._steps + counters.pop("replayed")
-        return {"steps": steps, **counters, "rank": rank, "gamma": gamma, "removed": removed}
+        return {"steps": steps, **counters, "rank": rank, **known}
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`lip_fast.LIP.state_dict`."""

@@ -121,7 +121,14 @@ def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 stack.enter_context(torch.autocast(device, enabled=False))
             for products, how in rounding:
                 products.fp32_precision = "ieee"
-                stack.callback(setattr, products, "fp32_precision", how)
+                stack.callback(_restore, products, how)
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def _restore(products: Any, how: str) -> None:
+    """Have products take the precision ``how`` again: by themselves only where it is not that of all."""
+    products.fp32_precision = "none"
+    if products.fp32_precision != how:
+        products.fp32_precision = how

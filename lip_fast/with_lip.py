@@ -449,7 +449,12 @@ class WithLIP(Optimizer):
             if not group["differentiable"] and self._fuses(of):
                 turn = of.step.due(p, group["lr"], self, found_inf)
                 assert turn is not None  # since LIP acts on this step
-                fused[of] = turn, FusedUpdate(self.RULE, p, group, self.state[p], scaling)
+                directions = of.step.directions
+                assert directions is not None  # since they are tracked
+                fused[of] = (
+                    turn,
+                    FusedUpdate(self.RULE, p, group, self.state[p], scaling, replaces=directions.drops),
+                )
         return fused
 
     def _fuses(self, of: GroupHead) -> bool:

@@ -226,6 +226,28 @@ def test_state_round_trip_is_bit_exact() -> None:
         _directions(M, 7, 5).check_state_dict(directions.state_dict())
 
 
+@pytest.mark.parametrize(("rest", "tf32"), [("keep", True), ("drop", False)])
+@pytest.mark.filterwarnings("ignore:rest=.drop. removes")
+def test_what_a_weight_is_written_from_is_never_in_tf32(
+    rest: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    warm_svd = ops.warm_svd
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["tf32"])
+        return warm_svd(*arguments, **options)
+
+    monkeypatch.setattr(ops, "warm_svd", spy)
+    head = linear(60, 40, seed=1)
+    X, y = torch.randn(30, 60, generator=torch.Generator().manual_seed(0)), torch.arange(30)
+    lip = LIP(head, 6, tail_rank=5, rest=rest)
+    for _ in range(2):
+        lip.observe(X, y)
+        lip.apply()
+    assert seen == [tf32] * 2
+
+
 @pytest.mark.parametrize(
     ("rank", "tail_rank", "whole", "expected", "refitted"),
     [

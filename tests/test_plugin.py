@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -657,23 +658,46 @@ def test_autocast_does_not_reach_the_step() -> None:
 
 
 @pytest.fixture
-def products_in_bfloat16() -> Iterator[None]:
-    """What trainings allow their own products, on GPUs TF32."""
-    torch.set_float32_matmul_precision("medium")
-    yield
+def precisions() -> Iterator[tuple[Any, Any]]:
+    """What rounds the operands of products, on GPUs and on CPUs, which a test may set."""
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    cuda.fp32_precision = cpu.fp32_precision = "none"
+    yield cuda, cpu
     torch.set_float32_matmul_precision("highest")
+    torch.backends.fp32_precision = cuda.fp32_precision = cpu.fp32_precision = "none"
 
 
-def test_rounded_products_do_not_reach_the_step(products_in_bfloat16: None) -> None:
+def test_rounded_products_do_not_reach_the_step(
+    precisions: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    label_sums = ops.label_sums
+
+    def spy(*arguments: Any) -> Any:
+        seen.append([products.fp32_precision for products in precisions])
+        return label_sums(*arguments)
+
+    monkeypatch.setattr(ops, "label_sums", spy)
     weights = []
-    for precision in ("medium", "highest"):
+    for precision in ("medium", "high", "highest"):
         torch.set_float32_matmul_precision(precision)
         head, X, y = _wide()
-        _apply(LIP(head, 5, tail_rank=4, decay=0.9), X, y)
+        _apply(LIP(head, 5, tail_rank=4), X, y)
         weights.append(head.weight.detach())
         # And the training goes on with its own.
         assert torch.get_float32_matmul_precision() == precision
-    assert torch.equal(*weights)
+    assert seen == [["ieee", "ieee"]] * 3
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[1], weights[2])
+
+
+def test_a_precision_of_all_products_is_theirs_again_after_a_step(precisions: tuple[Any, Any]) -> None:
+    torch.backends.fp32_precision = "tf32"
+    head, X, y = _wide()
+    _apply(LIP(head, 5, tail_rank=4), X, y)
+    assert [products.fp32_precision for products in precisions] == ["tf32", "tf32"]
+    torch.backends.fp32_precision = "ieee"
+    assert [products.fp32_precision for products in precisions] == ["ieee", "ieee"]
 
 
 def test_a_head_that_becomes_double_keeps_its_digits() -> None:

@@ -215,12 +215,16 @@ def test_a_state_of_exact_steps_is_gone_on_from() -> None:
         exact.lip.load_state_dict(training.lip.state_dict())
 
 
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("tail", ["refit", "zero"])
 @pytest.mark.parametrize(("k", "rows"), [(100, 128), (120, 16), (60, 8), (FEW, 8)])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.filterwarnings("ignore:.* grew below")
-def test_more_directions_than_the_weight_has_are_no_accident(k: int, rows: int, optimizer: str) -> None:
+def test_more_directions_than_the_weight_has_are_no_accident(
+    k: int, rows: int, tail: str, optimizer: str
+) -> None:
     """A head that starts from zeros, as in fine-tuning."""
-    training = _Training(SHAPES[0], k, optimizer, 1e-3 if optimizer == "adamw" else 0.1)
+    training = _Training(SHAPES[0], k, optimizer, 1e-3 if optimizer == "adamw" else 0.1, tail=tail)
     with torch.no_grad():
         for p in training.head.parameters():
             p.zero_()

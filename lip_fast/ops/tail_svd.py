@@ -61,8 +61,9 @@ def tail_svd(M: Tensor, *, rank: int) -> SVD:
         rank: number of leading directions whose vectors are not wanted.
 
     Returns:
-        A (l, d - rank), S (d,) and B (q, d - rank) in float64 for a float64 ``M``, else in float32, where
-        the vectors of values up to 1e-6 s_1 may be zero columns of the larger side: there is no direction to
-        speak of; status () int64, not 0 where M is not finite or the solver failed.
+        A (l, d - rank), S (d,), descending up to rounding, and B (q, d - rank) in float64 for a float64
+        ``M``, else in float32, where the vectors of values up to 1e-6 s_1 may be zero columns of the larger
+        side: there is no direction to speak of; status () int64, not 0 where M is not finite or the solver
+        failed.
     """
     return SVD(*_OP(M, rank))

@@ -161,7 +161,9 @@ def split(group: Group, M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Spli
 
     def of_columns() -> Split:
         R = cholesky(G)
-        left, right = (D.float() @ _inverse(R) for D in (X, Z))
+        # R is nearly I, and R^-1 in float32 would be rounded to one side of it, the same one in every step.
+        rest = (_inverse(R) - torch.eye(m, device=R.device)).float()
+        left, right = (torch.addmm(D, D, rest) for D in (X, Z.float()))
         n = k - min(GUARDS, k)
         found = left[:, :n], left[:, n:], right[:, :n], right[:, n:]
         well = (R.diagonal() / G.diagonal().sqrt()).min() > _PIVOT
@@ -313,7 +315,7 @@ def _independent(Y: Tensor, G: Tensor, first: int) -> Tensor:
     # As small as the shift of a factorisation makes the pivot of a column that depends on others.
     unresolved = 2 * (len(G) * torch.finfo(G.dtype).eps) ** 0.5
     dependent = R.diagonal() <= unresolved * torch.where(lengths > 0, lengths, 1)
-    X = Y @ _inverse(R)
+    X = Y @ _inverse(R).float()
     if not len(Y) or (Y.device.type in host.READABLE and not bool(dependent.any())):
         return X
     zero = torch.zeros((), dtype=torch.int64, device=Y.device)
@@ -321,10 +323,8 @@ def _independent(Y: Tensor, G: Tensor, first: int) -> Tensor:
 
 
 def _inverse(R: Tensor) -> Tensor:
-    """R^-1 in float32, of a triangular R (m, m) in float64."""
-    return torch.linalg.solve_triangular(
-        R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True
-    ).float()
+    """R^-1 of a triangular R (m, m), in float64."""
+    return torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
 
 
 def _finish_by_class(Q: Tensor, R: Tensor, Z: Tensor, t: int, V: Tensor) -> ops.SVD:

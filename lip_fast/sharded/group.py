@@ -92,7 +92,7 @@ class Group:
         self._sizes_known_after = 0
         # Whether every process knows of an error, its own or another's.
         self._all_know = False
-        # The sum that a decision was taken by.
+        # The sum by which all decided which collectives follow.
         self._decided: Tensor | None = None
         # Collectives that this process came to, and how many of them it had been in before it failed.
         self._reached = self._done = 0

@@ -9,7 +9,10 @@ from lip_fast.backends.native.one_read import is_cached
 
 
 def sketch(M: Tensor, V: Tensor, tf32: bool = True) -> tuple[Tensor, Tensor]:
-    """Y (l, m), Z (q, m). See :func:`lip_fast.ops.sketch`."""
+    """Y (l, m), Z (q, m). See :func:`lip_fast.ops.sketch`.
+
+    Also of a step whose products are a part of it, which may not be in TF32.
+    """
     (l, q), m = M.shape, V.shape[1]
     if tf32 and M.device.type == "cuda" and M.dtype == torch.float32 and not is_cached(M):
         module = MODULES["cuda"]
