@@ -11,9 +11,21 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.cholesky import cholesky, divided, gram, inverse
 from lip_fast.status import NOT_CONVERGED, NOT_FINITE, NOT_ORTHOGONAL
 
-__all__ = ["FRESH", "GUARDS", "Split", "beside", "energy", "finish", "first_basis", "no_split", "split"]
+__all__ = [
+    "FRESH",
+    "GUARDS",
+    "Split",
+    "beside",
+    "energy",
+    "first_basis",
+    "independent",
+    "no_split",
+    "of_columns",
+    "split",
+]
 
 FRESH = 8
 """Fresh random columns beside the tail: without them a warm start never sees a new direction."""
@@ -22,15 +34,16 @@ GUARDS = 8
 a step. A QR factorisation in the order kept, tail never swaps two of them, and the tail is squashed in that
 same step: a new strong direction would be lost for good."""
 
-# Of columns of like lengths, one shorter than this share of the longest is what rounding left of it.
+# Of a float32 column what is left of it beside others, or of columns of like lengths one shorter than this
+# share of the longest, is what rounding left.
 _VANISHED = 3e-6
-# Shifts of CholeskyQR of unit columns (Fukaya et al., SIAM J. Sci. Comput. 42, 2020): the first is above the
-# rounding of a float32 Gram matrix of a thousand columns and leaves a condition of 100 times the root of
-# their number at most, the second one of a few.
-_SHIFTS = (1e-4, 1e-6, 0.0)
-# The smallest pivot of unit columns with which one pass is orthonormal to 1e-5: the rounding of a float32
+# Of the diagonal of a Gram matrix of columns which may nearly all depend on others: see cholesky().
+_SHIFT = 100
+# The smallest pivot of unit columns with which one pass in float32 is orthonormal to 1e-5: the rounding of a
 # Gram matrix, 1e-7, over its square.
 _PIVOT = 0.1
+# That of columns which two Gram matrices in float64 make orthonormal to the rounding of a product, 1e-7, over it.
+_LEAST_PIVOT = 1e-3
 # As much as keeps the Cholesky factor of a float32 Gram matrix of a thousand unit columns from breaking down.
 _ROUNDING = 1e-4
 # Relative size of singular values whose vectors a float64 Gram matrix resolves: to 1e-16 over its square.
@@ -88,29 +101,68 @@ def first_basis(S: Tensor, B: Tensor, k: int, r: int) -> Tensor:
     return _divide(B[:, : k + r], lengths)
 
 
-def split(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
+def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split:
     """Split M by one power step from ``basis``, and a rotation of what it found.
 
     Args:
         M: (l, q) float32.
         basis: (q, k + r): of the kept directions W with M W = Q in the step before; unit columns of the tail.
-        fresh: (q, FRESH) random signs; as many as there are directions below the first k + r are used.
         k: number of kept directions, 0..min(l, q) - 1.
+        step: () int64, counter of the random columns.
+        seed: key of the random columns.
     """
-    d, r = min(M.shape), basis.shape[1] - k
-    n = k - min(GUARDS, k)
-    Y = M @ basis
-    Q = _orthonormal(Y[:, :n], seed=0)
-    T = beside(Y[:, n:], M @ fresh[:, : d - k - r])
+    r, n = basis.shape[1] - k, k - min(GUARDS, k)
+    signs = ops.fresh_columns(step, len(basis), FRESH, seed=seed)
+    Y, F = M @ basis, M @ signs[:, : min(M.shape) - k - r]
+    Q = _orthonormal_at_once(Y[:, :n]) if M.device.type in host.READABLE else None
+    if Q is None:
+        X = beside(Y, F)
+        X = independent(X, gram(X), step, seed)
+        return of_columns(X, (X.mT @ M).mT, gram(X), k, r, energy(M))
     # In the complement of Q: twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
-    T = _orthonormal(_without(Q, _unit(T)), nearly=False, seed=1)
-    T = _orthonormal(_without(Q, T), seed=2)
+    T = _without(Q, beside(Y[:, n:], F))
+    T = _without(Q, independent(T, gram(T), step, seed))
+    (T,) = _orthonormal(gram(T), T)
     # As Q^T M: the products then run along the rows of M.
     Z, image = (Q.mT @ M).mT, (T.mT @ M).mT
-    return finish(Q, T, Z, image, k, r, total=energy(M), deviation=_deviation(Q, fresh[:n]))
+    return _split_of(Q, T, Z, image, k, r, total=energy(M), deviation=_deviation(Q, signs[:n]))
 
 
-def finish(
+def independent(X: Tensor, G: Tensor, step: Tensor, seed: int) -> Tensor:
+    """X R^-1, nearly orthonormal, of rows X (l, m) of a matrix with the Gram matrix G = R^T R.
+
+    Random columns take the place of those that depend on others before them, and of zeros.
+    """
+    R = cholesky(G, _SHIFT)
+    lengths = G.diagonal().sqrt()
+    # No pivot is below the root of the shift.
+    least = max(_VANISHED, 2 * (_SHIFT * len(G) * torch.finfo(G.dtype).eps) ** 0.5)
+    dependent = R.diagonal() <= least * torch.where(lengths > 0, lengths, 1)
+    Q = X @ inverse(R).float()
+    if not len(X) or (X.device.type in host.READABLE and not bool(dependent.any())):
+        return Q
+    # Not the columns that M was multiplied by.
+    return torch.where(dependent, ops.fresh_columns(step, *X.shape, seed=seed ^ 1), Q)
+
+
+def of_columns(X: Tensor, Z: Tensor, G: Tensor, k: int, r: int, total: Tensor) -> Split:
+    """The split of M from its nearly orthonormal columns, those of the kept directions first.
+
+    Args:
+        X: (l, k + m), maybe some rows of all; m columns of the tail and fresh ones.
+        Z: (q, k + m) M^T X.
+        G: (k + m, k + m) X^T X in float64.
+        k: number of kept directions.
+        r: number of directions of the tail.
+        total: () float64, ||M||_F^2.
+    """
+    Q, Z = _orthonormal(G, X, Z)
+    n = k - min(GUARDS, k)
+    deviation = torch.zeros_like(Z[0, 0])
+    return _split_of(Q[:, :n], Q[:, n:], Z[:, :n], Z[:, n:], k, r, total=total, deviation=deviation)
+
+
+def _split_of(
     Q: Tensor, T: Tensor, Z: Tensor, image: Tensor, k: int, r: int, *, total: Tensor, deviation: Tensor
 ) -> Split:
     """The split of M from orthonormal columns of which the leading ones span what is kept.
@@ -221,31 +273,25 @@ def _factor(G: Tensor) -> Tensor:
     return torch.where(info == 0, L, torch.nan)
 
 
-def _orthonormal(Y: Tensor, *, nearly: bool = True, seed: int) -> Tensor:
-    """An orthonormal basis of the columns of Y (n, m), m <= n; those that vanished are drawn by ``seed``.
+def _orthonormal(G: Tensor, *matrices: Tensor) -> list[Tensor]:
+    """Matrices times R^-1, of which the one with the Gram matrix G = R^T R, nearly I, becomes orthonormal."""
+    R = cholesky(G, _SHIFT)
+    # Where random columns were to fill a space up, one may depend on the others: it is left out, as zeros.
+    usable = ~(R.diagonal() <= _LEAST_PIVOT * G.diagonal().sqrt())
+    return [torch.where(usable, divided(X, R), 0) for X in matrices]
 
-    By one pass of CholeskyQR where ``nearly`` orthonormal columns turn out to be so. By three shifted ones
-    otherwise, and wherever a look at the pivots would wait for the device.
-    """
+
+def _orthonormal_at_once(Y: Tensor) -> Tensor | None:
+    """An orthonormal basis of columns that nearly are so, by one pass of CholeskyQR; None of any others."""
     if not Y.shape[1]:
         return Y
     lengths = torch.linalg.vector_norm(Y, dim=0)
-    vanished = ~(lengths > _VANISHED * lengths.max())
-    if Y.device.type not in host.READABLE or bool(vanished.any()):
-        step = torch.zeros((), dtype=torch.int64, device=Y.device)
-        Y = torch.where(vanished, ops.fresh_columns(step, *Y.shape, seed=seed), Y)
-        lengths = torch.linalg.vector_norm(Y, dim=0)
-        nearly = False
     Q = Y / lengths
-    if nearly:
-        L = _factor(_gram(Q))
-        if float(L.diagonal().min()) > _PIVOT:
-            return _exactly_unit(torch.linalg.solve_triangular(L, Q.mT, upper=False).mT)
-    for shift in _SHIFTS:
-        G = _gram(Q)
-        G.diagonal().add_(shift)
-        Q = torch.linalg.solve_triangular(_factor(G), Q.mT, upper=False).mT
-    return _exactly_unit(Q)
+    L = _factor(_gram(Q))
+    # NaN compares false.
+    if bool((lengths > _VANISHED * lengths.max()).all()) and float(L.diagonal().min()) > _PIVOT:
+        return _exactly_unit(torch.linalg.solve_triangular(L, Q.mT, upper=False).mT)
+    return None
 
 
 def _exactly_unit(Q: Tensor) -> Tensor:
@@ -303,10 +349,6 @@ def _gram(Y: Tensor) -> Tensor:
 def _without(Q: Tensor, Y: Tensor) -> Tensor:
     """What the columns of Y have in the complement of Q."""
     return torch.addmm(Y, Q, Q.mT @ Y, alpha=-1)
-
-
-def _unit(Y: Tensor) -> Tensor:
-    return _divide(Y, torch.linalg.vector_norm(Y, dim=0))
 
 
 def _divide(X: Tensor, by: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.decompose import randomized_svd
-from lip_fast.projected import FRESH, Split, no_split, split
+from lip_fast.projected import Split, no_split, split
 from lip_fast.rounding import compute_dtype
 from lip_fast.sharded import decompose as parts
 from lip_fast.sharded.collectives import PeerError
@@ -145,8 +145,7 @@ class Alone:
     @staticmethod
     def split(on: Operand, basis: Tensor, k: int) -> Split:
         """:func:`lip_fast.projected.split` of the weight, with ``k`` kept directions."""
-        fresh = ops.fresh_columns(on.step, len(basis), FRESH, seed=on.seed)
-        return split(on.M.float(), basis, fresh, k)
+        return split(on.M.float(), basis, k, step=on.step, seed=on.seed)
 
     @staticmethod
     def all_say(yes: bool) -> bool:
@@ -299,8 +298,7 @@ class Peers(Group):
         """See :class:`Alone`."""
         if self.sharding.dim is None:
             return self.compute_or(lambda: Alone.split(on, basis, k), lambda: no_split(on.M, basis, k))
-        fresh = ops.fresh_columns(on.step, len(basis), FRESH, seed=on.seed)
-        return parts.split(self, on.M, basis, fresh, k)
+        return parts.split(self, on.M, basis, k, step=on.step, seed=on.seed)
 
     def all_say(self, yes: bool) -> bool:
         """See :class:`Alone`. A collective where hosts look at numbers, and each has a part of the weight."""

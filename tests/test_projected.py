@@ -1,19 +1,20 @@
 """The split by products against the decomposition in float64, and where it has no gap to go by."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lip_fast import ops, status
+from lip_fast import status
 from lip_fast.projected import FRESH, GUARDS, Split, first_basis, split
 from lip_fast.sharded import decompose
 
 SHAPES = [(40, 70), (70, 40), (50, 50)]
 
 
-Splitter = Callable[[Tensor, Tensor, Tensor, int], Split]
+Splitter = Callable[[Tensor, Tensor, int, int], Split]
 
 
 class _OneOfOne:
@@ -47,12 +48,12 @@ class _OneOfOne:
 def splitter(request: pytest.FixtureRequest) -> Splitter:
     """The split of a weight that one process has, and the one whose sums may be those of several."""
     if request.param == "whole":
-        return split
+        return _split
     dim = 0 if request.param == "by class" else 1
 
-    def split_parts(M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
-        group = _OneOfOne((M.shape[0], M.shape[1]), dim)
-        return decompose.split(group, M, basis, fresh, k)  # type: ignore[arg-type]
+    def split_parts(M: Tensor, basis: Tensor, k: int, step: int) -> Split:
+        group: Any = _OneOfOne((M.shape[0], M.shape[1]), dim)
+        return decompose.split(group, M, basis, k, step=torch.tensor(step), seed=0)
 
     return split_parts
 
@@ -68,8 +69,8 @@ def _gapped(l: int, q: int, k: int, gap: float = 0.03, seed: int = 0) -> Tensor:
     return U * S @ Vh
 
 
-def _fresh(q: int, step: int) -> Tensor:
-    return ops.fresh_columns(torch.tensor(step), q, FRESH, seed=0)
+def _split(M: Tensor, basis: Tensor, k: int, step: int) -> Split:
+    return split(M, basis, k, step=torch.tensor(step), seed=0)
 
 
 def _basis(M: Tensor, k: int, r: int) -> Tensor:
@@ -77,11 +78,11 @@ def _basis(M: Tensor, k: int, r: int) -> Tensor:
     return first_basis(S.float(), Vh.mT.float(), k, r)
 
 
-def _steps(before: Tensor, weights: list[Tensor], k: int, r: int, splitter: Splitter = split) -> list[Split]:
+def _steps(before: Tensor, weights: list[Tensor], k: int, r: int, splitter: Splitter = _split) -> list[Split]:
     """The split of each weight, from the basis that the one before left; all are sound and finite."""
     basis, splits = _basis(before, k, r), []
     for i, M in enumerate(weights):
-        found = splitter(M.float(), basis, _fresh(M.shape[1], i), k)
+        found = splitter(M.float(), basis, k, i)
         assert int(found.status) == 0
         assert all(bool(torch.isfinite(X).all()) for X in (*found.left, *found.right, *found[2:]))
         _check_orthogonal(found, r)
@@ -151,7 +152,7 @@ def test_the_kept_part_stays_as_good_step_after_step(l: int, q: int, splitter: S
     basis = _basis(M, k, r)
     for i in range(30):
         M = M + 2e-3 * _random(l, q, seed=i)
-        found = splitter(M.float(), basis, _fresh(q, i), k)
+        found = splitter(M.float(), basis, k, i)
         assert _error(_kept(found), _top(M, k), M) < 2e-4
         M, basis = _kept(found) + 0.02 * _random(l, q, seed=99 + i) / (l + q) ** 0.5, found.basis
 
@@ -163,7 +164,7 @@ def test_a_weight_neither_grows_nor_shrinks_by_being_written(l: int, q: int, spl
     weight = _gapped(l, q, k).float()
     before, basis = weight.double(), _basis(weight.double(), k, r)
     for i in range(40):
-        found = splitter(weight, basis, _fresh(q, i), k)
+        found = splitter(weight, basis, k, i)
         Q, Z = _columns(found)
         weight, basis = Q @ Z.mT, found.basis
     grown = float((weight.double() * before).sum() / before.square().sum()) - 1
@@ -255,4 +256,4 @@ def test_numbers_that_are_not_finite_are_told(value: float, splitter: Splitter) 
     M = _gapped(40, 70, 20)
     basis = _basis(M, 20, 12)
     M[3, 4] = value
-    assert int(splitter(M.float(), basis, _fresh(70, 0), 20).status) & status.NOT_FINITE
+    assert int(splitter(M.float(), basis, 20, 0).status) & status.NOT_FINITE

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from lip_fast import host, ops
-from lip_fast.cholesky import cholesky
-from lip_fast.projected import GUARDS, Split, energy, finish, no_split
+from lip_fast.cholesky import cholesky, gram
+from lip_fast.projected import FRESH, Split, beside, energy, independent, no_split, of_columns
 from lip_fast.rounding import compute_dtype
 from lip_fast.sharded.group import Group
 from lip_fast.status import NOT_FINITE, NOT_ORTHOGONAL
 
 __all__ = [
-    "gram",
     "no_svd",
     "products_of",
     "randomized_svd",
@@ -35,8 +34,6 @@ _PASSES = {torch.float32: 1, torch.float64: 3}
 _ORTHOGONALITY = 1e-4
 # Singular values up to this share of the largest have no vectors: as for a weight of one process.
 _RESOLVED = 1e-6
-# The smallest pivot of nearly orthonormal columns: to divide by it costs two of float32's digits.
-_PIVOT = 1e-2
 # An odd number without structure (2^64 over the golden ratio), to set seeds apart.
 _APART = 0x9E3779B97F4A7C15
 
@@ -120,7 +117,7 @@ def tail_svd(group: Group, M: Tensor, *, rank: int) -> ops.SVD:
     return svd if by_class else svd._replace(A=svd.B, B=_gather(group, svd.A, long))
 
 
-def split(group: Group, M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Split:
+def split(group: Group, M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split:
     """:func:`lip_fast.projected.split` of the whole weight, by two sums of a weight sharded by class.
 
     The columns are orthonormalised twice by Gram matrices in float64, all of them together: those of the tail
@@ -130,15 +127,17 @@ def split(group: Group, M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Spli
         group: the processes that hold its parts.
         M: this process's part of it.
         basis: (q, k + r), the same on every process.
-        fresh: (q, FRESH) random signs, likewise.
         k: number of kept directions.
+        step: () int64, counter of the random columns, likewise.
+        seed: key of the random columns.
 
     Returns:
         ``left``, of a weight sharded by class, with the rows of this process; all else whole.
     """
     sharding = group.sharding
     (l, q), r = sharding.shape, basis.shape[1] - k
-    V = torch.cat([basis.mT, fresh.mT[: min(l, q) - k - r]]).mT
+    signs = ops.fresh_columns(step, q, FRESH, seed=seed)
+    V = beside(basis, signs[:, : min(l, q) - k - r])
     m, by_class = V.shape[1], sharding.dim == 0
     M = group.compute_or(M.float, lambda: M)
 
@@ -151,25 +150,16 @@ def split(group: Group, M: Tensor, basis: Tensor, fresh: Tensor, k: int) -> Spli
     else:
         X, total = group.sum(lambda: (M @ sharding.part(V), energy(M)), [(l, m), ()])
         X, G = group.compute_or(lambda: (X.float(), gram(X)), lambda: (broken(l), broken(m)))
-    first = sharding.offset if by_class else 0
-    X = group.compute_or(lambda: _independent(X, G, first), lambda: broken(len(M)))
+    # Parts are given columns of their own: equal ones would depend on each other.
+    own = (seed + _APART * (sharding.offset if by_class else 0)) % 2**63
+    X = group.compute_or(lambda: independent(X, G, step, own), lambda: broken(len(M)))
     if by_class:
         Z, G, total = group.sum(lambda: ((X.mT @ M).mT, gram(X), energy(M)), [(q, m), (m, m), ()])
     else:
         Z = _gather(group, group.compute_or(lambda: (X.mT @ M).mT, lambda: broken(M.shape[1])), q)
         G = group.compute_or(lambda: gram(X), lambda: broken(m))
 
-    def of_columns() -> Split:
-        R = cholesky(G)
-        # R is nearly I, and R^-1 in float32 would be rounded to one side of it, the same one in every step.
-        rest = (_inverse(R) - torch.eye(m, device=R.device)).float()
-        left, right = (torch.addmm(D, D, rest) for D in (X, Z.float()))
-        n = k - min(GUARDS, k)
-        found = left[:, :n], left[:, n:], right[:, :n], right[:, n:]
-        well = (R.diagonal() / G.diagonal().sqrt()).min() > _PIVOT
-        return finish(*found, k, r, total=total, deviation=torch.where(well, 0.0, torch.nan))
-
-    return group.compute_or(of_columns, lambda: no_split(M, basis, k))
+    return group.compute_or(lambda: of_columns(X, Z.float(), G, k, r, total), lambda: no_split(M, basis, k))
 
 
 def randomized_svd(group: Group, M: Tensor, V: Tensor, t: int, iterations: int) -> ops.SVD:
@@ -305,28 +295,6 @@ def _start_columns(basis: Tensor, step: Tensor, fresh: int, seed: int) -> Tensor
     return torch.cat([basis.mT, F.mT]).mT
 
 
-def _independent(Y: Tensor, G: Tensor, first: int) -> Tensor:
-    """Y R^-1, nearly orthonormal: rows of Y from ``first`` on, and the Gram matrix G = R^T R of all of them.
-
-    Random columns take the place of those that depend on others before them, and of zeros.
-    """
-    R = cholesky(G)
-    lengths = G.diagonal().sqrt()
-    # As small as the shift of a factorisation makes the pivot of a column that depends on others.
-    unresolved = 2 * (len(G) * torch.finfo(G.dtype).eps) ** 0.5
-    dependent = R.diagonal() <= unresolved * torch.where(lengths > 0, lengths, 1)
-    X = Y @ _inverse(R).float()
-    if not len(Y) or (Y.device.type in host.READABLE and not bool(dependent.any())):
-        return X
-    zero = torch.zeros((), dtype=torch.int64, device=Y.device)
-    return torch.where(dependent, ops.fresh_columns(zero, *Y.shape, seed=_APART * first % 2**63), X)
-
-
-def _inverse(R: Tensor) -> Tensor:
-    """R^-1 of a triangular R (m, m), in float64."""
-    return torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
-
-
 def _finish_by_class(Q: Tensor, R: Tensor, Z: Tensor, t: int, V: Tensor) -> ops.SVD:
     """Directions from M V = Q R, of which each process has its rows of Q, and Z = M^T M V."""
     # M^T Q, without reading M again.
@@ -341,12 +309,6 @@ def _finish_by_class(Q: Tensor, R: Tensor, Z: Tensor, t: int, V: Tensor) -> ops.
         return no_svd(Q.to(V.dtype), V.shape[0], t)
     B = (U[:, :t].mT @ P.mT).mT
     return ops.SVD((Q @ Vh[:t].mT.double()).to(V.dtype), S[:t].clone(), B, _soundness(B))
-
-
-def gram(Y: Tensor) -> Tensor:
-    """Y^T Y in float64."""
-    D = Y.double()
-    return D.mT @ D
 
 
 def products_of(M: Tensor, V: Tensor, *, tf32: bool = True) -> tuple[Tensor, Tensor]:

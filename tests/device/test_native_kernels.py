@@ -361,14 +361,11 @@ def test_a_split_by_products_does_not_wait(l: int, q: int, k: int) -> None:
     S[k:] *= 0.03
     M = (U * S @ Vh).float()
     r = min(min(l, q) - k, 104)
-    basis, fresh = (
-        first_basis(S.float(), Vh.mT.float(), k, r).to(DEVICE),
-        numpy_fresh_columns(step().cpu(), q, 8, 0),
-    )
-    given = M.to(DEVICE), basis, fresh.to(DEVICE), k
-    split(*given)
+    given = M.to(DEVICE), first_basis(S.float(), Vh.mT.float(), k, r).to(DEVICE), k
+    counter = step()
+    split(*given, step=counter, seed=0)
     with no_waiting():
-        found = split(*given)
+        found = split(*given, step=counter, seed=0)
     assert int(found.status) == 0
     Q, Z = (torch.cat(blocks[:-1], dim=1).double() for blocks in (found.left, found.right))
     assert relative_error((Q @ Z.mT).cpu(), M.double()) < 1e-2

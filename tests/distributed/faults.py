@@ -323,7 +323,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "solve_triangular": (torch.linalg, "solve_triangular"),
     "cholesky": (decompose, "cholesky"),
     "gram": (decompose, "gram"),
-    "finish": (decompose, "finish"),
+    "of_columns": (decompose, "of_columns"),
     "part_sums": (label_sums, "part_sums"),
     "unpack": (rows, "unpack"),
     "filled": (rows, "filled"),
@@ -664,7 +664,7 @@ def off_host(layout: str, settings: dict[str, Any]) -> list[str]:
     """As where nothing is read: the step is lost and counted; only the victim raises."""
     wrong: list[str] = []
     victim = dist.get_rank() == VICTIM
-    for place in ("ops.label_sums", "part_sums", "ops.sketch", "ops.warm_svd", "finish"):
+    for place in ("ops.label_sums", "part_sums", "ops.sketch", "ops.warm_svd", "of_columns"):
         run = make_run(layout, settings)
         run.step(0)
         host.READABLE = frozenset()
