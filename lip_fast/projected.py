@@ -42,7 +42,7 @@ _SHIFT = 100
 # The smallest pivot of unit columns with which one pass in float32 is orthonormal to 1e-5: the rounding of a
 # Gram matrix, 1e-7, over its square.
 _PIVOT = 0.1
-# That of columns which two Gram matrices in float64 make orthonormal to the rounding of a product, 1e-7, over it.
+# That of columns which two Gram matrices in float64 make orthonormal: 1e-7, as a product is rounded, over it.
 _LEAST_PIVOT = 1e-3
 # As much as keeps the Cholesky factor of a float32 Gram matrix of a thousand unit columns from breaking down.
 _ROUNDING = 1e-4
@@ -96,9 +96,7 @@ class Split(NamedTuple):
 
 def first_basis(S: Tensor, B: Tensor, k: int, r: int) -> Tensor:
     """The basis (q, k + r) of :func:`split` after an exact decomposition with S (d,) and B (q, d)."""
-    lengths = torch.maximum(S[: k + r], _VANISHED * S[:1])
-    lengths[k:] = 1
-    return _divide(B[:, : k + r], lengths)
+    return B[:, : k + r] / torch.cat([_whole(S[:k]), torch.ones_like(S[k : k + r])])
 
 
 def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split:
@@ -106,7 +104,8 @@ def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split
 
     Args:
         M: (l, q) float32.
-        basis: (q, k + r): of the kept directions W with M W = Q in the step before; unit columns of the tail.
+        basis: (q, k + r): Z of the step before with columns divided by their squared lengths, which M takes
+            nearly to Q where Z is nearly orthogonal, as it becomes; and unit columns of the tail.
         k: number of kept directions, 0..min(l, q) - 1.
         step: () int64, counter of the random columns.
         seed: key of the random columns.
@@ -190,7 +189,7 @@ def _split_of(
     A_tail, C_tail = _rotated(Q, Z, A, C, H, E, S)
     S_tail = torch.linalg.vector_norm(C_tail, dim=0)
     B_tail = _divide(C_tail, S_tail)
-    following = beside(_pseudo_inverse(Z, H, lengths), _divide(B_kept, S_kept), B_tail[:, :r])
+    following = beside(Z / _whole(lengths).square(), _divide(B_kept, S_kept), B_tail[:, :r])
     return Split(
         left=(Q, A_kept, A, A_tail),
         right=(Z, B_kept * S_kept, C, B_tail),
@@ -247,17 +246,6 @@ def _rotated(
     # What the series leaves of the lengths of A's columns, by X alone: A may have some rows of all.
     lengths = (N.square().sum(0) + (N * (P @ N)).sum(0)).sqrt()
     return torch.addmm(A, Q, X, alpha=-1) @ (N / lengths), torch.addmm(C, Z, X, alpha=-1) @ N
-
-
-def _pseudo_inverse(Z: Tensor, H: Tensor, lengths: Tensor) -> Tensor:
-    """W = Z H^-1 (q, n), with H = Z^T Z: where M is nearly Q Z^T, M W is nearly orthonormal.
-
-    An inverse is as good as two solves here: its error changes M W by a factor on the right.
-    """
-    if not len(H):
-        return Z
-    inverse = torch.cholesky_inverse(_cholesky(H, lengths, _ROUNDING))
-    return (_divide(_divide(inverse, lengths).mT, lengths) @ Z.mT).mT
 
 
 def _cholesky(H: Tensor, lengths: Tensor, shift: Tensor | float) -> Tensor:
@@ -349,6 +337,14 @@ def _gram(Y: Tensor) -> Tensor:
 def _without(Q: Tensor, Y: Tensor) -> Tensor:
     """What the columns of Y have in the complement of Q."""
     return torch.addmm(Y, Q, Q.mT @ Y, alpha=-1)
+
+
+def _whole(lengths: Tensor) -> Tensor:
+    """Lengths of like columns; those that rounding left are as long as it may make them."""
+    if not len(lengths):
+        return lengths
+    least = _VANISHED * lengths.max()
+    return torch.where(lengths > least, lengths, torch.where(least > 0, least, 1))
 
 
 def _divide(X: Tensor, by: Tensor) -> Tensor:
