@@ -23,6 +23,7 @@ from benchmarks.lip_in_step_runs import (
     BATCH,
     NOISE,
     ON_DECAY,
+    SHUFFLED,
     START,
     STEPS,
     Problem,
@@ -90,7 +91,7 @@ def run_seed(
     results: Results,
     given: Callable[[], Problem],
     base: Spec,
-    ranks: Sequence[float | str] = (*RANKS, "auto"),
+    ranks: Sequence[float | str] = (*RANKS, "auto", SHUFFLED),
 ) -> None:
     """Every training of one seed: plain, with decay, with LIP, with LIP on the chosen decay."""
     fades = (0.0, *FADES[base.optimizer])
@@ -142,7 +143,7 @@ def _run_data(results: Results, name: str, asked: Any) -> None:
 
 
 def _rank(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    return text if text in ("auto", SHUFFLED) else float(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--times", type=float, nargs="+", default=[1.0], help="of the chosen learning rate")
     parser.add_argument(
-        "--ranks", type=_rank, nargs="+", default=[*RANKS, "auto"], help="fractions of min(l, q), or auto"
+        "--ranks",
+        type=_rank,
+        nargs="+",
+        default=[*RANKS, "auto", SHUFFLED],
+        help="fractions of min(l, q), auto or shuffled",
     )
     parser.add_argument(
         "--centred", action="store_true", help="only LIP on the weight without its class mean"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.lip_in_step_runs import EVERY, ON_DECAY, START, Spec
+from benchmarks.lip_in_step_runs import EVERY, ON_DECAY, SHUFFLED, START, Spec
 from benchmarks.markdown import table
 from lip_fast.harness.runs.paired import Difference, holm, paired_difference
 from lip_fast.harness.runs.table import points
@@ -288,11 +288,17 @@ def _by_rank(group: Sequence[Setting]) -> str:
     lines = []
     for s in group:
         cells = {rank: fmean(s.fixed(0.0, rank).last) for rank in s.ranks}
-        auto = s.fixed(0.0, "auto") if s.has("auto") else None
-        kept = "" if auto is None else f"{100 * fmean(auto.last):.1f} ({fmean(auto.choice) / s.d:.2f} d)"
+        by_rule = [_kept(s, rule) if s.has(rule) else "" for rule in ("auto", SHUFFLED)]
         texts = [f"{100 * cells[rank]:.1f}" if rank in cells else "" for rank in ranks]
-        lines.append((s.title, f"{100 * fmean(s.fixed().last):.1f}", *texts, kept))
-    return table(("data", "plain", *(f"{rank:g} d" for rank in ranks), "auto"), lines)
+        lines.append((s.title, f"{100 * fmean(s.fixed().last):.1f}", *texts, *by_rule))
+    return table(
+        ("data", "plain", *(f"{rank:g} d" for rank in ranks), "energy (auto)", "shuffled labels"), lines
+    )
+
+
+def _kept(s: Setting, rule: str) -> str:
+    method = s.fixed(0.0, rule)
+    return f"{100 * fmean(method.last):.1f} ({fmean(method.choice) / s.d:.2f} d)"
 
 
 def _rules(group: Sequence[Setting]) -> str:
@@ -304,7 +310,7 @@ def _rules(group: Sequence[Setting]) -> str:
             (
                 f"{s.title}, {TITLES[s.optimizer]}" + ("" if s.times == 1 else f", {s.times:g} lr"),
                 f"{100 * fmean(s.fixed().last):.1f}",
-                f"{100 * fmean(s.fixed(0.0, 'auto').last):.1f}" if s.has("auto") else "",
+                *(f"{100 * fmean(s.fixed(0.0, r).last):.1f}" if s.has(r) else "" for r in ("auto", SHUFFLED)),
                 *brief,
                 f"{100 * fmean(s.chosen('rank').last):.1f}",
                 f"{100 * fmean(s.chosen('rank or none').last):.1f}",
@@ -312,8 +318,17 @@ def _rules(group: Sequence[Setting]) -> str:
                 f"{100 * best:.1f} ({rank:g} d)",
             )
         )
-    header = ("data", "plain", "energy (auto)", *(f"hold-out after {steps} steps" for steps in BRIEFLY),
-              "hold-out, whole run", "or no LIP", "or decay", "best by test")  # fmt: skip
+    header = (
+        "data",
+        "plain",
+        "energy (auto)",
+        "shuffled labels",
+        *(f"hold-out after {steps} steps" for steps in BRIEFLY),
+        "hold-out, whole run",
+        "or no LIP",
+        "or decay",
+        "best by test",
+    )
     return table(header, lines)
 
 

@@ -16,6 +16,7 @@ from lip_fast.harness.noise.labels import training_labels
 from lip_fast.harness.seeding import BatchOrder, initialisation
 from lip_fast.harness.settings.train import TrainConfig
 from lip_fast.harness.training.problem import split
+from lip_fast.settings import Settings
 
 __all__ = [
     "BATCH",
@@ -23,12 +24,14 @@ __all__ = [
     "FEATURES",
     "NOISE",
     "ON_DECAY",
+    "SHUFFLED",
     "START",
     "STEPS",
     "Problem",
     "Spec",
     "data_of",
     "problem",
+    "structured_rank",
     "train",
 ]
 
@@ -41,6 +44,8 @@ START = 200
 EVERY = 50
 # Ranks tried on top of the chosen decay, as fractions.
 ON_DECAY = (0.2, 0.5, 0.9)
+# The rank of :func:`structured_rank`.
+SHUFFLED = "shuffled"
 FEATURES = "random-relu:512"
 
 
@@ -66,7 +71,7 @@ class Spec:
         lr: learning rate, constant.
         seed: of noise, hold-out, initialisation and batches.
         fade: learning rate times weight decay: the share that weights lose in a step.
-        rank: of LIP; None without it.
+        rank: of LIP, or SHUFFLED; None without it.
         centred: whether LIP sees the weight without the mean of its rows, which no softmax sees.
         every: LIP acts on each so many steps.
     """
@@ -101,7 +106,7 @@ class Spec:
             float(said["lr"]),
             int(said["seed"]),
             float(said["fade"]),
-            None if rank is None else rank if rank == "auto" else float(rank),
+            None if rank is None else rank if rank in ("auto", SHUFFLED) else float(rank),
             "centred" in said,
             int(said.get("every", 1)),
         )
@@ -120,6 +125,25 @@ def problem(dataset: Dataset, seed: int) -> Problem:
     X = torch.from_numpy(dataset.train_features)
     test = Rows(torch.from_numpy(dataset.test_features), torch.from_numpy(dataset.test_labels))
     return Problem(Rows(X[kept], labels[kept]), Rows(X[held], labels[held]), test, len(dataset.class_names))
+
+
+def structured_rank(rows: Rows, classes: int, seed: int) -> int:
+    """How many directions of features and labels belong together beyond what chance gives.
+
+    Counted are the singular values of the covariance of features and labels that are above the largest one of
+    the same rows with their labels shuffled (parallel analysis: Horn 1965), at least 1 and at most as many as
+    rank="auto" keeps. Wrong labels that do not depend on the features raise both alike.
+    """
+    shuffled = rows.Y[torch.randperm(rows.size, generator=torch.Generator().manual_seed(seed))]
+    found, chance = (torch.linalg.svdvals(_covariance(rows.X, Y, classes)) for Y in (rows.Y, shuffled))
+    most = Settings.most_kept(min(classes, rows.X.shape[1]))
+    return min(max(int((found > chance[0]).sum()), 1), most)
+
+
+def _covariance(X: Tensor, Y: Tensor, classes: int) -> Tensor:
+    """(classes, q), times the number of rows."""
+    sums = X.new_zeros(classes, X.shape[1]).index_add_(0, Y, X)
+    return sums - torch.bincount(Y, minlength=classes)[:, None] * X.mean(0)
 
 
 def train(given: Problem, spec: Spec, steps: int = STEPS) -> dict[str, Any]:
@@ -141,7 +165,8 @@ def train(given: Problem, spec: Spec, steps: int = STEPS) -> dict[str, Any]:
         optimizer.register_step_post_hook(lambda *_: _centre_(head.weight))
     lip = None
     if spec.rank is not None:
-        lip = LIP(head, spec.rank, start=START, every=spec.every)
+        rank = structured_rank(given.train, given.classes, spec.seed) if spec.rank == SHUFFLED else spec.rank
+        lip = LIP(head, rank, start=START, every=spec.every)
         lip.attach(optimizer)
     order, step, epoch = BatchOrder(spec.seed, given.train.size), 0, 0
     test, held = [], []
