@@ -95,7 +95,7 @@ def run_seed(
 ) -> None:
     """Every training of one seed: plain, with decay, with LIP, with LIP on the chosen decay."""
     fades = (0.0, *FADES[base.optimizer])
-    held = {fade: results(given, replace(base, fade=fade))["held"][-1] for fade in fades}
+    held = {fade: results(given, replace(base, fade=fade, every=1))["held"][-1] for fade in fades}
     chosen = max(fades, key=lambda fade: held[fade])
     for rank in ranks:
         results(given, replace(base, rank=rank))
@@ -130,7 +130,7 @@ def _run_data(results: Results, name: str, asked: Any) -> None:
             for seed in tqdm(
                 range(asked.seeds), desc=f"{dataset.name}, {optimizer}, {times:g} lr", disable=None
             ):
-                base = Spec(dataset.name, optimizer, lr * times, seed)
+                base = Spec(dataset.name, optimizer, lr * times, seed, every=asked.every)
                 if asked.centred:
                     run_centred(results, given[seed], base, ranks)
                 else:
@@ -162,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[*RANKS, "auto", SHUFFLED],
         help="fractions of min(l, q), auto or shuffled",
     )
+    parser.add_argument("--every", type=int, default=1, help="LIP acts on each so many steps")
     parser.add_argument(
         "--centred", action="store_true", help="only LIP on the weight without its class mean"
     )

@@ -135,11 +135,15 @@ class Setting:
         }[kind]
 
     def briefly(self, steps: int) -> Method:
-        """The rank that is the best by hold-out so many steps after LIP began, and kept to the end."""
+        """The best rank, or no LIP, by hold-out so many steps after LIP began, kept to the end."""
         look = (START + steps) // EVERY - 1
-        best = [max(self.ranks, key=lambda rank: seed[0.0, rank].held[look]) for seed in self.seeds.values()]
-        curves = [seed[0.0, rank] for seed, rank in zip(self.seeds.values(), best, strict=True)]
-        return Method([c.test[-1] for c in curves], [c.stopped() for c in curves], list(best))
+        last, stopped, choice = [], [], []
+        for seed in self.seeds.values():
+            best = max(self._candidates(seed, "rank or none"), key=lambda name: seed[name].held[look])
+            last.append(seed[best].test[-1])
+            stopped.append(seed[best].stopped())
+            choice.append(best)
+        return Method(last, stopped, choice)
 
     def oracle(self, kind: str) -> tuple[Any, float]:
         """The decay or rank that is the best by mean test accuracy after the last step, and that mean."""
@@ -323,10 +327,10 @@ def _rules(group: Sequence[Setting]) -> str:
         "plain",
         "energy (auto)",
         "shuffled labels",
-        *(f"hold-out after {steps} steps" for steps in BRIEFLY),
-        "hold-out, whole run",
-        "or no LIP",
-        "or decay",
+        *(f"or none, hold-out {steps} steps after the start" for steps in BRIEFLY),
+        "hold-out at the end",
+        "or none, at the end",
+        "or none or decay, at the end",
         "best by test",
     )
     return table(header, lines)
