@@ -316,9 +316,7 @@ def _rules(group: Sequence[Setting]) -> str:
                 f"{100 * fmean(s.fixed().last):.1f}",
                 *(f"{100 * fmean(s.fixed(0.0, r).last):.1f}" if s.has(r) else "" for r in ("auto", SHUFFLED)),
                 *brief,
-                f"{100 * fmean(s.chosen('rank').last):.1f}",
-                f"{100 * fmean(s.chosen('rank or none').last):.1f}",
-                f"{100 * fmean(s.chosen('anything').last):.1f}",
+                *(f"{100 * fmean(s.chosen(kind).last):.1f}" for kind in ("rank or none", "anything", "rank")),
                 f"{100 * best:.1f} ({rank:g} d)",
             )
         )
@@ -327,10 +325,10 @@ def _rules(group: Sequence[Setting]) -> str:
         "plain",
         "energy (auto)",
         "shuffled labels",
-        *(f"or none, hold-out {steps} steps after the start" for steps in BRIEFLY),
-        "hold-out at the end",
-        "or none, at the end",
-        "or none or decay, at the end",
+        *(f"{steps} steps" for steps in BRIEFLY),
+        "at the end",
+        "or a decay",
+        "a rank for certain",
         "best by test",
     )
     return table(header, lines)
@@ -365,16 +363,16 @@ def save_figure(path: Path, found: Sequence[Setting]) -> None:
     """Draw accuracy after the last step against the kept share, beside what the rivals reach."""
     shown = [s for s in found if s.times == 1]
     names = list(dict.fromkeys(s.data for s in shown))
-    figure = Figure(figsize=(3.1 * len(names) / 2 + 1, 9.6), dpi=110, layout="constrained")
-    columns = -(-len(names) // 2)
-    grid = figure.subplots(4, columns, squeeze=False)
+    optimizers = [name for name in TITLES if any(s.optimizer == name for s in shown)]
+    size = (2.5 * len(names) + 0.4, 2.4 * len(optimizers) + 0.7)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    grid = figure.subplots(len(optimizers), len(names), squeeze=False)
     for s in shown:
-        place = names.index(s.data)
-        axes = grid[2 * (place // columns) + (s.optimizer == "sgd"), place % columns]
-        _panel(axes, s)
+        _panel(grid[optimizers.index(s.optimizer), names.index(s.data)], s)
     for axes in grid.flat:
-        if not axes.has_data():
-            axes.set_visible(False)
+        axes.set_visible(axes.has_data())
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test accuracy (%)", fontsize="small")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path)
@@ -402,11 +400,10 @@ def _panel(axes: Axes, s: Setting) -> None:
     ):
         axes.axhline(100 * fmean(value), color=colour, linestyle=style, linewidth=1.2, label=label)
     axes.set_title(f"{s.data}, {TITLES[s.optimizer]}", fontsize="small")
-    axes.set_xlabel("kept share of min(l, q)", fontsize="small")
-    axes.set_ylabel("test accuracy (%)", fontsize="small")
+    axes.set_xlabel("share of directions kept", fontsize="small")
     top = max(*means, *stopped, *(100 * fmean(v) for v in (plain.stopped, decay.stopped)))
     # A rank far too low is not worth the resolution of all others.
-    axes.set_ylim(max(min(means) - 1, top - 20), top + 1.5)
+    axes.set_ylim(max(min(means) - 1, top - 15), top + 1)
     axes.set_xlim(0, 1)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize="small")
