@@ -9,6 +9,7 @@ import torch
 from benchmarks import lip_in_step, lip_in_step_runs
 from benchmarks.lip_in_step_report import Curve, Setting, save_figure, settings, tables
 from benchmarks.lip_in_step_runs import Spec
+from lip_fast.harness.data.rows import Rows
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,16 @@ def test_lip_begins_at_its_start_and_a_centred_weight_predicts_the_same() -> Non
     assert lip["rank"] == 4
     # SGD never moves the class mean, so that centring changes rounding alone.
     assert max(abs(a - b) for a, b in zip(centred["test"], plain["test"], strict=True)) <= 2
+
+
+def test_shuffled_labels_tell_how_many_directions_are_not_chance() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 40, (4000,), generator=g)
+    centres = torch.cat([torch.randn(40, 5, generator=g), torch.zeros(40, 35)], 1)
+    rows = Rows(centres[labels] + torch.randn(4000, 40, generator=g), labels)
+    assert lip_in_step_runs.structured_rank(rows, 40, seed=0) == 5
+    chance = Rows(torch.randn(4000, 40, generator=g), labels)
+    assert lip_in_step_runs.structured_rank(chance, 40, seed=0) <= 3
 
 
 def _setting() -> Setting:
