@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.lip_in_step_runs import EVERY, ON_DECAY, SHUFFLED, START, Spec
-from benchmarks.markdown import table
+from benchmarks.markdown import count, table
 from lip_fast.harness.runs.paired import Difference, holm, paired_difference
 from lip_fast.harness.runs.table import points
 
@@ -78,7 +78,7 @@ class Setting:
     @property
     def title(self) -> str:
         """The data set, and how many seeds where they are fewer than usual."""
-        return self.data if len(self.seeds) >= 5 else f"{self.data} ({len(self.seeds)} seeds)"
+        return self.data if len(self.seeds) >= 5 else f"{self.data} ({count(len(self.seeds), 'seed')})"
 
     @property
     def _shared(self) -> set[Name]:
