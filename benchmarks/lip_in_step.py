@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.command import Parser, Refused, answer
-from benchmarks.lip_in_step_report import save_figure, settings, tables
+from benchmarks.lip_in_step_figure import save_figure
+from benchmarks.lip_in_step_report import settings, tables
 from benchmarks.lip_in_step_runs import (
     BATCH,
     NOISE,

@@ -1,20 +1,16 @@
-"""Tables and a figure of :mod:`benchmarks.lip_in_step`: what hold-out chooses, beside the best by test."""
+"""Tables of :mod:`benchmarks.lip_in_step`: what hold-out chooses, beside the best by test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.lip_in_step_runs import EVERY, ON_DECAY, SHUFFLED, START, Spec
 from benchmarks.markdown import count, table
 from lip_fast.harness.runs.paired import Difference, holm, paired_difference
 from lip_fast.harness.runs.table import points
 
-__all__ = ["Curve", "Method", "Setting", "save_figure", "settings", "tables"]
+__all__ = ["TITLES", "Curve", "Method", "Setting", "settings", "tables"]
 
 TITLES = {"adamw": "AdamW", "sgd": "SGD"}
 # Steps with LIP after which the hold-out is asked for the rank.
@@ -110,7 +106,8 @@ class Setting:
 
         Args:
             kind: of the decays ("decay"), the ranks ("rank"), the ranks and no LIP ("rank or none"), all of
-                these ("anything"), or the ranks on the best decay ("both").
+                these ("anything"), the rank by shuffled labels and no LIP ("shuffled or none"), or the ranks
+                on the best decay ("both").
         """
         last, stopped, choice = [], [], []
         for seed in self.seeds.values():
@@ -131,15 +128,16 @@ class Setting:
             "decay": decays,
             "rank": ranks,
             "rank or none": [(0.0, None), *ranks],
+            "shuffled or none": [(0.0, None), (0.0, SHUFFLED)],
             "anything": [*decays, *ranks],
         }[kind]
 
-    def briefly(self, steps: int) -> Method:
-        """The best rank, or no LIP, by hold-out so many steps after LIP began, kept to the end."""
+    def briefly(self, steps: int, kind: str = "rank or none") -> Method:
+        """The best of a kind by hold-out so many steps after LIP began, kept to the end."""
         look = (START + steps) // EVERY - 1
         last, stopped, choice = [], [], []
         for seed in self.seeds.values():
-            best = max(self._candidates(seed, "rank or none"), key=lambda name: seed[name].held[look])
+            best = max(self._candidates(seed, kind), key=lambda name: seed[name].held[look])
             last.append(seed[best].test[-1])
             stopped.append(seed[best].stopped())
             choice.append(best)
@@ -215,7 +213,7 @@ def _on_decay(curves: Mapping[Name, Curve]) -> bool:
 def tables(found: Sequence[Setting]) -> str:
     """Markdown: for each optimizer and learning rate what was chosen, what that gains, and all ranks."""
     parts = []
-    for optimizer, times in dict.fromkeys((s.optimizer, s.times) for s in found):
+    for optimizer, times in sorted({(s.optimizer, s.times) for s in found}, key=lambda x: (x[1], x[0])):
         group = [s for s in found if (s.optimizer, s.times) == (optimizer, times)]
         title = TITLES[optimizer] + ("" if times == 1 else f", {times:g} times the learning rate")
         parts += [f"### {title}", _accuracies(group), _gains(group), _by_rank(group)]
@@ -315,6 +313,7 @@ def _rules(group: Sequence[Setting]) -> str:
                 f"{s.title}, {TITLES[s.optimizer]}" + ("" if s.times == 1 else f", {s.times:g} lr"),
                 f"{100 * fmean(s.fixed().last):.1f}",
                 *(f"{100 * fmean(s.fixed(0.0, r).last):.1f}" if s.has(r) else "" for r in ("auto", SHUFFLED)),
+                f"{100 * fmean(s.briefly(100, 'shuffled or none').last):.1f}" if s.has(SHUFFLED) else "",
                 *brief,
                 *(f"{100 * fmean(s.chosen(kind).last):.1f}" for kind in ("rank or none", "anything", "rank")),
                 f"{100 * best:.1f} ({rank:g} d)",
@@ -325,6 +324,7 @@ def _rules(group: Sequence[Setting]) -> str:
         "plain",
         "energy (auto)",
         "shuffled labels",
+        "or none, 100 steps",
         *(f"{steps} steps" for steps in BRIEFLY),
         "at the end",
         "or a decay",
@@ -354,56 +354,3 @@ def _centred(group: Sequence[Setting]) -> str:
                 )
             )
     return table(("data", "rank", "LIP", "on the centred weight", "difference"), lines)
-
-
-# The figure -----------------------------------------------------------------------------------------------
-
-
-def save_figure(path: Path, found: Sequence[Setting]) -> None:
-    """Draw accuracy after the last step against the kept share, beside what the rivals reach."""
-    shown = [s for s in found if s.times == 1]
-    names = list(dict.fromkeys(s.data for s in shown))
-    optimizers = [name for name in TITLES if any(s.optimizer == name for s in shown)]
-    size = (2.5 * len(names) + 0.4, 2.4 * len(optimizers) + 0.7)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    grid = figure.subplots(len(optimizers), len(names), squeeze=False)
-    for s in shown:
-        _panel(grid[optimizers.index(s.optimizer), names.index(s.data)], s)
-    for axes in grid.flat:
-        axes.set_visible(axes.has_data())
-    for axes in grid[:, 0]:
-        axes.set_ylabel("test accuracy (%)", fontsize="small")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path)
-
-
-def _panel(axes: Axes, s: Setting) -> None:
-    means = [100 * fmean(s.fixed(0.0, rank).last) for rank in s.ranks]
-    stopped = [100 * fmean(s.fixed(0.0, rank).stopped) for rank in s.ranks]
-    plain, decay = s.fixed(), s.chosen("decay")
-    axes.plot(s.ranks, means, color="#D55E00", marker="o", markersize=4, label="LIP, last step")
-    axes.plot(
-        s.ranks,
-        stopped,
-        color="#E69F00",
-        marker="o",
-        markersize=3,
-        linestyle=":",
-        label="LIP, early stopping",
-    )
-    for value, colour, style, label in (
-        (plain.last, "#000000", "-", "plain, last step"),
-        (plain.stopped, "#000000", ":", "plain, early stopping"),
-        (decay.last, "#0072B2", "-", "tuned decay, last step"),
-        (decay.stopped, "#56B4E9", ":", "tuned decay, early stopping"),
-    ):
-        axes.axhline(100 * fmean(value), color=colour, linestyle=style, linewidth=1.2, label=label)
-    axes.set_title(f"{s.data}, {TITLES[s.optimizer]}", fontsize="small")
-    axes.set_xlabel("share of directions kept", fontsize="small")
-    top = max(*means, *stopped, *(100 * fmean(v) for v in (plain.stopped, decay.stopped)))
-    # A rank far too low is not worth the resolution of all others.
-    axes.set_ylim(max(min(means) - 1, top - 15), top + 1)
-    axes.set_xlim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.tick_params(labelsize="small")

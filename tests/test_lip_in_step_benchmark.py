@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import lip_in_step, lip_in_step_runs
-from benchmarks.lip_in_step_report import Curve, Setting, save_figure, settings, tables
+from benchmarks.lip_in_step_figure import save_figure
+from benchmarks.lip_in_step_report import Curve, Setting, settings, tables
 from benchmarks.lip_in_step_runs import Spec
 from lip_fast.harness.data.rows import Rows
 
