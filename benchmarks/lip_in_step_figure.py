@@ -54,9 +54,10 @@ def _panel(axes: Axes, s: Setting) -> None:
         axes.axhline(100 * fmean(value), color=colour, linestyle=style, linewidth=1.2, label=label)
     axes.set_title(f"{s.data}, {TITLES[s.optimizer]}", fontsize="small")
     axes.set_xlabel("share of directions kept", fontsize="small")
-    top = max(*means, *stopped, *(100 * fmean(v) for v in (plain.stopped, decay.stopped)))
+    rivals = [100 * fmean(value) for value in (*plain[:2], *decay[:2])]
+    top, low = max(*means, *stopped, *rivals), min(*means, *stopped, *rivals)
     # A rank far too low is not worth the resolution of all others.
-    axes.set_ylim(max(min(means) - 1, top - 15), top + 1)
+    axes.set_ylim(max(low - 1, top - 15), top + 1)
     axes.set_xlim(0, 1)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize="small")
