@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import trajectory
 from benchmarks.command import Parser, answer
-from benchmarks.markdown import table
+from benchmarks.markdown import count, table
 from benchmarks.markdown import time as time_of
 from lip_fast import LIP, flops, projected
 
@@ -182,7 +182,7 @@ def _of_guards() -> str:
         for guards in (0, 1, 8):
             caught = [f"{guarded(guards, new, 0, k)[0]:.2f}" for new in (1, 4, 8)]
             replaced = [f"{guarded(guards, 0, dead, k)[1]:.2f}" for dead in (1, 4)]
-            lines.append((f"k = {k}, {guards} guards", *caught, *replaced))
+            lines.append((f"k = {k}, {count(guards, 'guard')}", *caught, *replaced))
     header = ("", "1 appears: kept of it", "4 appear", "8 appear", "1 dies: s_k of exact", "4 die")
     return table(header, lines)
 
