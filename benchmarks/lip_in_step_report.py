@@ -124,13 +124,14 @@ class Setting:
         if kind == "both":
             fade = max(decays, key=lambda name: seed[name].held[-1])[0]
             return [(fade, rank) for rank in ON_DECAY]
-        return {
+        found: dict[str, list[Name]] = {
             "decay": decays,
             "rank": ranks,
             "rank or none": [(0.0, None), *ranks],
             "shuffled or none": [(0.0, None), (0.0, SHUFFLED)],
             "anything": [*decays, *ranks],
-        }[kind]
+        }
+        return found[kind]
 
     def briefly(self, steps: int, kind: str = "rank or none") -> Method:
         """The best of a kind by hold-out so many steps after LIP began, kept to the end."""
