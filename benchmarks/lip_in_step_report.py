@@ -347,7 +347,7 @@ def _centred(group: Sequence[Setting]) -> str:
             name = rank if isinstance(rank, str) else f"{rank:g} d"
             lines.append(
                 (
-                    f"{s.title}, {TITLES[s.optimizer]}",
+                    f"{s.data} ({count(len(seeds), 'seed')}), {TITLES[s.optimizer]}",
                     name,
                     f"{100 * fmean(theirs):.1f}",
                     f"{100 * fmean(ours):.1f}",
