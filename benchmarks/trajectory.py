@@ -1,8 +1,8 @@
 """How far the step by products leads from exact LIP over a training, beside how far rounding alone does.
 
 ``python -m benchmarks.trajectory``: a linear classifier learns from wrong labels with exact LIP
-(tail_rank="all"), with the default, and again with exact LIP from a start perturbed by 1e-6. Told is the
-distance of the weights at the end, relative to the weight of exact LIP.
+(tail_rank="all"), with the default, and again with exact LIP from a start perturbed by 1e-6; and with a tail
+that is set to 0. Told is the distance of the weights at the end, relative to the weight of exact LIP.
 """
 
 import sys
@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 assert stats["applied"] == STEPS, stats
                 plain = distance(run(shape, name, None)[0], exact)
                 far = distance(weight, exact)
+                squashed = [run(shape, name, k, tail="zero", tail_rank=r)[0] for r in (None, "all")]
                 lines.append(
                     (
                         f"{shape[0]} x {shape[1]}, {name}",
@@ -122,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         f"{far / rounding:.1f}x",
                         f"{plain:.1e}",
                         f"{stats['gamma']:.0e}",
+                        f"{distance(*squashed):.0e}",
                     )
                 )
         header = (
@@ -132,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "ratio",
             "without LIP",
             "gamma",
+            'tail="zero", from exact',
         )
         print(table(header, lines))
 

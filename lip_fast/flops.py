@@ -11,8 +11,9 @@ _EIGENPROBLEM = 9
 # What the exact path takes on a host, in operations of float32 products: float64 counts twice, and LAPACK
 # runs at half the speed of products. Measured within a tenth from 1000 x 2048 to 50257 x 768.
 _FLOAT64, _LAPACK = 2, 16
-# By products, passes over skinny factors take as long as so many operations more.
-_SKINNY = 1.3
+# By products, passes over skinny factors take as long as so many times the operations, and the calls as long
+# as so many more. Measured within a quarter from 150 x 512 to 50257 x 768.
+_SKINNY, _CALLS = 1.3, 5e7
 
 
 def exact(l: int, q: int, r: int) -> float:
@@ -49,4 +50,4 @@ def products_pay(l: int, q: int, remaining: int, flops: float) -> bool:
     """
     d = min(l, q)
     theirs = _FLOAT64 * 2.0 * d * l * q + _LAPACK * d**3 + (2 * _FLOAT64 + 2.0) * l * q * remaining
-    return _SKINNY * flops < theirs
+    return _SKINNY * flops + _CALLS < theirs
