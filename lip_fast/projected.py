@@ -96,7 +96,7 @@ class Split(NamedTuple):
 
 def first_basis(S: Tensor, B: Tensor, k: int, r: int) -> Tensor:
     """The basis (q, k + r) of :func:`split` after an exact decomposition with S (d,) and B (q, d)."""
-    return B[:, : k + r] / torch.cat([_whole(S[:k]), torch.ones_like(S[k : k + r])])
+    return B[:, : k + r] / torch.cat([_resolved(S[:k]), torch.ones_like(S[k : k + r])])
 
 
 def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split:
@@ -117,7 +117,7 @@ def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split
     if Q is None:
         X = beside(Y, F)
         X = independent(X, gram(X), step, seed)
-        return of_columns(X, (X.mT @ M).mT, gram(X), k, r, energy(M))
+        return of_columns(X, (X.mT @ M).mT, gram(X), k, r, energy(M), signs)
     # In the complement of Q: twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
     T = _without(Q, beside(Y[:, n:], F))
     T = _without(Q, independent(T, gram(T), step, seed))
@@ -144,7 +144,9 @@ def independent(X: Tensor, G: Tensor, step: Tensor, seed: int) -> Tensor:
     return torch.where(dependent, ops.fresh_columns(step, *X.shape, seed=seed ^ 1), Q)
 
 
-def of_columns(X: Tensor, Z: Tensor, G: Tensor, k: int, r: int, total: Tensor) -> Split:
+def of_columns(
+    X: Tensor, Z: Tensor, G: Tensor, k: int, r: int, total: Tensor, signs: Tensor | None = None
+) -> Split:
     """The split of M from its nearly orthonormal columns, those of the kept directions first.
 
     Args:
@@ -154,11 +156,15 @@ def of_columns(X: Tensor, Z: Tensor, G: Tensor, k: int, r: int, total: Tensor) -
         k: number of kept directions.
         r: number of directions of the tail.
         total: () float64, ||M||_F^2.
+        signs: (q, 8) random ones, to see whether what was made is orthonormal; None where it has other rows.
     """
-    Q, Z = _orthonormal(G, X, Z)
+    X, Z = _orthonormal(G, X, Z)
     n = k - min(GUARDS, k)
+    Q = X[:, :n]
     deviation = torch.zeros_like(Z[0, 0])
-    return _split_of(Q[:, :n], Q[:, n:], Z[:, :n], Z[:, n:], k, r, total=total, deviation=deviation)
+    if signs is not None:
+        deviation = _deviation(Q, torch.where((Q != 0).any(0)[:, None], signs[:n], 0))
+    return _split_of(Q, X[:, n:], Z[:, :n], Z[:, n:], k, r, total=total, deviation=deviation)
 
 
 def _split_of(
@@ -183,13 +189,13 @@ def _split_of(
     A_kept, S_kept, B_kept = A[:, :guards], S[:guards], B[:, :guards]
     A, S, B = A[:, guards:], S[guards:], B[:, guards:]
     C = B * S
-    H = _gram(Z)
+    H = _lower_gram(Z)
     lengths = H.diagonal().sqrt()
     E = Z.mT @ C
     A_tail, C_tail = _rotated(Q, Z, A, C, H, E, S)
     S_tail = torch.linalg.vector_norm(C_tail, dim=0)
     B_tail = _divide(C_tail, S_tail)
-    following = beside(Z / _whole(lengths).square(), _divide(B_kept, S_kept), B_tail[:, :r])
+    following = beside(Z / _resolved(lengths).square(), _divide(B_kept, S_kept), B_tail[:, :r])
     return Split(
         left=(Q, A_kept, A, A_tail),
         right=(Z, B_kept * S_kept, C, B_tail),
@@ -262,7 +268,10 @@ def _factor(G: Tensor) -> Tensor:
 
 
 def _orthonormal(G: Tensor, *matrices: Tensor) -> list[Tensor]:
-    """Matrices times R^-1, of which the one with the Gram matrix G = R^T R, nearly I, becomes orthonormal."""
+    """X R^-1 of each matrix X, with the Gram matrix G = R^T R of the first one, which becomes orthonormal.
+
+    G is nearly I.
+    """
     R = cholesky(G, _SHIFT)
     # Where random columns were to fill a space up, one may depend on the others: it is left out, as zeros.
     usable = ~(R.diagonal() <= _LEAST_PIVOT * G.diagonal().sqrt())
@@ -275,7 +284,7 @@ def _orthonormal_at_once(Y: Tensor) -> Tensor | None:
         return Y
     lengths = torch.linalg.vector_norm(Y, dim=0)
     Q = Y / lengths
-    L = _factor(_gram(Q))
+    L = _factor(_lower_gram(Q))
     # NaN compares false.
     if bool((lengths > _VANISHED * lengths.max()).all()) and float(L.diagonal().min()) > _PIVOT:
         return _exactly_unit(torch.linalg.solve_triangular(L, Q.mT, upper=False).mT)
@@ -322,7 +331,7 @@ def _soundness(deviation: Tensor, total: Tensor, made: Tensor) -> Tensor:
     return (~finite) * NOT_FINITE + broken * finite
 
 
-def _gram(Y: Tensor) -> Tensor:
+def _lower_gram(Y: Tensor) -> Tensor:
     """The lower triangle of Y^T Y, and some of the upper one: a third of the work less, in blocks of rows."""
     n = Y.shape[1]
     if n < _BLOCKED:
@@ -339,7 +348,7 @@ def _without(Q: Tensor, Y: Tensor) -> Tensor:
     return torch.addmm(Y, Q, Q.mT @ Y, alpha=-1)
 
 
-def _whole(lengths: Tensor) -> Tensor:
+def _resolved(lengths: Tensor) -> Tensor:
     """Lengths of like columns; those that rounding left are as long as it may make them."""
     if not len(lengths):
         return lengths
