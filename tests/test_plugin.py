@@ -664,7 +664,14 @@ def precisions() -> Iterator[tuple[Any, Any]]:
     cuda.fp32_precision = cpu.fp32_precision = "none"
     yield cuda, cpu
     torch.set_float32_matmul_precision("highest")
-    torch.backends.fp32_precision = cuda.fp32_precision = cpu.fp32_precision = "none"
+    _set_precision_of_all("none")
+    cuda.fp32_precision = cpu.fp32_precision = "none"
+
+
+def _set_precision_of_all(precision: str) -> None:
+    # Tests of torch, which the same process may run, forbid to set it without this.
+    with torch.backends.__allow_nonbracketed_mutation():
+        torch.backends.fp32_precision = precision
 
 
 def test_rounded_products_do_not_reach_the_step(
@@ -692,11 +699,11 @@ def test_rounded_products_do_not_reach_the_step(
 
 
 def test_a_precision_of_all_products_is_theirs_again_after_a_step(precisions: tuple[Any, Any]) -> None:
-    torch.backends.fp32_precision = "tf32"
+    _set_precision_of_all("tf32")
     head, X, y = _wide()
     _apply(LIP(head, 5, tail_rank=4), X, y)
     assert [products.fp32_precision for products in precisions] == ["tf32", "tf32"]
-    torch.backends.fp32_precision = "ieee"
+    _set_precision_of_all("ieee")
     assert [products.fp32_precision for products in precisions] == ["ieee", "ieee"]
 
 
