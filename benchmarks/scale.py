@@ -290,9 +290,9 @@ def arithmetic(case: Case) -> int:
 
 
 def _written(case: Case) -> int:
-    """Columns of the factors that a split by products writes the weight from: the tail's twice."""
-    _, _, m = path_of(case)
-    return case.rank + 2 * (m - case.rank)
+    """Columns of the factors that a split by products writes: the tail's, or all where more lies below it."""
+    _, r, m = path_of(case)
+    return r if case.rank + r == min(case.l, case.q) else case.rank + 2 * (m - case.rank)
 
 
 def _phase(bytes_: float, *, tf32: float = 0, fp64: float = 0) -> float:

@@ -256,9 +256,10 @@ class Directions:
         # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
         if M.device.type not in host.READABLE or not bool(ok):
             status = lost(status, sound, ok, NOT_FINITE)
-        if found.basis is not None:
-            self._keep(found.basis, ok, found.status)
         self.step += world.increment
+        if found.basis is not None:
+            # Last: a process that fails before takes the same way again, to join what is left.
+            self._keep(found.basis, ok, found.status)
         return StepReport(ok, status, clipped, masked)
 
     def _nothing(self, M: Tensor, world: World) -> StepReport:

@@ -278,9 +278,12 @@ def test_floors_and_memory_are_counted_by_hand() -> None:
     assert times.latency == pytest.approx(30e-6)
     exact = replace(case, rank=460, tail_rank="all")
     assert scale.memory(exact).step == 100 * 512 * 8
-    # By products, 460 kept and 52 refitted: 564 columns of the factors are written.
+    # By products, 460 kept and 52 refitted, with nothing below them.
     by_products = replace(case, rank=460, tail_rank=None)
-    assert scale.memory(by_products).step == 100 * 8 * (564 + 512)
+    assert scale.memory(by_products).step == 100 * 16 * 512
+    # 200 kept, 104 refitted and 8 fresh columns: 424 columns of the factors are written.
+    by_products = replace(case, rank=200, tail_rank=None)
+    assert scale.memory(by_products).step == 100 * 8 * (424 + 512)
 
 
 def test_the_page_is_written_between_its_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ def unsound() -> dict[str, Any]:
     taken, not_converged = world.split, torch.tensor(status.NOT_CONVERGED)
     for step in range(6):
         if step == 3:
-            world.split = lambda *given: taken(*given)._replace(status=not_converged)  # type: ignore[attr-defined]
+            world.split = lambda *given, **how: taken(*given, **how)._replace(status=not_converged)  # type: ignore[attr-defined]
         optimizer.zero_grad()
         nn.functional.cross_entropy(head(features), labels).backward()
         for p in head.parameters():
