@@ -105,11 +105,12 @@ def rank_by_energy(M: Tensor, shape: tuple[int, int], world: World) -> tuple[int
 class Directions:
     """Singular directions of one weight M (l, q): ``rank`` kept, ``tail_rank`` refitted, the rest deeper.
 
-    Up to 128 columns a step tracks the leading rank + tail_rank directions by a truncated decomposition.
-    Beyond that it splits the weight by products (:mod:`lip_fast.projected`), and refits no more than 104; so
-    it does without a number of them where a host has not got all of the weight. Both take one power step from
-    the last step's basis. A weight is decomposed exactly in each step where
-    min(l, q) is within those columns, with tail_rank="all", in float64, and on a host where that is faster.
+    Up to 128 columns a step tracks the leading rank + tail_rank directions by a truncated decomposition; with
+    tail_rank=None only on a host that has all of the weight. Otherwise it splits the weight by products
+    (:mod:`lip_fast.projected`), and refits no more than 104. Both take one power step from the last step's
+    basis. A weight is decomposed exactly in each step where min(l, q) is within those columns, with
+    tail_rank="all", in float64 (not with a number of directions that a truncated step tracks), and on a host
+    where that is faster.
 
     Off the host, basis and step counter stay at their addresses once there is a basis, and nothing is read: a
     step can then be captured in a CUDA graph.
@@ -283,7 +284,7 @@ class Directions:
         if self.basis is not None:
             if path == "truncated":
                 svd = world.warm_svd(on, self.basis, k + r, FRESH)
-                found, gamma = _truncated(svd, k, drop=drop), -torch.ones_like(svd.S[0])
+                found, gamma = _truncated(svd, k, drop=drop), svd.S.new_full((), -1)
                 total = world.total(energy(on.M.float()))
                 deeper = (total - energy(svd.S)) / torch.where(total > 0, total, 1)
             else:

@@ -29,8 +29,6 @@ _T = TypeVar("_T")
 
 # Power iterations of the first, cold decomposition: 1e-3 of the optimum on slowly decaying spectra.
 _COLD_ITERATIONS = 4
-# An odd number without structure (2^64 over the golden ratio), to set seeds apart.
-_ROUNDING = 0x9E3779B97F4A7C15
 
 Batch = tuple[Tensor, Targets]
 """Features (n, q) and their checked labels."""
@@ -357,8 +355,7 @@ class Peers(Group):
 
     def rounding_seed(self, seed: int) -> int:
         """A seed of stochastic rounding for this process's part of the weight."""
-        split = self.sharding.dim is not None
-        return (seed + _ROUNDING * (1 + self.sharding.offset)) % 2**63 if split else seed
+        return self.sharding.own_seed(seed)
 
 
 World = Alone | Peers

@@ -82,3 +82,10 @@ def test_the_doctor_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert "at least 4 classes" in err
+
+
+def test_a_head_in_parts_is_said_to_be_split_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(rank=12)
+    assert cost(140, 180, settings, 128).path == "truncated"
+    monkeypatch.setattr("lip_fast.cost.is_split", lambda weight: True)
+    assert cost(140, 180, settings, 128).path == "by products"

@@ -1,6 +1,7 @@
 """The step against the oracle, and the quality of the tracked directions over real training."""
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from lip_fast import LIP, flops, ops, reference
 from lip_fast.directions import Directions
 from lip_fast.projected import FRESH
 from lip_fast.settings import Settings
-from lip_fast.world import Alone, Operand
+from lip_fast.sharded import decompose
+from lip_fast.world import Alone, Operand, Peers
 
 TRUE = torch.tensor(True)
 
@@ -248,6 +250,17 @@ def test_what_a_weight_is_written_from_is_never_in_tf32(
     assert seen == [tf32] * 2
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nor_of_a_weight_that_several_processes_hold(replaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(ops, "sketch", lambda M, V, *, tf32: seen.append(tf32))
+    monkeypatch.setattr(decompose, "warm_svd", lambda *given, products, **how: products(torch.ones(3, 1)))
+    peer: Any = SimpleNamespace(sharding=SimpleNamespace(dim=0, shape=(8, 3)))
+    on = Operand(torch.ones(4, 3), torch.tensor(0), 0, replaced=replaced)
+    Peers.warm_svd(peer, on, torch.ones(3, 1), 1, 1)
+    assert seen == [not replaced]
+
+
 @pytest.mark.parametrize(
     ("rank", "tail_rank", "whole", "expected", "refitted"),
     [
@@ -274,3 +287,5 @@ def test_a_step_takes_the_path_of_its_columns(
     assert directions.path(torch.float32) == expected
     assert directions.path(torch.float64) == ("truncated" if tail_rank == 70 else "exact")
     assert directions.tail_rank == refitted
+    # With nothing below the tail the weight is not written anew.
+    assert directions.drops == (tail_rank is None and rank + refitted < 140)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import status
-from lip_fast.projected import FRESH, GUARDS, Split, first_basis, split
+from lip_fast.projected import FRESH, GUARDS, Split, first_basis, of_columns, split
 from lip_fast.sharded import decompose
 
 SHAPES = [(40, 70), (70, 40), (50, 50)]
@@ -38,6 +38,9 @@ class _OneOfOne:
 
     def part(self, whole: Tensor) -> Tensor:
         return whole
+
+    def own_seed(self, seed: int) -> int:
+        return seed
 
     def gather(self, part: Tensor, length: int) -> Tensor:
         assert len(part) == length
@@ -257,3 +260,17 @@ def test_numbers_that_are_not_finite_are_told(value: float, splitter: Splitter) 
     basis = _basis(M, 20, 12)
     M[3, 4] = value
     assert int(splitter(M.float(), basis, 20, 0).status) & status.NOT_FINITE
+
+
+def test_a_column_that_depends_on_others_is_left_out() -> None:
+    M, k, r = _gapped(40, 70, 20).float(), 20, 12
+    X = torch.linalg.qr(_random(40, k + r + FRESH, seed=2)).Q.float()
+    X[:, 7] = X[:, 2]
+    total = M.double().square().sum()
+    found = of_columns(X, M.mT @ X, X.double().mT @ X.double(), k, r, total)
+    assert int(found.status) == 0
+    Q = found.left[0]
+    expected = torch.eye(k - GUARDS)
+    expected[7, 7] = 0
+    assert torch.allclose(Q.mT @ Q, expected, atol=1e-5)
+    assert all(bool(torch.isfinite(block).all()) for block in (*found.left, *found.right, found.basis))

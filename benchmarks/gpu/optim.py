@@ -18,7 +18,8 @@ from benchmarks.gpu.step import (
     unequal,
 )
 from benchmarks.gpu.weights import DRY_HEADS, HEADS, device_generator, make_weight
-from lip_fast import ops, reference
+from lip_fast import backends, ops, reference
+from lip_fast.backends.native.one_read import is_cached
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, synchronize
@@ -211,7 +212,9 @@ def _served(M: Tensor, rest: str) -> str:
     if not ops.fuses_updates(M.device):
         return "torch"
     # What the weight is written from is not rounded to TF32, as the kernel that reads it once does.
-    return "one read" if ops.reads_once(M) and rest == "keep" else "two passes"
+    once = rest == "keep" and not is_cached(M)
+    served = backends.backend_of("update_one_read_", M.device.type)
+    return "one read" if once and served == "native" else "two passes"
 
 
 def exact_step(l: int, q: int, device: torch.device) -> Case:

@@ -21,7 +21,6 @@ from lip_fast.ops.svd import SVD, finish_svd, orthonormalize, start_basis, warm_
 from lip_fast.ops.tail_svd import tail_svd
 from lip_fast.ops.updates import (
     fuses_updates,
-    reads_once,
     update_one_read_,
     update_project,
     update_rebuild_,
@@ -44,7 +43,6 @@ __all__ = [
     "label_sums",
     "orthonormalize",
     "project",
-    "reads_once",
     "rebuild_",
     "refit",
     "sketch",

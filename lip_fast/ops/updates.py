@@ -24,7 +24,6 @@ from lip_fast.rules import Updated
 
 __all__ = [
     "fuses_updates",
-    "reads_once",
     "update_one_read_",
     "update_project",
     "update_rebuild_",
@@ -39,11 +38,6 @@ _ONE_PASS = "one pass over the weight and its state"
 def fuses_updates(device: torch.device) -> bool:
     """Whether kernels of ours take updates on ``device``; elsewhere torch's step comes before that of LIP."""
     return backends.backend_of("update_sketch_", device.type) != "default"
-
-
-def reads_once(M: Tensor) -> bool:
-    """Whether one kernel takes the update of a float32 weight ``M`` and both products."""
-    return backends.backend_of("update_one_read_", M.device.type) == "native" and not is_cached(M)
 
 
 class _UpdateOp(Op):

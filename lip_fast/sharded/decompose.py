@@ -34,8 +34,6 @@ _PASSES = {torch.float32: 1, torch.float64: 3}
 _ORTHOGONALITY = 1e-4
 # Singular values up to this share of the largest have no vectors: as for a weight of one process.
 _RESOLVED = 1e-6
-# An odd number without structure (2^64 over the golden ratio), to set seeds apart.
-_APART = 0x9E3779B97F4A7C15
 
 
 def warm_svd(
@@ -46,7 +44,7 @@ def warm_svd(
     *,
     fresh: int,
     seed: int,
-    products: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    products: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> ops.SVD:
     """:func:`lip_fast.ops.warm_svd` of the whole weight.
 
@@ -57,7 +55,7 @@ def warm_svd(
         step: () int64, likewise.
         fresh: number of fresh columns.
         seed: of the fresh columns.
-        products: returns V -> M V, M^T M V of this part; None for those of ``M`` as it is.
+        products: V -> M V, M^T M V of this part, which an update may change first.
 
     Returns:
         A (l, t), of a weight sharded by class the rows of this process; S (t,) and B (q, t) whole.
@@ -150,15 +148,14 @@ def split(group: Group, M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed:
     else:
         X, total = group.sum(lambda: (M @ sharding.part(V), energy(M)), [(l, m), ()])
         X, G = group.compute_or(lambda: (X.float(), gram(X)), lambda: (broken(l), broken(m)))
-    # Parts are given columns of their own: equal ones would depend on each other.
-    own = (seed + _APART * (sharding.offset if by_class else 0)) % 2**63
+    # Rows of other processes are given other random numbers: with the same, columns would repeat themselves.
+    own = sharding.own_seed(seed) if by_class else seed
     X = group.compute_or(lambda: independent(X, G, step, own), lambda: broken(len(M)))
     if by_class:
         Z, G, total = group.sum(lambda: ((X.mT @ M).mT, gram(X), energy(M)), [(q, m), (m, m), ()])
     else:
         Z = _gather(group, group.compute_or(lambda: (X.mT @ M).mT, lambda: broken(M.shape[1])), q)
         G = group.compute_or(lambda: gram(X), lambda: broken(m))
-
     return group.compute_or(lambda: of_columns(X, Z.float(), G, k, r, total), lambda: no_split(M, basis, k))
 
 

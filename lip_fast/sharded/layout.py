@@ -20,6 +20,10 @@ from lip_fast.validation import describe
 __all__ = ["DataGroup", "Sharding", "anywhere"]
 
 
+# An odd number without structure (2^64 over the golden ratio), to set seeds apart.
+_APART = 0x9E3779B97F4A7C15
+
+
 class DataGroup:
     """The ``data_group`` of a LIP or an optimizer, which copies of them share: it cannot be copied."""
 
@@ -201,6 +205,10 @@ class Sharding:
     def part(self, full: Tensor, dim: int = 0) -> Tensor:
         """The rows (columns) of a tensor of the length of the sharded side that belong to this process."""
         return full if self.dim is None else full.narrow(dim, self.offset, self.length)
+
+    def own_seed(self, seed: int) -> int:
+        """A seed of random numbers for this process's part of the weight, another one for each part."""
+        return seed if self.dim is None else (seed + _APART * (1 + self.offset)) % 2**63
 
     def features_of(self, B: Tensor) -> Tensor:
         """The rows of B (q, t) that belong to this process's part of the weight."""
