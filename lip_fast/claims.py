@@ -2,11 +2,25 @@
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-__all__ = ["Claim"]
+__all__ = ["Caller", "Claim"]
+
+
+class Caller(Protocol):
+    """What makes an optimizer call a LIP in its steps."""
+
+    @property
+    def calls(self) -> bool:
+        """Whether the optimizer is still there and calls the LIP."""
+        ...
+
+    def gives_way(self, optimizer: Optimizer) -> bool:
+        """Stop where a LIP attached to ``optimizer`` may take the place of this one; whether it did."""
+        ...
 
 
 def _no_weight() -> None:
@@ -26,47 +40,54 @@ class Claim:
     def __init__(self, tensor: Callable[[], object]) -> None:
         self._tensor = tensor
         self.known: Callable[[], Tensor | None] = _no_weight
-        # Whether an optimizer still calls this LIP; None where none ever did.
-        self._is_called: Callable[[], bool] | None = None
+        # None where no optimizer ever called this LIP.
+        self._caller: Caller | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a LIP is called by no optimizer.
-        return {"_tensor": self._tensor, "known": _no_weight, "_is_called": None}
+        return {"_tensor": self._tensor, "known": _no_weight, "_caller": None}
 
     @property
     def in_use(self) -> bool:
         """Whether an optimizer that is still there calls this LIP after its steps."""
-        return self._is_called is not None and self._is_called()
+        return self._caller is not None and self._caller.calls
 
     @property
     def made(self) -> bool:
         """Whether an optimizer was named that calls this LIP, be it still there or not."""
-        return self._is_called is not None
+        return self._caller is not None
 
-    def hold(self, weight: Tensor, is_called: Callable[[], bool]) -> None:
-        """Hold the weight for an optimizer that calls this LIP as long as ``is_called`` says so.
+    def hold(self, weight: Tensor, caller: Caller, optimizer: Optimizer | None = None) -> None:
+        """Hold the weight for an optimizer that calls this LIP, as long as it does.
+
+        Args:
+            weight: in the place of which no other LIP acts.
+            caller: that makes the optimizer call this LIP.
+            optimizer: of a LIP that was attached to it before, this one takes the place.
 
         Raises:
             ValueError: another LIP acts on the weight.
         """
-        self.check(weight)
-        self._is_called = is_called
+        self.check(weight, optimizer)
+        self._caller = caller
         _CLAIMS.add(self)
 
     def release(self) -> None:
         """Hold no weight any more."""
-        self._is_called = None
+        self._caller = None
 
-    def check(self, weight: Tensor) -> None:
-        """ValueError where another LIP acts on this weight."""
-        for other in _CLAIMS:
+    def check(self, weight: Tensor, optimizer: Optimizer | None = None) -> None:
+        """ValueError where another LIP acts on this weight; one attached to ``optimizer`` gives way."""
+        for other in list(_CLAIMS):
             if other is self or other._tensor() is not weight:
                 continue
-            if other.in_use:
+            caller = other._caller
+            calls = caller is not None and caller.calls
+            if caller is not None and calls and (optimizer is None or not caller.gives_way(optimizer)):
                 raise ValueError(
                     "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
-                    "optimizer, or part of one: call remove() of the handle that its attach() returned "
-                    "first, or take the weight out of the group with a lip_rank, or delete that optimizer"
+                    "optimizer, or part of one: call detach() of that LIP first, or take the weight out of "
+                    "the group with a lip_rank, or delete that optimizer"
                 )
             # Its optimizer has stopped calling it, and must not start again beside this LIP.
             other.release()

@@ -1,15 +1,18 @@
 """LIP on one weight: when it acts, what it does then, and the state that it carries from step to step."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from numbers import Real
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lip_fast import host, status
-from lip_fast.claims import Claim
+from lip_fast.claims import Caller, Claim
 from lip_fast.cost import Cost, cost
 from lip_fast.counters import Counters
 from lip_fast.directions import Directions, StepReport, rank_by_energy
@@ -27,16 +30,16 @@ from lip_fast.sharded.tensors import (
 )
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import check_indices
+from lip_fast.unfit import check_trained, unfit
 from lip_fast.validation import AS_THEY_ARE, FLOATS, PRODUCTS, check_like, describe, full_precision
 from lip_fast.world import Alone, Peers, Update, World
 
 __all__ = ["Head", "HeadStep", "LIPError", "Turn", "check_bias", "check_matrix", "group_of"]
 
-# After so many observations without a step the attached optimizer is surely not the one in use. Of a weight
-# that has a gradient there may be more: they may be micro-batches of one step.
+# So many steps without a gradient are not of a head that is trained, and so many observations not of one step
+# that waits for a learning rate.
 _MAX_OBSERVATIONS = 64
-_MAX_MICRO_BATCHES = 4096
-_STATE_KEYS = ("steps", "calls_since_step", "counters", "subspace", "statistics", "pending")
+_STATE_KEYS = ("steps", "counters", "subspace", "statistics", "pending")
 
 
 class LIPError(RuntimeError):
@@ -46,7 +49,7 @@ class LIPError(RuntimeError):
 class Head:
     """Where the weight and the bias of a classifier are looked up: what a module has at the moment."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module | None) -> None:
         self.module = module
 
     def tensor(self) -> object:
@@ -86,6 +89,7 @@ class HeadStep:
     Attributes:
         head, data_group: as given.
         settings: as given; see :meth:`reschedule`.
+        input: what the head is called with, for observations without features.
         claim: on the weight, which no other LIP may act on.
         shape: (l, q) of the weight.
         directions: what the steps keep and refit; None until the rank is decided.
@@ -98,6 +102,7 @@ class HeadStep:
     def __init__(self, head: Head, settings: Settings, data_group: DataGroup) -> None:
         self.head, self.settings, self.data_group = head, settings, data_group
         weight = head.weight()
+        check_trained(weight, head.module)
         l, q = weight.shape
         self.shape = (l, q)
         self.directions: Directions | None = None
@@ -124,14 +129,19 @@ class HeadStep:
         # What this process raises in the next step, where its peers wait for it.
         self._refused: Exception | None = None
         self._captured = False
-        self._calls_since_step = self._steps_without_gradient = 0
-        self._steps = 0
+        self.input = self._observations.input
+        self.input.serve(self)
+        self._steps = self._steps_without_gradient = 0
         self._counters = Counters(weight.device)
         self.claim = Claim(head.tensor)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy looks up the layout of its own weight.
         return self.__dict__ | {"_layout": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.input.serve(self)
 
     # The weight --------------------------------------------------------------------------------------
 
@@ -173,20 +183,20 @@ class HeadStep:
 
     # The optimizer -----------------------------------------------------------------------------------
 
-    def begin_with(self, is_called: Callable[[], bool]) -> None:
-        """Be called by an optimizer, as long as ``is_called`` says so.
+    def begin_with(self, caller: Caller, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Be called by an optimizer, while ``caller`` says so; see :meth:`lip_fast.claims.Claim.hold`.
 
         Raises:
             ValueError: another LIP acts on the weight.
         """
         weight = self.weight()
-        self.claim.hold(weight, is_called)
+        self.claim.hold(weight, caller, optimizer)
         self._counters.move(weight.device)
 
     @property
     def left_alone(self) -> bool:
-        """Whether more was observed since the last step than an optimizer in use leaves without one."""
-        return self._calls_since_step >= _MAX_OBSERVATIONS
+        """Whether steps were taken since the last one of an optimizer that calls this LIP."""
+        return self._observations.untaken
 
     def reschedule(self, settings: Settings) -> None:
         """Act by other settings of those that may change from step to step: every, start and clip."""
@@ -196,8 +206,14 @@ class HeadStep:
             self.directions.settings = settings
 
     @host.untraced
+    def before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Know that a step begins: a hook of ``register_step_pre_hook``."""
+        self._observations.in_step = True
+
+    @host.untraced
     def after_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Act after a step of an optimizer: a hook of ``register_step_post_hook``."""
+        self._observations.in_step = False
         weight = self.weight()
         if self.claim.known() is not weight:
             self.claim.check(weight)
@@ -208,30 +224,29 @@ class HeadStep:
                 "remove() of the handle that attach() returned, and attach to an optimizer made for the new "
                 "weight"
             )
-        turn = self.due(weight, group["lr"], optimizer, getattr(optimizer, "found_inf", None))
+        turn = self.due(weight, group.get("lr"), optimizer, getattr(optimizer, "found_inf", None))
         if turn is not None:
             self.act(turn)
 
     def due(
         self,
         weight: Tensor,
-        lr: float | Tensor,
+        lr: object,
         optimizer: torch.optim.Optimizer,
         found_inf: Tensor | None,
     ) -> Turn | None:
         """Count a step of the optimizer; what LIP is to act on in it, None where it is not to act.
 
-        ``lr`` is that of the weight's group; ``found_inf`` is what a gradient scaler tells a fused optimizer,
-        not 0 where the optimizer skips the step.
+        ``lr`` is that of the weight's group, None where the optimizer chooses it; ``found_inf`` is what a
+        gradient scaler tells a fused optimizer, not 0 where the optimizer skips the step.
         """
         if weight.grad is None:
             # The next gradient will be of other batches than those observed so far.
             self._steps_without_gradient += bool(self._observations) and weight.requires_grad
             self.discard()
             return None
-        self._calls_since_step = self._steps_without_gradient = 0
-        on_host = not isinstance(lr, Tensor) or lr.device.type in host.READABLE
-        if on_host and float(lr) == 0:
+        self._steps_without_gradient = 0
+        if _is_zero(lr):
             # Checkpoints take such steps to create optimizer state; observations wait for the real step. No
             # checkpoint does so in one group alone, nor again and again.
             if len(self._observations) >= _MAX_OBSERVATIONS or _takes_a_step(optimizer):
@@ -253,27 +268,31 @@ class HeadStep:
         if found_inf is not None:
             # A fused optimizer skips inside its kernel; nothing moved, so nothing is repaired.
             ok = ok & (full_tensor(found_inf).to(weight.device) == 0).all()
-        if not on_host:
-            assert isinstance(lr, Tensor)
+        if isinstance(lr, Tensor) and lr.device.type not in host.READABLE:
             ok = ok & (lr != 0).all()
         return Turn(weight, pending, ok)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer that were counted, without those that were replayed."""
+        return self._steps
 
     def _acts_on(self, step: int) -> bool:
         """Whether LIP acts on this step, by ``every`` and ``start``."""
         settings = self.settings
         return step >= settings.start and (step - settings.start) % settings.every == 0
 
-    def acts_next(self, weight: Tensor, lr: float | Tensor) -> bool:
+    def acts_next(self, weight: Tensor, lr: object) -> bool:
         """Whether LIP acts on the next step, if it has a gradient."""
-        if not _learns(lr) or not self._acts_on(self._steps):
+        if _is_zero(lr) or not self._acts_on(self._steps):
             return False
         return bool(self._observations) or self._joins(weight)
 
     # Observations ------------------------------------------------------------------------------------
 
     @host.untraced
-    def observe(self, features: Tensor, targets: Tensor) -> None:
-        """Take what the head saw; see :meth:`lip_fast.LIP.observe`."""
+    def observe(self, features: Tensor | EllipsisType, targets: Tensor | EllipsisType) -> None:
+        """Take what the head saw, of features ``...`` what a hook saw; see :meth:`lip_fast.LIP.observe`."""
         weight = self.weight()
         if self.claim.known() is not weight and self.claim.in_use:
             self.claim.check(weight)
@@ -286,38 +305,30 @@ class HeadStep:
             # Peers have seen other batches: they learn of this error in the next step.
             self._refused = self._refused or error
 
-    def _keep(self, weight: Tensor, features: Tensor, targets: Tensor) -> None:
+    def _keep(self, weight: Tensor, features: object, targets: object) -> None:
         """Check what was observed, and keep it."""
         capturing = host.capturing(weight.device)
+        if features is ...:
+            features = self.input.take()
+        self.input.forget()
         observation = Observation.checked(features, targets, weight, capturing=capturing)
         labels = observation.targets
         if self.settings.strict and not capturing and isinstance(labels, Tensor) and labels.dim() == 1:
             check_indices(labels, len(weight))
-        # A replay takes what is in the buffers, and the host does not see that it does.
-        unseen = capturing or self._observations.buffered
         if self._steps_without_gradient >= _MAX_OBSERVATIONS:
             raise RuntimeError(
                 f"expected a gradient on the head's weight, got none in {_MAX_OBSERVATIONS} steps that were "
                 "observed. Where the head was replaced in the model, make a LIP of the new one; where it is "
                 "frozen, call requires_grad_(False) on its weight, or do not observe"
             )
-        # Every micro-batch after the first one of a step finds a gradient.
-        most = _MAX_OBSERVATIONS if weight.grad is None else _MAX_MICRO_BATCHES
-        if not unseen and self._calls_since_step >= most:
-            raise RuntimeError(
-                f"observe() was called {self._calls_since_step} times without a step of an attached "
-                "optimizer. A copy of an optimizer loses its hooks: make a LIP for the copied head and call "
-                "attach(copy). Where the handle was removed, attach() again. Where steps are left out (a "
-                "gradient scaler does so after overflows), call discard() after each"
-            )
+        if not capturing:
+            self._observations.check_taken(weight, attached=self.claim.made)
         self._observations.add(observation, capturing=capturing)
-        self._calls_since_step += not unseen
 
     def discard(self) -> None:
         """Forget what was observed since the last step."""
         self._observations.clear()
         self._refused = None
-        self._calls_since_step = 0
 
     def release_buffers(self) -> None:
         """Forget the buffers of captured steps, and what is in them."""
@@ -333,7 +344,6 @@ class HeadStep:
         if capturing:
             self._check_capture(weight, None)
         ok = torch.ones((), dtype=torch.bool, device=weight.device)
-        self._calls_since_step = 0
         self.act(Turn(weight, self._observations.take(capturing=capturing), ok), step=False)
 
     def _check_capture(self, weight: Tensor, step: int | None) -> None:
@@ -477,7 +487,6 @@ class HeadStep:
         alone = self.data_group.value is None
         return {
             "steps": self.stats()["steps"],
-            "calls_since_step": self._calls_since_step if alone else 0,
             "counters": counters,
             "subspace": (
                 Directions.no_state(self.shape, counters.device)
@@ -498,7 +507,6 @@ class HeadStep:
             raise ValueError("expected the state of a LIP with the same decay, got another")
         template = {
             "steps": 0,
-            "calls_since_step": 0,
             "subspace": Directions.no_state(self.shape, weight.device),
             "statistics": None if self.statistics is None else self.statistics.state_dict(),
             "pending": (),
@@ -540,7 +548,6 @@ class HeadStep:
             directions.load_state_dict(state_dict["subspace"])
         self.directions = directions
         self._steps = state_dict["steps"]
-        self._calls_since_step = state_dict["calls_since_step"] if alone else 0
         self._counters.move(weight.device)
         self._counters.load_state_dict(state_dict["counters"])
         self._observations.load_state_dict(state_dict["pending"] if alone else (), weight.device)
@@ -562,15 +569,10 @@ def check_matrix(weight: object, *, of: object = None) -> Tensor:
     Raises:
         TypeError, ValueError: no matrix that LIP can act on.
     """
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        got = [describe(X) for X in (of, weight) if X is not None]
-        raise TypeError(
-            f"expected a head with a 2-D weight, such as nn.Linear, got {' with weight '.join(got)}"
-        )
-    if weight.dtype not in FLOATS or weight.layout != torch.strided:
-        raise TypeError(f"expected a dense weight in one of {FLOATS}, got {describe(weight)}")
-    if weight.is_meta:
-        raise ValueError("expected a weight that holds numbers, got one on meta: materialize the model first")
+    if not isinstance(weight, Tensor) or is_lazy(weight):
+        raise unfit(weight, of)
+    if weight.dim() != 2 or weight.dtype not in FLOATS or weight.layout != torch.strided or weight.is_meta:
+        raise unfit(weight, of)
     # Asked here, so that a step of one process does not go through the module for several.
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return trained_weight(weight) if several else weight
@@ -583,11 +585,13 @@ def check_bias(bias: object, l: int) -> Tensor:
     return bias
 
 
-def _learns(lr: float | Tensor) -> bool:
-    """Whether a learning rate is not known to be 0."""
-    return (isinstance(lr, Tensor) and lr.device.type not in host.READABLE) or float(lr) != 0
+def _is_zero(lr: object) -> bool:
+    """Whether a learning rate is known to be 0; an optimizer that chooses it itself has None, or none."""
+    if isinstance(lr, Tensor):
+        return lr.device.type in host.READABLE and not bool(lr.any())
+    return isinstance(lr, Real) and lr == 0
 
 
 def _takes_a_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether some group has a learning rate that is not known to be 0."""
-    return any(_learns(group["lr"]) for group in optimizer.param_groups)
+    return not all(_is_zero(group.get("lr")) for group in optimizer.param_groups)

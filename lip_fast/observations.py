@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from lip_fast import host
-from lip_fast.sharded.tensors import full_tensor
+from lip_fast.head_input import HeadInput
+from lip_fast.sharded.tensors import full_tensor, local_part
 from lip_fast.targets import CSR, Targets, as_targets, indices_in_range
 from lip_fast.validation import FLOATS, describe
 
 __all__ = ["Observation", "Observations"]
+
+# After so many observations without a step it is asked whether others took steps in between, and then again
+# after each half as many: to ask waits for the device.
+_MAX_WITHOUT_STEP = 64
 
 
 class Observation(NamedTuple):
@@ -31,7 +36,7 @@ class Observation(NamedTuple):
         return Observation.of([t.to(device, copy=True) for t in self.tensors])
 
     @staticmethod
-    def checked(features: Tensor, targets: Tensor, weight: Tensor, *, capturing: bool) -> "Observation":
+    def checked(features: Any, targets: Any, weight: Tensor, *, capturing: bool) -> "Observation":
         """What a head with this weight (l, q) saw, as rows, detached.
 
         Args:
@@ -89,6 +94,11 @@ class Observations:
     On the host they are kept as they are. Elsewhere they are copied: features may be the output of a graph,
     written again by its next replay, and a step that is captured makes the copies its buffers. From then on
     each observation is copied into these buffers in turn; the host cannot see when a replay has taken them.
+
+    Attributes:
+        input: what the head was called with since the last observation.
+        in_step: whether the optimizer is in a step, which may evaluate the model any number of times.
+        untaken: whether steps were taken that took no observations.
     """
 
     def __init__(self) -> None:
@@ -98,6 +108,10 @@ class Observations:
         self._buffers: list[Observation] = []
         # Which buffer comes next, and whether one was written since the last step that the host saw.
         self._next, self._fresh = 0, False
+        self.input = HeadInput()
+        self.in_step = self.untaken = False
+        # How many were kept since the last step, and the norm of the weight after half of those allowed.
+        self._calls, self._norm = 0, 0.0
 
     def __len__(self) -> int:
         return len(self._current()) + len(self._captured)
@@ -109,6 +123,32 @@ class Observations:
     def buffered(self) -> bool:
         """Whether a captured step reads buffers of ours."""
         return bool(self._buffers)
+
+    def check_taken(self, weight: Tensor, *, attached: bool) -> None:
+        """RuntimeError where steps are taken that take no observations, by an optimizer not attached.
+
+        Then the weight (l, q), or the part of it that is here, has changed, or it takes no part in training.
+        Any number of micro-batches before a step is none of these.
+        """
+        half = _MAX_WITHOUT_STEP // 2
+        # What replays take, the host does not see.
+        if self.in_step or self._buffers or not self._calls or (self._calls % half and not self.untaken):
+            return
+        norm = float(torch.linalg.vector_norm(local_part(weight), dtype=torch.float64))
+        if self._calls == half:
+            self._norm = norm
+            return
+        changed = norm != self._norm and norm == norm
+        unused = attached and weight.grad is None and not self.input.used
+        self.untaken = changed or unused
+        if self.untaken:
+            happened = "the weight changed" if changed else "the head took no part in training"
+            raise RuntimeError(
+                f"observe() was called {self._calls} times without a step of an attached optimizer, and "
+                f"{happened}. Call attach(optimizer), again where it was detached. A copy of an optimizer "
+                "loses its hooks: make a LIP for the copied head and call attach(copy). Of an optimizer that "
+                "works through another (SAM), attach to that one, whose step() is called in the end"
+            )
 
     def add(self, observation: Observation, *, capturing: bool) -> None:
         """Keep, or copy into the next buffer.
@@ -125,6 +165,7 @@ class Observations:
             self._pending.append(observation)
         else:
             self._pending.append(observation.copied(observation.features.device))
+        self._calls += 1
 
     def take(self, *, capturing: bool) -> list[Observation]:
         """All of them, which are then gone; under capture, as tensors that later ones are copied into."""
@@ -135,9 +176,11 @@ class Observations:
         return observed
 
     def clear(self) -> None:
-        """Forget what was observed; the buffers stay."""
+        """Forget what was observed, and what the head was called with; the buffers stay."""
         self._pending, self._captured = [], []
         self._next, self._fresh = 0, False
+        self._calls, self.untaken = 0, False
+        self.input.seen, self.input.several, self.input.used = None, False, False
 
     def release(self) -> None:
         """Forget the buffers too."""

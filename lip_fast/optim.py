@@ -25,10 +25,10 @@ class LIPSGD(WithLIP, torch.optim.SGD):
             lr=0.1,
             momentum=0.9,
         )
+        optimizer.watch(model.head)  # what it is called with
         for x, y in loader:
-            features = model.backbone(x)
-            criterion(model.head(features), y).backward()
-            optimizer.observe(model.head, features, y)
+            criterion(model(x), y).backward()
+            optimizer.observe(model.head, y)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -1,11 +1,13 @@
 """LIP as a plug-in: attached to the optimizer one has, it repairs a head after every step."""
 
+import copy
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from types import EllipsisType
+from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.optim import Optimizer
 
 from lip_fast.cost import Cost
 from lip_fast.head import Head, HeadStep, LIPError, group_of
@@ -13,7 +15,45 @@ from lip_fast.settings import Settings
 from lip_fast.sharded.layout import DataGroup
 from lip_fast.validation import check_int
 
-__all__ = ["LIP", "LIPError"]
+__all__ = ["LIP", "Attachment", "LIPError"]
+
+
+class Attachment:
+    """An optimizer that calls a LIP in its steps, until :meth:`remove`; a context manager that ends with it.
+
+    Args:
+        optimizer: whose step hooks are used.
+        step: what they call.
+    """
+
+    def __init__(self, optimizer: Optimizer, step: HeadStep) -> None:
+        self._optimizer, self._input = weakref.ref(optimizer), step.input
+        self._before = optimizer.register_step_pre_hook(step.before_step)
+        self._after = optimizer.register_step_post_hook(step.after_step)
+
+    @property
+    def calls(self) -> bool:
+        """Whether the optimizer is still there and calls the LIP."""
+        return self._after.id in (self._after.hooks_dict_ref() or {})
+
+    def gives_way(self, optimizer: Optimizer) -> bool:
+        """Stop where it is ``optimizer`` that calls the LIP; whether it did."""
+        if self._optimizer() is not optimizer:
+            return False
+        self.remove()
+        return True
+
+    def remove(self) -> None:
+        """Stop; no error where it has stopped."""
+        self._before.remove()
+        self._after.remove()
+        self._input.unwatch()
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
 
 
 class LIP:
@@ -25,10 +65,9 @@ class LIP:
         lip = lip_fast.LIP(model.head, rank="auto", start=500)  # once it has learned
         lip.attach(optimizer)
         for x, y in loader:
-            features = model.backbone(x)
-            loss = criterion(model.head(features), y)
+            loss = criterion(model(x), y)
             loss.backward()
-            lip.observe(features, y)
+            lip.observe(y)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -43,6 +82,7 @@ class LIP:
     - Accumulation and clipping of gradients: before the step, as ever. Observe each micro-batch.
     - Observe anywhere between the forward pass and the step, outside of functions that activation
       checkpointing runs twice (``torch.utils.checkpoint``, reentrant or not).
+    - ``torch.optim.LBFGS``, whose step evaluates the model many times: all that was observed in it counts.
     - ``torch.amp.GradScaler``: ``scale``, ``unscale_``, clip, ``step``, ``update``, as ever. Of a step that
       it skips the weight is left alone. A fused optimizer is called all the same, and what was observed is
       discarded; another is not: call :meth:`discard` there, or what was observed counts with the batch of
@@ -138,76 +178,106 @@ class LIP:
             seed=seed,
             strict=strict,
         )
+        self._head = head
         self._step = HeadStep(Head(head), settings, DataGroup(data_group))
-        self._handle: RemovableHandle | None = None
+        self._step.input.watch(head)
+        self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is attached to nothing: the hook is the original's.
-        return self.__dict__ | {"_handle": None}
+        return self.__dict__ | {"_attachment": None}
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
-        """Act after every step of ``optimizer``, until the returned handle is removed.
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LIP":
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return made
 
-        The handle is also a context manager. A copy of an optimizer (``copy.deepcopy``, pickle) is a plain
-        optimizer of copied parameters: copy it together with the model, and attach a LIP of the copied head.
-        Of a wrapper around an optimizer, attach to the inner one. Attached again after its handle was
-        removed, a LIP goes on from its state, without what it observed: the steps in between were not seen.
-        A copy of a LIP, made together with the model, is one that was never attached.
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "expected a LIP not to be pickled, since it would take the head with it: save state_dict(), and "
+            "in a LightningModule that is given a LIP call save_hyperparameters(ignore=[...]) with the name "
+            "of that argument"
+        )
+
+    def attach(self, optimizer: Optimizer) -> Attachment:
+        """Act after every step of ``optimizer``, until :meth:`detach`, or ``remove()`` of what is returned.
+
+        That is also a context manager. Of another LIP on this weight that is attached to the same optimizer,
+        such as one that a cell of a notebook made when it ran before, this one takes the place. A copy of an
+        optimizer (``copy.deepcopy``, pickle) is a plain optimizer of copied parameters: copy it together with
+        the model, and attach a LIP of the copied head. Of a wrapper around an optimizer, attach to the inner
+        one. Attached again after it was detached, a LIP goes on from its state, without what it observed: the
+        steps in between were not seen. A copy of a LIP, made together with the model, is one that was never
+        attached.
 
         Raises:
             TypeError: not an optimizer that takes step hooks.
-            ValueError: the optimizer does not hold the head's weight, or another LIP acts on that weight.
+            ValueError: the optimizer does not hold the head's weight, or another LIP acts on that weight in
+                another optimizer.
             RuntimeError: already attached.
         """
-        if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(
-            optimizer, "_optimizer_step_post_hooks"
-        ):
+        if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_post_hooks"):
             raise TypeError(
                 "expected a torch.optim.Optimizer that takes step hooks (of a wrapper, the inner "
                 f"optimizer), got {type(optimizer).__name__}"
             )
         if self._step.claim.in_use:
-            raise RuntimeError(
-                "expected a LIP that is not attached, got one that is: call remove() of the handle that "
-                "attach() returned first"
-            )
+            raise RuntimeError("expected a LIP that is not attached, got one that is: call detach() first")
         if group_of(optimizer, self._step.weight()) is None:
             raise ValueError(
                 f"expected an optimizer that holds the head's weight, got {type(optimizer).__name__} without "
                 "it: make the optimizer of the parameters that the model has now, or the LIP of the head "
                 "that this optimizer trains"
             )
-        handle: RemovableHandle | None = None
-
-        def is_called() -> bool:
-            return handle is not None and handle.id in (handle.hooks_dict_ref() or {})
-
-        self._step.begin_with(is_called)
-        if self._handle is not None or self._step.left_alone:
+        attachment = Attachment(optimizer, self._step)
+        try:
+            self._step.begin_with(attachment, optimizer)
+        except Exception:
+            attachment.remove()
+            raise
+        if self._attachment is not None or self._step.left_alone:
             # Of steps that were not seen: they say nothing of the next one.
             self._step.discard()
-        handle = self._handle = optimizer.register_step_post_hook(self._step.after_step)
-        return handle
+        self._attachment = attachment
+        self._step.input.watch(self._head)
+        return attachment
 
-    def observe(self, features: Tensor, targets: Tensor) -> None:
-        """Show LIP what the head saw: call it for every batch, before the optimizer's step.
+    def detach(self) -> None:
+        """Act no more, and leave no hook on the head or the optimizer; no error where it is not attached."""
+        if self._attachment is not None:
+            self._attachment.remove()
+        self._step.input.unwatch()
 
-        The features are detached and, on CPU, kept until that step, not copied; on other devices they are
-        copied, since graphs write their outputs anew at each replay. Under gradient accumulation call it for
-        each micro-batch; they count as one batch.
+    @overload
+    def observe(self, targets: Tensor, /) -> None: ...
+
+    @overload
+    def observe(self, features: Tensor, targets: Tensor) -> None: ...
+
+    def observe(self, features: Tensor | EllipsisType = ..., targets: Tensor | EllipsisType = ...) -> None:
+        """Show LIP the labels of a batch: ``observe(targets)``, between the forward pass and the step.
+
+        The features are what the head was called with since the last observation, in training mode and with
+        gradients: once, or an error says to pass them, ``observe(features, targets)``. They are detached
+        and, on CPU, kept until the step, not copied; on other devices they are copied, since graphs write
+        their outputs anew at each replay. Under gradient accumulation call it for each micro-batch, before
+        the next one's forward pass; they count as one batch.
 
         Args:
-            features: (..., q) input of the head, floating point, on the device of the weight.
+            features: (..., q) input of the head, floating point, on the device of the weight; seen by a hook
+                of the head where only targets are given.
             targets: labels of those rows: (...,) int64 class indices (-100: no label), or an (n, l) label
                 matrix, dense or sparse, for features (n, q).
 
         Raises:
             TypeError, ValueError: features or targets do not fit the head or each other, or the buffers of a
                 captured step; on CPU also a class index out of range (on other devices it is masked and
-                counted; raised with ``strict``).
-            RuntimeError: 64 calls without a gradient or a step of an attached optimizer, 4096 without a step,
-                or 64 steps without a gradient on a weight that requires one.
+                counted; raised with ``strict``). What the head was called with is not one batch.
+            RuntimeError: 64 calls without a step of an attached optimizer in which the weight changed, or 64
+                steps without a gradient on a weight that requires one.
         """
+        if targets is ...:
+            features, targets = ..., features
         self._step.observe(features, targets)
 
     def discard(self) -> None:
@@ -299,5 +369,5 @@ class LIP:
         """
         self._step.load_state_dict(state_dict)
         if not self._step.claim.in_use:
-            # What was loaded is of the next step, whatever a handle that was removed has not seen.
-            self._handle = None
+            # What was loaded is of the next step, whatever was not seen since it was detached.
+            self._attachment = None

@@ -1,9 +1,10 @@
 """LIP inside the step of an optimizer of torch: groups with settings of LIP, whose weights are repaired."""
 
-import weakref
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypedDict
+from types import EllipsisType
+from typing import Any, ClassVar, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,12 @@ from torch.optim.optimizer import Optimizer
 
 from lip_fast import host
 from lip_fast.fused import FusedUpdate, can_fuse
-from lip_fast.head import Head, HeadStep, Turn, check_bias, check_matrix
+from lip_fast.group_heads import GroupCaller, GroupHead
+from lip_fast.head import Turn
 from lip_fast.ops import Scaling
 from lip_fast.plugin import LIP
 from lip_fast.rules import Rule
-from lip_fast.settings import GROUP_SETTINGS, LASTING, Settings
+from lip_fast.settings import GROUP_SETTINGS
 from lip_fast.sharded.layout import DataGroup, anywhere
 from lip_fast.sharded.tensors import local_part, trained_weight
 from lip_fast.validation import check_int, describe
@@ -38,83 +40,6 @@ class LIPOptions(TypedDict, total=False):
     seed: int
     strict: bool
     skip_nonfinite: bool
-
-
-class ParameterHead(Head):
-    """A weight of a group, and the bias that was last seen beside it."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._weight, self._bias = weight, bias
-
-    def tensor(self) -> object:
-        """See :class:`Head`."""
-        return self._weight
-
-    def weight(self) -> Tensor:
-        """See :class:`Head`."""
-        return check_matrix(self._weight)
-
-    def bias(self, l: int) -> Tensor | None:
-        """See :class:`Head`."""
-        return self._bias
-
-    def see_bias(self, bias: object) -> None:
-        """Take the bias of a user's head, or None; TypeError where it does not fit."""
-        # fully_shard gathers a bias for the forward pass alone; the parameter is there at the step too.
-        self._bias = None if bias is None else trained_weight(check_bias(bias, len(self._weight)))
-
-    def saved_bias(self, names: Mapping[Tensor, str]) -> tuple[str | Tensor, ...]:
-        """The bias by its name where it has one, otherwise a copy of it; nothing where there is none."""
-        bias = self._bias
-        if bias is None:
-            return ()
-        return (names[bias],) if bias in names else (bias.detach().to("cpu", copy=True),)
-
-    def restored_bias(self, state: object, parameters: Mapping[str, Tensor]) -> Tensor | None:
-        """The bias that :meth:`saved_bias` returned; ValueError where it does not fit this weight."""
-        saved = state.get("bias") if isinstance(state, Mapping) else None
-        if not isinstance(saved, list | tuple) or len(saved) > 1:
-            raise ValueError(f"expected a state with the bias of the head in a tuple, got {describe(saved)}")
-        if not saved:
-            return None
-        bias, l = saved[0], len(self._weight)
-        if isinstance(bias, str):
-            bias = parameters.get(bias)
-        if not isinstance(bias, Tensor) or tuple(bias.shape) != (l,):
-            raise ValueError(f"expected a state with a bias of shape ({l},), got {describe(saved[0])}")
-        return bias.to(self._weight.device)
-
-
-class GroupHead:
-    """LIP on one weight of a group, by what the group said when it was last looked at.
-
-    Args:
-        weight: (l, q), a parameter of the optimizer.
-        group: its group; the attribute is another where the optimizer has loaded a state.
-        options: ``data_group`` of the optimizer, and its ``seed`` and ``strict``.
-    """
-
-    def __init__(
-        self, weight: Tensor, group: Mapping[str, Any], data_group: DataGroup, **options: Any
-    ) -> None:
-        self.weight, self.group, self._options = weight, group, options
-        self.head = ParameterHead(weight)
-        self._said = _said_by(group)
-        self.step = HeadStep(self.head, Settings.of_group(group, **options), data_group)
-
-    def follows(self, group: Mapping[str, Any]) -> bool:
-        """Take over what the group says now; False where the state of LIP does not fit it.
-
-        Raises:
-            TypeError, ValueError: a setting that does not fit.
-        """
-        self.group, said = group, _said_by(group)
-        if said != self._said:
-            if any(said[name] != self._said[name] for name in LASTING):
-                return False
-            self.step.reschedule(Settings.of_group(group, **self._options))
-            self._said = said
-        return True
 
 
 class LIPState:
@@ -191,6 +116,8 @@ class WithLIP(Optimizer):
         self._lip_seed = check_int("seed", given["seed"], 0, 2**63 - 1)
         self._lip_strict, self._skip_nonfinite = bool(given["strict"]), bool(given["skip_nonfinite"])
         self._lip_heads: dict[Tensor, GroupHead] = {}
+        # Whether a state of the optimizer was loaded since its last step.
+        self._lip_may_lag = False
 
     @property
     def lip(self) -> LIPState:
@@ -215,6 +142,25 @@ class WithLIP(Optimizer):
         for of in state.get("_lip_heads", {}).values():
             if not of.step.claim.made:
                 self._call(of)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, without the state of LIP, which is loaded by :attr:`lip`: a step without it warns."""
+        super().load_state_dict(state_dict)
+        # torch's own optimizer had no LIP that could be missed.
+        self._lip_may_lag = any("lip_rank" in group for group in state_dict["param_groups"])
+
+    def _warn_of_lag(self, heads: list[GroupHead]) -> None:
+        """Warn of a LIP that begins anew on a weight whose optimizer state goes on."""
+        self._lip_may_lag = False
+        if lost := [of.step.shape for of in heads if of.step.steps == 0 and self.state.get(of.weight)]:
+            warnings.warn(
+                f"the state of {type(self).__name__} was loaded, that of its LIP on weights of shape {lost} "
+                "was not: LIP begins anew. Save optimizer.lip.state_dict() beside the optimizer's, and load "
+                "it too. Checkpoints of Lightning and Transformers have no place for it: use the LIPCallback "
+                "of lip_fast.integrations with a plain optimizer there",
+                UserWarning,
+                stacklevel=4,
+            )
 
     # Groups ------------------------------------------------------------------------------------------
 
@@ -292,30 +238,28 @@ class WithLIP(Optimizer):
         """LIP on the weight by the settings of its group, in place of another that there may be."""
         with self._naming(p):
             of = GroupHead(p, group, self._lip_data_group, seed=self._lip_seed, strict=self._lip_strict)
-            self._forget(p)
+            before = self._forget(p)
             self._call(of)
+            module = None if before is None else before.watched()
+            if module is not None:
+                of.watch(module)
         self._lip_heads[p] = of
         return of
 
     def _call(self, of: GroupHead) -> None:
         """Call the LIP of a weight in the steps of this optimizer, while its group has a ``lip_rank``."""
-        me, weight = weakref.ref(self), of.weight
-
-        def is_called() -> bool:
-            optimizer = me()
-            return optimizer is not None and optimizer.repairs(weight)
-
-        of.step.begin_with(is_called)
+        of.step.begin_with(GroupCaller(self, of.weight))
 
     def repairs(self, weight: Tensor) -> bool:
         """Whether LIP acts on a weight in the steps of this optimizer."""
         groups = [group for group in self.param_groups if group["lip_rank"] is not None]
         return any(p is weight for group in groups for p in group["params"])
 
-    def _forget(self, p: Tensor) -> None:
+    def _forget(self, p: Tensor) -> GroupHead | None:
         of = self._lip_heads.pop(p, None)
         if of is not None:
             of.step.claim.release()
+        return of
 
     def _head_of(self, group: dict[str, Any], p: Tensor) -> GroupHead:
         """The LIP of a weight, made anew where what its state depends on has changed in its group."""
@@ -342,27 +286,54 @@ class WithLIP(Optimizer):
 
     # The step ----------------------------------------------------------------------------------------
 
-    def observe(self, head: nn.Module, features: Tensor, targets: Tensor) -> None:
-        """Show LIP what a head saw, as :meth:`lip_fast.LIP.observe`: for every batch, before the step.
+    def watch(self, head: nn.Module) -> None:
+        """See what a head is called with, so that :meth:`observe` needs no features; before the forward pass.
 
         Args:
-            head: the module whose ``weight`` (l, q) is in a LIP group; its ``bias`` (l,), if there is one,
-                moves the target of the refit.
-            features: as there.
+            head: the module whose ``weight`` (l, q) is in a group with a ``lip_rank``. A copy of the
+                optimizer made together with the model watches the copied head.
+
+        Raises:
+            ValueError: its weight is in no such group.
+        """
+        self._of(head).watch(head)
+
+    @overload
+    def observe(self, head: nn.Module, targets: Tensor, /) -> None: ...
+
+    @overload
+    def observe(self, head: nn.Module, features: Tensor, targets: Tensor) -> None: ...
+
+    def observe(
+        self, head: nn.Module, features: Tensor | EllipsisType = ..., targets: Tensor | EllipsisType = ...
+    ) -> None:
+        """Show LIP the labels of a batch, as :meth:`lip_fast.LIP.observe`: between forward pass and step.
+
+        Args:
+            head: the module whose ``weight`` (l, q) is in a group with a ``lip_rank``; its ``bias`` (l,), if
+                there is one, moves the target of the refit.
+            features: as there; of a head that :meth:`watch` was called for, ``observe(head, targets)`` takes
+                what it was called with.
             targets: as there.
 
         Raises:
-            ValueError: the head's weight is in no LIP group; otherwise as :meth:`lip_fast.LIP.observe`.
+            ValueError: the head's weight is in no such group; otherwise as :meth:`lip_fast.LIP.observe`.
             TypeError, RuntimeError: as :meth:`lip_fast.LIP.observe`.
         """
+        if targets is ...:
+            features, targets = ..., features
+        of = self._of(head)
+        of.head.see_bias(getattr(head, "bias", None))
+        of.step.observe(features, targets)
+
+    def _of(self, head: nn.Module) -> GroupHead:
+        """The LIP of the weight of a head; ValueError where there is none."""
         weight = getattr(head, "weight", None)
         if isinstance(weight, Tensor):
             weight = trained_weight(weight)
         for of in self._heads():
             if of.weight is weight:
-                of.head.see_bias(getattr(head, "bias", None))
-                of.step.observe(features, targets)
-                return
+                return of
         raise ValueError(
             f"expected a head whose weight is in a group with a lip_rank, got {describe(head)}: make the "
             'optimizer of the parameters that the model has now, with {"params": [head.weight], '
@@ -388,6 +359,8 @@ class WithLIP(Optimizer):
                 loss = closure()
         # Settings that do not fit are refused here, before anything is written.
         heads = self._heads() if self._lip_heads else []
+        if self._lip_may_lag:
+            self._warn_of_lag(heads)
         if self._skip_nonfinite:
             self._step_where_finite(heads)
         elif heads:
@@ -520,8 +493,3 @@ class WithLIP(Optimizer):
             step.__wrapped__(self)
         else:
             step()
-
-
-def _said_by(group: Mapping[str, Any]) -> dict[str, tuple[type, Any]]:
-    """What a group says of LIP; with the types, since a rank of 1.0 is all directions and one of 1 is one."""
-    return {name: (type(group[name]), group[name]) for name in GROUP_SETTINGS}

@@ -3,14 +3,13 @@
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from lip_fast.plugin import LIP
+from lip_fast.plugin import LIP, Attachment
 
 __all__ = ["attach", "inner_optimizer"]
 
 
-def attach(lip: LIP, optimizer: Optimizer, accelerator: Accelerator) -> RemovableHandle:
+def attach(lip: LIP, optimizer: Optimizer, accelerator: Accelerator) -> Attachment:
     """Attach to an optimizer, prepared or not, and save LIP with the accelerator's checkpoints.
 
     ::
@@ -22,7 +21,7 @@ def attach(lip: LIP, optimizer: Optimizer, accelerator: Accelerator) -> Removabl
             with accelerator.accumulate(model):
                 ...
                 accelerator.backward(loss)
-                lip.observe(features, y)
+                lip.observe(y)
                 optimizer.step()
                 optimizer.zero_grad()
 

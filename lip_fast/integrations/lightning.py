@@ -1,13 +1,14 @@
 """LIP as a callback of a Lightning trainer."""
 
-from typing import Any
+import copy
+from types import EllipsisType
+from typing import Any, overload
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lip_fast.head import group_of
-from lip_fast.plugin import LIP
+from lip_fast.plugin import LIP, Attachment
 
 __all__ = ["LIPCallback"]
 
@@ -18,13 +19,17 @@ class LIPCallback(Callback):
     ::
 
         class Classifier(LightningModule):
-            def __init__(self, lip: LIPCallback): ...
+            def __init__(self, lip: LIPCallback):
+                super().__init__()
+                self.save_hyperparameters(ignore=["lip"])
+                self.lip = lip
+                ...
 
             def training_step(self, batch, batch_idx):
                 x, y = batch
-                features = self.backbone(x)
-                self.lip.observe(features, y)
-                return cross_entropy(self.head(features), y)
+                loss = cross_entropy(self(x), y)
+                self.lip.observe(y)
+                return loss
 
         lip = LIPCallback("head", rank="auto", start=500)
         Trainer(callbacks=[lip]).fit(Classifier(lip), loader)
@@ -46,7 +51,7 @@ class LIPCallback(Callback):
         self.lip: LIP | None = None
         self._name, self._rank, self._options = head, rank, options
         self._head: nn.Module | None = None
-        self._handle: RemovableHandle | None = None
+        self._attachment: Attachment | None = None
         # Of a checkpoint that is read before the module is on its device.
         self._waiting: dict[str, Any] = {}
         self._known = False
@@ -56,19 +61,42 @@ class LIPCallback(Callback):
         """One state for each head in the checkpoint."""
         return self._generate_state_key(head=self._name)
 
-    def observe(self, features: Tensor, targets: Tensor) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LIPCallback":
+        # Callbacks that average weights copy the module, and what it refers to.
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.__dict__ | {"_attachment": None}, memo))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Before it has a LIP it may be sent to other processes.
+        if self.lip is not None:
+            raise TypeError(
+                "expected a LIPCallback not to be pickled, since it would take the head with it: in a "
+                "LightningModule that is given one, call save_hyperparameters(ignore=[...]) with the name of "
+                "that argument"
+            )
+        return super().__reduce_ex__(protocol)
+
+    @overload
+    def observe(self, targets: Tensor, /) -> None: ...
+
+    @overload
+    def observe(self, features: Tensor, targets: Tensor) -> None: ...
+
+    def observe(self, features: Tensor | EllipsisType = ..., targets: Tensor | EllipsisType = ...) -> None:
         """As :meth:`lip_fast.LIP.observe`; ignored in validation and outside of fitting.
 
         Args:
-            features: input of the head.
+            features: input of the head; where only targets are given, what the head was called with.
             targets: labels of its rows.
 
         Raises:
             RuntimeError: the callback is not one of the trainer's.
         """
-        if self.lip is not None and self._head is not None and self._handle is not None:
+        if self.lip is not None and self._head is not None and self._attachment is not None:
             if self._head.training:
-                self.lip.observe(features, targets)
+                observe: Any = self.lip.observe
+                observe(features, targets)
         elif not self._known:
             raise RuntimeError("expected this callback among the trainer's: Trainer(callbacks=[...])")
 
@@ -85,7 +113,7 @@ class LIPCallback(Callback):
         holders = [o for o in trainer.optimizers if group_of(o, weight) is not None]
         if not holders:
             raise ValueError(f"expected one of the trainer's optimizers to hold the weight of {self._name!r}")
-        self._handle = self.lip.attach(holders[0])
+        self._attachment = self.lip.attach(holders[0])
         if self._waiting:
             self.lip.load_state_dict(self._waiting)
             self._waiting = {}
@@ -99,9 +127,9 @@ class LIPCallback(Callback):
         self._detach()
 
     def _detach(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle, self._known = None, False
+        if self._attachment is not None:
+            self._attachment.remove()
+        self._attachment, self._known = None, False
 
     def state_dict(self) -> dict[str, Any]:
         """LIP's state, for the trainer's checkpoint."""

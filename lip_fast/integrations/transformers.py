@@ -4,13 +4,16 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lip_fast.integrations.accelerate import inner_optimizer
-from lip_fast.plugin import LIP
+from lip_fast.plugin import LIP, Attachment
+from lip_fast.targets import IGNORE_INDEX
 
 __all__ = ["LIPCallback"]
 
@@ -20,17 +23,25 @@ class LIPCallback(TrainerCallback):
 
     ::
 
+        Trainer(model, args, callbacks=[LIPCallback("classifier", rank="auto", start=500)])
+
+    It observes the ``labels`` that the model is called with, and as features what its head is called with:
+    whatever the model makes of its hidden states. Of causal language models the labels are shifted, as their
+    loss does. A loss of one's own, to which the Trainer hands the labels in place of the model, observes them
+    itself::
+
         lip = LIPCallback("classifier", rank="auto", start=500)
 
         def loss(outputs, labels, num_items_in_batch=None):
-            lip.observe(outputs.hidden_states[-1][:, 0], labels)
-            return cross_entropy(outputs.logits, labels)
+            lip.observe(labels)
+            count = labels.numel() if num_items_in_batch is None else num_items_in_batch
+            return cross_entropy(outputs.logits, labels, reduction="sum") / count
 
         Trainer(model, args, callbacks=[lip], compute_loss_func=loss)
 
-    So it attaches to the optimizer that the Trainer makes or is given. Or it makes one, as a factory::
+    It attaches to the optimizer that the Trainer makes or is given. Or it makes one, as a factory::
 
-        Trainer(model, args, callbacks=[lip], compute_loss_func=loss,
+        Trainer(model, args, callbacks=[lip],
                 optimizer_cls_and_kwargs=(lip.factory, {"optimizer": torch.optim.SGD, "lr": 0.1}))
 
     LIP's state is saved inside of the optimizer's (``optimizer.pt``, read with ``weights_only=True``), and
@@ -38,7 +49,8 @@ class LIPCallback(TrainerCallback):
     observed then counts in the batch of the second step.
 
     Args:
-        head: name of the head inside of the model, such as "classifier".
+        head: name of the linear layer inside of the model that makes the logits: "classifier" (BERT, ViT),
+            "classifier.out_proj" (RoBERTa), "score" or "lm_head".
         rank: as of :class:`lip_fast.LIP`.
         **options: its other arguments.
 
@@ -50,25 +62,38 @@ class LIPCallback(TrainerCallback):
         self.lip: LIP | None = None
         self._name, self._rank, self._options = head, rank, options
         self._head: nn.Module | None = None
-        self._handles: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle | Attachment] = []
         self._optimizer: Optimizer | None = None
-        self._model: nn.Module | None = None
+        self._known = self._observed = False
 
-    def observe(self, features: Tensor, targets: Tensor) -> None:
-        """As :meth:`lip_fast.LIP.observe`; ignored in evaluation, where the Trainer takes the loss too.
+    def observe(self, targets: Tensor) -> None:
+        """Observe the labels of a batch that the model was called with; ignored in evaluation.
 
         Args:
-            features: input of the head.
-            targets: labels of its rows.
+            targets: labels of the rows that the head saw, as of :meth:`lip_fast.LIP.observe`; of a causal
+                language model those that belong to each position, shifted by the caller.
 
         Raises:
-            RuntimeError: not attached: the callback is not one of the Trainer's.
+            RuntimeError: the callback is not one of the Trainer's.
         """
-        if self._model is not None and not self._model.get_submodule(self._name).training:
-            return
-        if self.lip is None or not self._handles:
+        if not (self._known or self._hooks):
             raise RuntimeError("expected this callback among the Trainer's: Trainer(callbacks=[...])")
-        self.lip.observe(features, targets)
+        # The Trainer takes the loss in evaluation too, which may come before training.
+        if self.lip is not None and self._head is not None and self._hooks and self._head.training:
+            self._observed = True
+            self.lip.observe(targets)
+
+    def _observe_labels(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        """After a forward pass of the model that was given labels."""
+        labels = kwargs.get("labels")
+        if labels is None or not torch.is_grad_enabled():
+            return
+        if _is_causal(model):
+            # The logits of a position are for the token of the next.
+            labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+        self.observe(labels)
 
     def factory(self) -> Callable[..., Optimizer]:
         """For the Trainer's ``optimizer_cls_and_kwargs``; ``optimizer``, a class, is one of the kwargs.
@@ -86,18 +111,30 @@ class LIPCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Know the model that the Trainer has, which may evaluate it before it trains."""
-        self._model = kwargs["model"]
+        """Know that the Trainer has this callback."""
+        self._known = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Attach, with the state that the optimizer was loaded with."""
-        optimizer = inner_optimizer(kwargs["optimizer"])
+        """Attach to the model that is trained, with the state that the optimizer was loaded with."""
+        optimizer, model = inner_optimizer(kwargs["optimizer"]), kwargs["model"]
         if optimizer is not self._optimizer:
-            self._attach(kwargs["model"], optimizer)
+            self._attach(model, optimizer)
             if state.global_step:
                 self._restore(optimizer)
+        self._observed = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so where nothing was observed in a step."""
+        if not self._observed:
+            raise RuntimeError(
+                "expected labels in the first step, got none: the model is called with labels=..., or the "
+                "loss calls observe(labels) of this callback (compute_loss_func and label smoothing take the "
+                "labels from the model)"
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,9 +143,9 @@ class LIPCallback(TrainerCallback):
         self._detach()
 
     def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._optimizer = [], None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._optimizer = [], None
 
     def _attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         # From the optimizer of a training that failed, whose end the Trainer did not tell.
@@ -116,10 +153,11 @@ class LIPCallback(TrainerCallback):
         head = model.get_submodule(self._name)
         if self.lip is None or head is not self._head:
             self.lip, self._head = LIP(head, self._rank, **self._options), head
-        self._handles = [
+        self._hooks = [
             self.lip.attach(optimizer),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_post_hook(self._restore),
+            model.register_forward_hook(self._observe_labels, with_kwargs=True),
         ]
         self._optimizer = optimizer
 
@@ -140,3 +178,10 @@ class LIPCallback(TrainerCallback):
             self.lip.load_state_dict(saved)
         else:
             warnings.warn(f"no state of LIP on {self._name!r} was saved: it starts anew", stacklevel=2)
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether a model, or the one that peft wrapped, takes the loss of labels that are shifted by one."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    named = type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return named or getattr(inner, "loss_type", None) == "ForCausalLM"

@@ -83,9 +83,9 @@ class Run:
             if i == stop:
                 break
             with self.accelerator.accumulate(self.model):
-                logits, features = self.model(x)
+                logits, _ = self.model(x)
                 self.accelerator.backward(loss_of(logits, y))
-                self.lip.observe(features, y)
+                self.lip.observe(y)
                 if clip is not None and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
                 self.optimizer.step()

@@ -64,8 +64,8 @@ class Module(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, y = batch
-        logits, features = self.net(x)
-        self.lip.observe(features, y)
+        logits, _ = self.net(x)
+        self.lip.observe(y)
         loss = self.loss_of(logits, y)
         if not self.automatic_optimization:
             optimizer = self.optimizers()
@@ -83,8 +83,8 @@ class Validated(Module):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, y = batch
-        logits, features = self.net(x)
-        self.lip.observe(features, y)
+        logits, _ = self.net(x)
+        self.lip.observe(y)
         return self.loss_of(logits, y)
 
 
@@ -263,8 +263,8 @@ class TwoOptimizers(Module):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         x, y = batch
-        logits, features = self.net(x)
-        self.lip.observe(features, y)
+        logits, _ = self.net(x)
+        self.lip.observe(y)
         self.manual_backward(self.loss_of(logits, y))
         for optimizer in self.optimizers():
             optimizer.step()
@@ -356,3 +356,34 @@ def test_a_tuner_runs_before_it_is_attached() -> None:
     trainer.fit(module, Resumable(8))
     assert lip.lip.stats()["applied"] == 8
     assert isinstance(module.net.head, nn.Linear)
+
+
+# Hyperparameters ---------------------------------------------------------------------------------------
+
+
+class Remembering(Module):
+    """A module that saves the arguments it was made with, as the documentation of Lightning has it."""
+
+    def __init__(self, lip: Any, ignore: list[str], other: LIP | None = None) -> None:
+        super().__init__(lip)
+        self.save_hyperparameters(ignore=ignore)
+
+
+@pytest.mark.parametrize("given", ["callback", "lip"])
+def test_a_lip_among_the_hyperparameters_is_refused_by_the_checkpoint(given: str, tmp_path: Path) -> None:
+    lip = callback()
+    if given == "callback":
+        module = Remembering(lip, [])
+    else:
+        module = Remembering(lip, ["lip"], LIP(Net().head, **OPTIONS))
+    run = fit(module, lip)
+    with pytest.raises(TypeError, match=r"expected a LIP.*save_hyperparameters\(ignore="):
+        run.save_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_what_is_ignored_is_in_no_checkpoint(tmp_path: Path) -> None:
+    lip = callback()
+    run = fit(Remembering(lip, ["lip"]), lip)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert saved["hyper_parameters"] == {"ignore": ["lip"], "other": None}

@@ -86,8 +86,8 @@ def trainer(
     def loss(
         outputs: tuple[Tensor, Tensor], labels: Tensor, num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        logits, features = outputs
-        lip.observe(features, labels)
+        logits, _ = outputs
+        lip.observe(labels)
         return cross_entropy(logits, labels) / accumulate
 
     arguments = {"lr_scheduler_type": "constant", "save_strategy": "no", "num_train_epochs": 1} | arguments

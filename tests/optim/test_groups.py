@@ -415,7 +415,7 @@ def test_a_weight_has_one_lip(optimizer: type) -> None:
     attached = torch.optim.SGD(head.parameters(), lr=0.1)
     plug_in = LIP(head, 3)
     handle = plug_in.attach(attached)
-    with _refused(ValueError, "parameter 'w' of a group with a lip_rank", "no other LIP", "remove()"):
+    with _refused(ValueError, "parameter 'w' of a group with a lip_rank", "no other LIP", "detach()"):
         optimizer([("w", head.weight)], lip_rank=3)
     handle.remove()
     made = optimizer([("w", head.weight)], lip_rank=3)
