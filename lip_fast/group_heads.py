@@ -90,6 +90,13 @@ class GroupHead:
         self.step.input.watch(module)
         self.watched = weakref.ref(module)
 
+    def take_over(self, other: "GroupHead") -> None:
+        """Watch the module that another LIP on the same weight watched."""
+        module = other.watched()
+        if module is not None:
+            self.watched = other.watched
+            self.step.input.take_over(other.step.input, module)
+
     def follows(self, group: Mapping[str, Any]) -> bool:
         """Take over what the group says now; False where the state of LIP does not fit it.
 

@@ -54,6 +54,12 @@ class HeadInput:
         self._handle, self._serves, self._watched = None, False, False
         self.forget()
 
+    def take_over(self, other: "HeadInput", module: nn.Module) -> None:
+        """Watch ``module`` in place of another, with what that one has seen."""
+        self.watch(module)
+        self.seen, self.several, self.used = other.seen, other.several, other.used
+        other.unwatch()
+
     def forget(self) -> None:
         """Forget what was seen."""
         self.seen, self.several = None, False

@@ -240,9 +240,8 @@ class WithLIP(Optimizer):
             of = GroupHead(p, group, self._lip_data_group, seed=self._lip_seed, strict=self._lip_strict)
             before = self._forget(p)
             self._call(of)
-            module = None if before is None else before.watched()
-            if module is not None:
-                of.watch(module)
+            if before is not None:
+                of.take_over(before)
         self._lip_heads[p] = of
         return of
 
