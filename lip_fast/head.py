@@ -94,6 +94,7 @@ class HeadStep:
         shape: (l, q) of the weight.
         directions: what the steps keep and refit; None until the rank is decided.
         statistics: of past batches; None without ``decay``.
+        steps: of the optimizer that were counted, without those that were replayed.
 
     Raises:
         TypeError, ValueError: a head or a setting that does not fit, or that differs between processes.
@@ -129,9 +130,11 @@ class HeadStep:
         # What this process raises in the next step, where its peers wait for it.
         self._refused: Exception | None = None
         self._captured = False
+        # Whether steps began with a basis, and took the update with them: what others run is not loaded.
+        self._taken: set[tuple[bool, bool]] = set()
         self.input = self._observations.input
         self.input.serve(self)
-        self._steps = self._steps_without_gradient = 0
+        self.steps = self._steps_without_gradient = 0
         self._counters = Counters(weight.device)
         self.claim = Claim(head.tensor)
 
@@ -249,10 +252,11 @@ class HeadStep:
         if _is_zero(lr):
             # Checkpoints take such steps to create optimizer state; observations wait for the real step. No
             # checkpoint does so in one group alone, nor again and again.
-            if len(self._observations) >= _MAX_OBSERVATIONS or _takes_a_step(optimizer):
+            alone = not all(_is_zero(group.get("lr")) for group in optimizer.param_groups)
+            if alone or len(self._observations) >= _MAX_OBSERVATIONS:
                 self.discard()
             return None
-        step, joins = self._steps, self._joins(weight)
+        step, joins = self.steps, self._joins(weight)
         capturing = weight.device.type not in host.READABLE and host.capturing(weight.device)
         if capturing:
             if not self._observations and not joins:
@@ -260,7 +264,7 @@ class HeadStep:
                 return None
             self._check_capture(weight, step)
         else:
-            self._steps += 1
+            self.steps += 1
         pending = self._observations.take(capturing=capturing)
         if not (pending or joins) or not self._acts_on(step):
             return None
@@ -272,11 +276,6 @@ class HeadStep:
             ok = ok & (lr != 0).all()
         return Turn(weight, pending, ok)
 
-    @property
-    def steps(self) -> int:
-        """Steps of the optimizer that were counted, without those that were replayed."""
-        return self._steps
-
     def _acts_on(self, step: int) -> bool:
         """Whether LIP acts on this step, by ``every`` and ``start``."""
         settings = self.settings
@@ -284,7 +283,7 @@ class HeadStep:
 
     def acts_next(self, weight: Tensor, lr: object) -> bool:
         """Whether LIP acts on the next step, if it has a gradient."""
-        if _is_zero(lr) or not self._acts_on(self._steps):
+        if _is_zero(lr) or not self._acts_on(self.steps):
             return False
         return bool(self._observations) or self._joins(weight)
 
@@ -300,7 +299,7 @@ class HeadStep:
         try:
             self._keep(weight, features, targets)
         except (TypeError, ValueError) as error:
-            if not sharding.batches_differ or not self._acts_on(self._steps):
+            if not sharding.batches_differ or not self._acts_on(self.steps):
                 raise
             # Peers have seen other batches: they learn of this error in the next step.
             self._refused = self._refused or error
@@ -365,7 +364,7 @@ class HeadStep:
         if self.directions is None or not self.directions.can_be_captured:
             raise RuntimeError(
                 "expected a step that LIP acts on before one is captured, to start from, got none: "
-                "take a step first"
+                "take two steps first"
             )
 
     # The step ----------------------------------------------------------------------------------------
@@ -391,6 +390,14 @@ class HeadStep:
 
     def _act(self, turn: Turn, update: Update | None, step: bool) -> None:
         weight, settings = turn.weight, self.settings
+        capturing = weight.device.type not in host.READABLE and host.capturing(weight.device)
+        form = (self.directions is not None and self.directions.basis is not None, update is not None)
+        if capturing and form not in self._taken:
+            raise RuntimeError(
+                "expected steps that LIP acts on before one is captured, which load what it runs, got none "
+                "like it: take two steps first, and one after a state was loaded"
+            )
+        self._taken.add(form)
         bias, sharding = self.head.bias(self.shape[0]), self.sharding(weight)
         refused, self._refused = self._refused, None
         world: World
@@ -416,7 +423,7 @@ class HeadStep:
                 if choice is None:
                     return
                 rank, unknown = choice
-                if rank is not None and step and self._steps <= 1:
+                if rank is not None and step and self.steps <= 1:
                     warn_of_first_step(rank, min(self.shape))
             # A weight that cannot be decomposed leaves the choice of the rank to a later step.
             if rank is not None:
@@ -427,7 +434,7 @@ class HeadStep:
         if not sharding.alone and is_sharded(weight):
             # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.
             torch.autograd.graph.increment_version(weight)
-        if weight.device.type not in host.READABLE and host.capturing(weight.device):
+        if capturing:
             self._captured = True
             self._counters.capture(report, step=step)
             return
@@ -478,7 +485,7 @@ class HeadStep:
             counters["applied"], counters["empty"] = 0, counters["applied"]
         told = () if directions is None else zip(("gamma", "removed"), directions.told.tolist(), strict=True)
         known = {"gamma": None, "removed": None} | {name: value for name, value in told if value >= 0}
-        steps = self._steps + counters.pop("replayed")
+        steps = self.steps + counters.pop("replayed")
         return {"steps": steps, **counters, "rank": rank, **known}
 
     def state_dict(self) -> dict[str, Any]:
@@ -547,7 +554,7 @@ class HeadStep:
         if directions is not None:
             directions.load_state_dict(state_dict["subspace"])
         self.directions = directions
-        self._steps = state_dict["steps"]
+        self.steps = state_dict["steps"]
         self._counters.move(weight.device)
         self._counters.load_state_dict(state_dict["counters"])
         self._observations.load_state_dict(state_dict["pending"] if alone else (), weight.device)
@@ -590,8 +597,3 @@ def _is_zero(lr: object) -> bool:
     if isinstance(lr, Tensor):
         return lr.device.type in host.READABLE and not bool(lr.any())
     return isinstance(lr, Real) and lr == 0
-
-
-def _takes_a_step(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether some group has a learning rate that is not known to be 0."""
-    return not all(_is_zero(group.get("lr")) for group in optimizer.param_groups)

@@ -95,8 +95,9 @@ class LIP:
 
     **CUDA graphs.** On CUDA a step can be captured in a graph and replayed, alone or with the forward and
     backward pass, where the ops of the step wait for nothing (``lip-fast doctor`` says which kernels serve
-    them). Take at least one step on which LIP acts first. A replay repeats the step that was captured, so
-    ``every`` must be 1 and ``start`` reached, and ``strict`` cannot be told.
+    them). Take two steps on which LIP acts first, which load what it runs, and one where a state was loaded.
+    A replay repeats the step that was captured, so ``every`` must be 1 and ``start`` reached, and ``strict``
+    cannot be told.
 
     - Called inside of the capture, :meth:`observe` is a part of the graph.
     - Called before a capture of the optimizer's step alone, it shows LIP the form of the batches: what was

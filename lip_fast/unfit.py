@@ -19,9 +19,9 @@ def unfit(weight: object, module: object) -> Exception:
         weight: what is in the place of the weight.
         module: the head; None where only the weight is known.
     """
-    got = " with weight ".join(describe(X) for X in (module, weight) if X is not None)
     if isinstance(weight, Tensor) and is_lazy(weight):
-        return ValueError(f"{_HEAD}, got {got} without a shape yet: call the model on a batch first")
+        return ValueError(f"{_HEAD}, got one without a shape yet: call the model on a batch first")
+    got = " with weight ".join(describe(X) for X in (module, weight) if X is not None)
     if isinstance(weight, Tensor) and weight.dim() == 2:
         if weight.is_meta:
             return ValueError(

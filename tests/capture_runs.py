@@ -98,6 +98,11 @@ class Run:
         self.observe(i)
         self.optimizer.step()
 
+    def warm_up(self) -> None:
+        """What a capture asks for: two steps, of which the second loads what the next one runs."""
+        self.step(0)
+        self.step(0)
+
     def capture(self) -> None:
         with self.graph.capture():
             self.optimizer.step()

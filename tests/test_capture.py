@@ -11,6 +11,7 @@ from capture_runs import BATCHES, OPTIMIZERS, OPTIONS, L, N, Q, Run, assert_same
 from graph_capture import CaptureError, Graph, waiting_refused
 from torch import Tensor
 
+import lip_fast
 from lip_fast import host
 from lip_fast.backends.default import label_sums as label_sums_kernels
 from lip_fast.backends.default.rebuild_ import rebuild_
@@ -55,18 +56,18 @@ def test_replays_are_eager_steps_bit_for_bit(name: str, options: dict) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_eager_steps_wait_for_nothing_once_warm(options: dict) -> None:
     run = Run("adamw", **options)
-    run.step(0)
+    run.warm_up()
     with waiting_refused():
         for i in range(1, BATCHES):
             run.step(i)
-    assert run.lip.stats()["applied"] == BATCHES
+    assert run.lip.stats()["applied"] == BATCHES + 1
 
 
 def test_the_warning_of_what_is_dropped_waits_for_an_eager_step() -> None:
     eager, captured = (Run(rest="drop", tail_rank=2, rank=33) for _ in range(2))
     for run in (eager, captured):
         run.X[0] = run.X[0] * float("nan")
-        run.step(0)
+        run.warm_up()
     captured.capture_and_replay(1)
     eager.step(1)
     assert torch.equal(eager.weight, captured.weight)
@@ -75,8 +76,8 @@ def test_the_warning_of_what_is_dropped_waits_for_an_eager_step() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_weights_of_other_dtypes(dtype: torch.dtype) -> None:
     eager, captured = Run(dtype=dtype), Run(dtype=dtype)
-    eager.step(0)
-    captured.step(0)
+    eager.warm_up()
+    captured.warm_up()
     eager.step(1)
     captured.capture_and_replay(1)
     for i in range(2, BATCHES):
@@ -89,7 +90,8 @@ def test_a_whole_iteration_is_captured_with_what_it_observes() -> None:
     eager, captured = Run(decay=0.9), Run(decay=0.9)
     X, y = captured.X[0].clone(), captured.y[0].clone()
     for run in (eager, captured):
-        run.iteration(run.X[0], run.y[0])
+        for _ in range(2):
+            run.iteration(run.X[0], run.y[0])
     with captured.graph.capture():
         captured.iteration(X, y)
     for i in range(1, BATCHES):
@@ -100,8 +102,8 @@ def test_a_whole_iteration_is_captured_with_what_it_observes() -> None:
         assert torch.equal(eager.weight, captured.weight), i
     assert_same(eager, captured)
     # The graph has what it observed; outside of it nothing has changed.
-    eager.step(0)
-    captured.step(0)
+    eager.warm_up()
+    captured.warm_up()
     assert_same(eager, captured)
 
 
@@ -116,7 +118,7 @@ def test_micro_batches_and_label_matrices(sparse: bool, decay: float | None) -> 
 
     eager, captured = Run(decay=decay), Run(decay=decay)
     for run in (eager, captured):
-        run.step(0)
+        run.warm_up()
         run.batch(1)
         observe(run, 1)
     eager.optimizer.step()
@@ -149,7 +151,7 @@ def test_a_broken_batch_between_replays_is_the_base_step(broken: str, options: d
         base.step()
 
     for run in (eager, captured):
-        run.step(0)
+        run.warm_up()
         if broken == "features":
             run.X[4] = run.X[4].clone()
             run.X[4][3, 3] = float("nan")
@@ -178,7 +180,7 @@ def test_a_broken_batch_between_replays_is_the_base_step(broken: str, options: d
         for i in range(5, BATCHES):
             eager.step(i)
             captured.replay(i)
-        assert captured.lip.stats()["applied"] == BATCHES - 1
+        assert captured.lip.stats()["applied"] == BATCHES
     assert_same(eager, captured)
 
 
@@ -188,8 +190,8 @@ def test_limited_values_and_masked_labels_are_counted_in_replays() -> None:
         run.X = [X / 50 for X in run.X]  # values 50 times as large
         run.y[5] = run.y[5].clone()
         run.y[5][:3] = torch.tensor([L, -1, -100])
-    eager.step(0)
-    captured.step(0)
+    eager.warm_up()
+    captured.warm_up()
     eager.step(1)
     captured.capture_and_replay(1)
     for i in range(2, BATCHES):
@@ -205,7 +207,7 @@ def test_what_the_scaler_or_the_learning_rate_forbids_is_told_on_the_device() ->
     eager, captured = Run("adamw"), Run("adamw")
     for run in (eager, captured):
         run.optimizer.found_inf = torch.tensor(0.0)
-        run.step(0)
+        run.warm_up()
     eager.step(1)
     captured.capture_and_replay(1)
     for i, (found_inf, lr) in enumerate([(1.0, 0.01), (0.0, 0.0), (0.0, 0.01)], start=2):
@@ -216,39 +218,39 @@ def test_what_the_scaler_or_the_learning_rate_forbids_is_told_on_the_device() ->
         captured.replay(i)
     assert_same(eager, captured)
     stats = captured.lip.stats()
-    assert (stats["applied"], stats["skipped"]) == (3, 2)
+    assert (stats["applied"], stats["skipped"]) == (4, 2)
     assert not any(stats[name] for name in NAMES)
 
 
 def test_a_graph_without_observations_is_the_base_step_and_counts() -> None:
     run = Run()
-    run.step(0)
+    run.warm_up()
     run.batch(1)
     run.capture()
     for _ in range(3):
         run.graph.replay()
     stats = run.lip.stats()
-    assert (stats["steps"], stats["applied"]) == (4, 1)
+    assert (stats["steps"], stats["applied"]) == (5, 2)
 
 
 def test_a_call_is_captured_as_well() -> None:
     eager, captured = Run(), Run()
     for run in (eager, captured):
-        run.step(0)
+        run.warm_up()
         run.observe(1)
     with captured.graph.capture():
         captured.lip.apply()
     eager.lip.apply()
     captured.graph.replay()
     assert_same(eager, captured)
-    assert captured.lip.stats()["steps"] == 1
+    assert captured.lip.stats()["steps"] == 2
 
 
 def test_two_graphs_share_the_buffers() -> None:
     eager, captured = Run(), Run()
     first, second = Graph(), Graph()
-    eager.step(0)
-    captured.step(0)
+    eager.warm_up()
+    captured.warm_up()
     for i, graph in enumerate([first, second, first, second], start=1):
         eager.step(i)
         captured.batch(i)
@@ -265,8 +267,8 @@ def test_two_graphs_share_the_buffers() -> None:
 
 def test_what_was_observed_may_be_written_again_at_once() -> None:
     eager, captured = Run(), Run()
-    eager.step(0)
-    captured.step(0)
+    eager.warm_up()
+    captured.warm_up()
     X, y = torch.empty_like(captured.X[0]), torch.empty_like(captured.y[0])
     for i in range(1, 5):
         eager.step(i)
@@ -284,7 +286,7 @@ def test_what_was_observed_may_be_written_again_at_once() -> None:
 
 def test_batches_of_another_form_are_named() -> None:
     run = Run()
-    run.step(0)
+    run.warm_up()
     run.capture_and_replay(1)
     good = run.X[2], run.y[2]
     for features, targets, message in [
@@ -297,7 +299,8 @@ def test_batches_of_another_form_are_named() -> None:
             run.lip.observe(features, targets)
     # What was refused is not there.
     eager = Run()
-    for i in range(3):
+    eager.warm_up()
+    for i in (1, 2):
         eager.step(i)
     run.replay(2)
     assert_same(eager, run)
@@ -305,17 +308,17 @@ def test_batches_of_another_form_are_named() -> None:
 
 def test_replays_do_not_run_into_the_limit_of_observations() -> None:
     run = Run()
-    run.step(0)
+    run.warm_up()
     run.capture_and_replay(1)
     for _ in range(70):
         run.replay(2)
-    assert run.lip.stats()["applied"] == 72
+    assert run.lip.stats()["applied"] == 73
 
 
 def test_an_eager_step_takes_what_was_last_observed() -> None:
     eager, captured = Run(), Run()
-    eager.step(0)
-    captured.step(0)
+    eager.warm_up()
+    captured.warm_up()
     eager.step(1)
     captured.capture_and_replay(1)
     eager.step(2)
@@ -329,13 +332,13 @@ def test_an_eager_step_takes_what_was_last_observed() -> None:
     eager.step(6)
     captured.replay(6)
     assert_same(eager, captured)
-    assert captured.lip.stats()["applied"] == 6
+    assert captured.lip.stats()["applied"] == 7
 
 
 def test_an_eager_step_takes_an_incomplete_step() -> None:
     eager, captured = Run(), Run()
     for run in (eager, captured):
-        run.step(0)
+        run.warm_up()
         run.batch(1)
         run.observe(1)
         run.observe(2)
@@ -353,8 +356,8 @@ def test_an_eager_step_takes_an_incomplete_step() -> None:
 
 def test_buffers_are_let_go() -> None:
     eager, captured = Run(), Run()
-    eager.step(0)
-    captured.step(0)
+    eager.warm_up()
+    captured.warm_up()
     eager.step(1)
     captured.capture_and_replay(1)
     captured.observe(2)
@@ -384,11 +387,11 @@ def _load(run: Run, state: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_captured_run_goes_on_from_what_is_loaded(options: dict) -> None:
     run = Run(**options)
-    run.step(0)
+    run.warm_up()
     run.capture_and_replay(1)
     run.replay(2)
     state = _saved(run)
-    assert state["lip"]["steps"] == 3
+    assert state["lip"]["steps"] == 4
     momentum = run.optimizer.state[run.head.weight]["momentum_buffer"]
     kept = momentum.clone()
     for i in range(3, 6):
@@ -401,17 +404,24 @@ def test_a_captured_run_goes_on_from_what_is_loaded(options: dict) -> None:
     assert same(_saved(run), expected)
 
 
-def test_another_process_captures_without_a_first_step() -> None:
+def test_another_process_captures_after_one_step() -> None:
+    """What is loaded has a basis; what the captured step runs is loaded by the first step of the process."""
     run = Run(decay=0.9)
-    run.step(0)
+    run.warm_up()
     run.capture_and_replay(1)
-    other = Run(decay=0.9)
+    early, other = Run(decay=0.9), Run(decay=0.9)
+    _load(early, _saved(run))
+    early.observe(2)
+    with pytest.raises(RuntimeError, match="got none like it: take two steps first, and one after a state"):
+        early.capture()
     _load(other, _saved(run))
     # A copy: load_state_dict shares the tensors it is given.
     other.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
-    other.capture_and_replay(2)
+    other.step(2)
     run.replay(2)
-    for i in range(3, 6):
+    other.capture_and_replay(3)
+    run.replay(3)
+    for i in range(4, 6):
         run.replay(i)
         other.replay(i)
     assert_same(run, other)
@@ -419,7 +429,7 @@ def test_another_process_captures_without_a_first_step() -> None:
 
 def test_an_incomplete_step_is_saved_and_loaded() -> None:
     run = Run()
-    run.step(0)
+    run.warm_up()
     run.batch(1)
     run.observe(1)
     run.observe(2)
@@ -445,7 +455,7 @@ def test_a_state_that_a_graph_cannot_go_on_from_is_refused() -> None:
     broken = Run(rank=5)
     broken.head.weight.data.fill_(float("nan"))
     broken.step(0)
-    run.step(0)
+    run.warm_up()
     run.capture_and_replay(1)
     state = _saved(run)
     rank = run.lip.stats()["rank"]
@@ -470,30 +480,51 @@ def test_a_state_that_a_graph_cannot_go_on_from_is_refused() -> None:
 def test_capture_before_any_step_says_to_take_one(rank: int | str, tail_rank: int | None) -> None:
     run = Run(rank=rank, tail_rank=tail_rank)
     run.observe(0)
-    with pytest.raises(RuntimeError, match="take a step first"):
+    with pytest.raises(RuntimeError, match="take two steps first"):
+        run.capture()
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["in the optimizer", "plug-in"])
+def test_capture_after_one_step_says_to_take_another(fused: bool) -> None:
+    """The second step begins with a basis, and takes the update of a fused optimizer: other kernels."""
+    run = Run()
+    if fused:
+        run.lip.detach()
+        run.optimizer = lip_fast.optim.LIPSGD(
+            [{"params": [run.head.weight], "lip_rank": 5, "lip_tail_rank": 4}], lr=0.1, momentum=0.9
+        )
+    for i in range(2):
+        run.batch(i)
+        if fused:
+            run.optimizer.observe(run.head, run.X[i], run.y[i])
+        else:
+            run.observe(i)
+        if not i:
+            run.optimizer.step()
+    with pytest.raises(RuntimeError, match="got none like it: take two steps first"):
         run.capture()
 
 
 def test_a_first_step_that_was_not_sound_is_none() -> None:
     run = Run()
     run.head.weight.data.fill_(float("nan"))
-    run.step(0)
+    run.warm_up()
     run.observe(1)
-    with pytest.raises(RuntimeError, match="take a step first"):
+    with pytest.raises(RuntimeError, match="take two steps first"):
         run.capture()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 2}, "every=1 and start reached .*, got every=2 and start=0 at step 1"),
-        ({"start": 2}, "every=1 and start reached .*, got every=1 and start=2 at step 1"),
+        ({"every": 2}, "every=1 and start reached .*, got every=2 and start=0 at step 2"),
+        ({"start": 3}, "every=1 and start reached .*, got every=1 and start=3 at step 2"),
         ({"strict": True}, "strict=False in a step that is captured"),
     ],
 )
 def test_what_a_replay_cannot_do_is_refused(options: dict, message: str) -> None:
     run = Run(**options)
-    run.step(0)
+    run.warm_up()
     run.observe(1)
     with pytest.raises(RuntimeError, match=message):
         run.capture()
@@ -501,7 +532,7 @@ def test_what_a_replay_cannot_do_is_refused(options: dict, message: str) -> None
 
 def test_sparse_labels_that_must_be_sorted_are_refused_inside_a_capture() -> None:
     run = Run()
-    run.step(0)
+    run.warm_up()
     Y = torch.nn.functional.one_hot(run.y[0], L).float().to_sparse()
     with run.graph.capture(), pytest.raises(ValueError, match="as CSR inside of a capture, got COO"):
         run.lip.observe(run.X[0], Y)
