@@ -32,7 +32,7 @@ with lip.attach(optimizer):
         labels = torch.where(wrong, torch.randint(CLASSES, (128,), generator=g), labels)
         loss = nn.functional.cross_entropy(head(features).float(), labels)
         loss.backward()
-        lip.observe(features, labels)
+        lip.observe(labels)
         optimizer.step()
         optimizer.zero_grad()
         if step % 20 == 19:

@@ -49,13 +49,13 @@ optimizer = LIPAdamW(
     ],
     lr=5e-3,
 )
+optimizer.watch(head)  # what it is called with
 
 for _ in range(EPOCHS):
     for batch in torch.randperm(TRAINING, generator=g).to(kind).split(BATCH):
-        features = backbone(x[batch])
         with loss_parallel():  # cross entropy of sharded logits, which no process ever has whole
-            nn.functional.cross_entropy(head(features), noisy[batch]).backward()
-        optimizer.observe(head, features, noisy[batch])
+            nn.functional.cross_entropy(head(backbone(x[batch])), noisy[batch]).backward()
+        optimizer.observe(head, noisy[batch])
         optimizer.step()  # AdamW, then LIP on all parts of the weight together
         optimizer.zero_grad()
 

@@ -36,11 +36,10 @@ def train(use_lip: bool) -> float:
 
     for _ in range(20):
         for batch in torch.randperm(2000).split(100):
-            features = backbone(x[batch])
-            loss = nn.functional.cross_entropy(head(features), noisy[batch])
+            loss = nn.functional.cross_entropy(head(backbone(x[batch])), noisy[batch])
             loss.backward()
             if use_lip:
-                lip.observe(features, noisy[batch])  # what the head saw
+                lip.observe(noisy[batch])  # the labels of what the head was just called with
             optimizer.step()  # the base step, then LIP
             optimizer.zero_grad()
 

@@ -154,8 +154,7 @@ class HeadStep:
         if tuple(weight.shape) != self.shape:
             raise ValueError(
                 f"expected the head's weight in the shape {self.shape} that this LIP was made for, got "
-                f"{tuple(weight.shape)}: call remove() of the handle that attach() returned, and make a LIP "
-                "for the new weight"
+                f"{tuple(weight.shape)}: call detach(), and make a LIP for the new weight"
             )
         return weight
 
@@ -224,8 +223,7 @@ class HeadStep:
         if group is None:
             raise RuntimeError(
                 "expected the attached optimizer to hold the head's weight, but the head was replaced: call "
-                "remove() of the handle that attach() returned, and attach to an optimizer made for the new "
-                "weight"
+                "detach(), and attach to an optimizer made for the new weight"
             )
         turn = self.due(weight, group.get("lr"), optimizer, getattr(optimizer, "found_inf", None))
         if turn is not None:

@@ -115,10 +115,10 @@ def test_sam_with_lip_on_its_inner_optimizer(name: str) -> None:
     outer = SAM(run.model.parameters(), run.optimizer)
     for i in range(100):
         run.backward(i % 4)
+        run.plugin.observe(run.y[i % 4])
         outer.first_step()
         run.optimizer.zero_grad()
         run.backward(i % 4)
-        run.observe(i % 4)
         outer.second_step()
         run.optimizer.zero_grad()
     assert run.plugin.stats()["applied"] == 100

@@ -87,12 +87,13 @@ def make_optimizer(maker: str, run: Run, rank: Any, **settings: Any) -> tuple[An
         optimizer: Any = torch.optim.SGD([*others, weight], lr=0.2, momentum=0.9, **options)
         lip = lip_fast.LIP(run.head, rank, data_group=run.data_group, **settings)
         lip.attach(optimizer)
-        return optimizer, lip.observe, lip
+        return optimizer, lambda x, y: lip.observe(y), lip
     kind, rate = {"sgd": (LIPSGD, 0.2), "adamw": (LIPAdamW, 0.05)}[maker]
     names = {f"lip_{name}": value for name, value in settings.items()}
     groups = [{"params": others}, {"params": [weight], "lip_rank": rank} | names]
     optimizer = kind(groups, lr=rate, data_group=run.data_group, **options)
-    return optimizer, lambda x, y: optimizer.observe(run.head, x, y), optimizer.lip
+    optimizer.watch(run.head)
+    return optimizer, lambda x, y: optimizer.observe(run.head, y), optimizer.lip
 
 
 def backward(run: Run, observe: Any, x: Tensor, y: Tensor, *, rows: int, early: bool = False) -> None:
