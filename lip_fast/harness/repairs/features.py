@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.files.torch_files import reading
-from lip_fast.harness.repairs.checkpoints import describe_tensor
+from lip_fast.harness.repairs.layers import describe_tensor
 from lip_fast.harness.seeding import stream
 from lip_fast.targets import IGNORE_INDEX
 from lip_fast.validation import FLOATS
