@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str]) -> int:
         f"{0 if holdout is None else len(holdout.X)} held out",
         flush=True,
     )
+    if data.rows.Y.dim() == 1:
+        _tell_counts(data.rows.Y[used], l)
     report, repaired = _repair(layer, data.rows, used, holdout, options)
     changed = checkpoint.files(repaired)
     if not sharded:
@@ -98,6 +101,19 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\nnot repaired, though they were the same memory: {', '.join(layer.shared)}")
     print(f"\ncheckpoint: {out}")
     return 0
+
+
+def _tell_counts(labels: Tensor, l: int) -> None:
+    counts = labels.bincount(minlength=l)
+    few, many = int(counts.min()), int(counts.max())
+    print(f"{few}{'' if few == many else f' to {many}'} rows a class", flush=True)
+    if empty := (counts == 0).nonzero()[:, 0].tolist():
+        listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        print(
+            f"lip-fast repair: no labelled row of {len(empty)} of {l} classes: {listed}; classes are "
+            "numbered from 0",
+            file=sys.stderr,
+        )
 
 
 def _opening(write: Callable[[BinaryIO], None]) -> Callable[[Path], None]:

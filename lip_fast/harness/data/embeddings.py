@@ -1,5 +1,6 @@
 """Features that some other network computed, in a NumPy archive."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ CLEAN = "train_clean_labels"
 def read_embeddings(path: Path) -> Dataset:
     """An archive with ``train_features`` (n, d), ``train_labels`` (n,), ``test_features``, ``test_labels``.
 
-    Features stay as they are. Where the archive also has ``train_clean_labels``, ``train_labels`` are the
-    wrong labels that it comes with.
+    Features stay as they are. ``train_labels`` are the labels that the archive comes with, right or wrong;
+    where it also has ``train_clean_labels``, those are the clean ones.
 
     Raises:
         UserError: the file is missing or damaged, or its arrays are not these or do not fit each other.
@@ -41,15 +42,8 @@ def read_embeddings(path: Path) -> Dataset:
             f"found {test.shape[1]}"
         )
     rows = {name: len(train) for name in ("train_labels", CLEAN)} | {"test_labels": len(test)}
-    # A class may be without a sample; more classes than samples can only be damage.
-    labels = {
-        name: checked_labels(path, name, arrays[name], rows[name], len(train) + len(test))
-        for name in rows
-        if name in arrays
-    }
-    classes = 1 + max(int(values.max()) for values in labels.values())
-    if classes < 2:
-        raise UserError(f"expected at least two classes in {path}, found {classes}")
+    labels = {name: checked_labels(path, name, arrays[name], rows[name]) for name in rows if name in arrays}
+    classes = _number_of_classes(path, labels)
     return Dataset(
         name=path.stem,
         train_features=train,
@@ -58,5 +52,27 @@ def read_embeddings(path: Path) -> Dataset:
         test_features=test,
         test_labels=labels["test_labels"],
         class_names=tuple(map(str, range(classes))),
-        given_labels=labels["train_labels"] if CLEAN in labels else None,
+        # Nobody says that they are right: what is trained on is what the file holds.
+        given_labels=labels["train_labels"],
     )
+
+
+def _number_of_classes(path: Path, labels: Mapping[str, np.ndarray]) -> int:
+    """One more than the largest label.
+
+    Raises:
+        UserError: there is one class alone, or most classes have no sample, as after damage to one label.
+    """
+    used = np.unique(np.concatenate(list(labels.values())))
+    classes = int(used[-1]) + 1
+    if classes < 2:
+        raise UserError(f"expected at least two classes in {path}, found {classes}")
+    if 2 * len(used) < classes:
+        name = max(labels, key=lambda name: labels[name].max())
+        row = labels[name].argmax()
+        raise UserError(
+            f"expected class indices 0 to l - 1 in {path}, most of them with samples; found {len(used)} of "
+            f"{classes} classes with samples, and the largest, {classes - 1}, in row {row} of {name}: mend "
+            "it, or number the classes of all labels anew by np.unique(labels, return_inverse=True)[1]"
+        )
+    return classes

@@ -84,24 +84,51 @@ def checked_features(path: Path, name: str, value: object) -> np.ndarray:
     return features
 
 
-def checked_labels(path: Path, name: str, value: object, rows: int, classes: int) -> np.ndarray:
-    """``value`` as (rows,) int64 class indices below ``classes``.
+def checked_labels(path: Path, name: str, value: object, rows: int, classes: int | None = None) -> np.ndarray:
+    """``value`` as (rows,) int64 class indices.
+
+    Args:
+        path: the file they are of.
+        name: theirs in the file.
+        value: what the file holds.
+        rows: how many there must be.
+        classes: the number of classes, which all of them are below; None where they say it themselves.
 
     Raises:
         UserError: it is no vector of integers, of another length, or holds an index out of range.
     """
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "ui" or value.ndim != 1:
-        raise UserError(f"expected {name} of {path} to be a vector of integers, found {_kind(value)}")
+        raise UserError(
+            f"expected {name} of {path} to be a vector of integers, found {_kind(value)}{_as_integers(value)}"
+        )
     if len(value) != rows:
         raise UserError(f"expected {name} of {path} to hold {rows} labels, found {len(value)}")
     # Checked before the cast to int64, which makes the largest unsigned numbers negative.
-    outside = (value < 0) | (value >= classes)
+    outside = (value < 0) | (value > (np.iinfo(np.int64).max if classes is None else classes - 1))
     if outside.any():
         row = outside.argmax()
+        expected = "class indices from 0 on" if classes is None else f"classes 0 to {classes - 1}"
+        count = f", and others in {outside.sum() - 1} more rows" if outside.sum() > 1 else ""
+        advice = ": leave out rows without a label" if value[row] < 0 else ""
         raise UserError(
-            f"expected {name} of {path} to be classes 0 to {classes - 1}, found {value[row]} in row {row}"
+            f"expected {name} of {path} to be {expected}, found {value[row]} in row {row}{count}{advice}"
         )
     return value.astype(np.int64)
+
+
+def _as_integers(value: object) -> str:
+    """How to make class indices of labels of another kind."""
+    if not isinstance(value, np.ndarray):
+        return ""
+    if value.dtype.kind in "US":
+        return "; names become integers by np.unique(labels, return_inverse=True)[1]"
+    if value.dtype.kind == "f" and value.ndim == 1:
+        return "; make them integers by labels.astype(int)"
+    if value.ndim == 2 and value.shape[1] == 1:
+        return "; make them a vector by labels.ravel()"
+    if value.ndim == 2 and value.dtype.kind in "buif":
+        return "; one-hot rows become class indices by labels.argmax(1)"
+    return ""
 
 
 def class_map(confusions: Mapping[int, int], classes: int) -> np.ndarray:

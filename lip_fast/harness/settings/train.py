@@ -67,8 +67,9 @@ class TrainConfig(Config):
     first_seed: int = setting(0, "the first of the seeds")
     noise: str = setting(
         "auto",
-        f"wrong labels: made ({', '.join(NOISES)}), the data's own (own), human:FILE#SET of CIFAR-10N, or "
-        "file:LABELS.npz of another run; auto: own where the data have some, else symmetric",
+        f"wrong labels: made ({', '.join(NOISES)}), the data's own, as they are (own), human:FILE#SET of "
+        "CIFAR-10N, or file:LABELS.npz of another run; auto: own of a file, symmetric of data that come with "
+        "clean labels alone",
     )
     noise_rate: float = setting(
         0.4,

@@ -440,6 +440,16 @@ def test_a_hold_out_in_a_file_of_its_own(files: Files, capsys: pytest.CaptureFix
     refused(files, capsys, ["--holdout", new, "--out", new], "ending in .safetensors")
 
 
+def test_classes_without_a_labelled_row_are_named(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(files.arguments()) == 0
+    counts = files.rows[1].bincount()
+    assert f"\n{counts.min()} to {counts.max()} rows a class\n" in capsys.readouterr().out
+    files.features = files.save_features(labels=files.rows[1].clamp(min=2))
+    assert main(files.arguments("--overwrite")) == 0
+    expected = "no labelled row of 2 of 4 classes: 0, 1; classes are numbered from 0\n"
+    assert capsys.readouterr().err == f"lip-fast repair: {expected}"
+
+
 def as_shards(files: Files) -> Path:
     """The model of ``files`` in two files of a folder, weight and bias of the head apart; the folder."""
     folder = files.folder / "model"
