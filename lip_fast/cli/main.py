@@ -110,6 +110,8 @@ def _run(arguments: list[str], speaker: str) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"lip-fast {installed() or '(not installed: run from a source folder)'}")
         return 0
+    if arguments[0].startswith("-"):
+        raise unknown_name("option", arguments[0], ["--help", "--version"])
     if arguments[0] not in COMMANDS:
         raise unknown_name("subcommand", arguments[0], COMMANDS)
     command = COMMANDS[arguments[0]]

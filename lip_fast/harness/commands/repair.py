@@ -277,7 +277,12 @@ def _split(data: RepairData, options: argparse.Namespace, *, q: int, l: int) -> 
     used, _ = split_off(data.rows, 0.0, options.seed)
     if options.holdout is None:
         return used, data.holdout
-    return used, read_features(Path(options.holdout), q=q, l=l).rows
+    holdout = read_features(Path(options.holdout), q=q, l=l).rows
+    if torch.equal(holdout.X, data.rows.X):
+        raise UserError(
+            f"expected other samples in --holdout than in --features, found the same: {options.holdout}"
+        )
+    return used, holdout
 
 
 def _check_choice(holdout: Rows | None, options: argparse.Namespace) -> None:

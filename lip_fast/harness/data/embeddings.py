@@ -1,13 +1,14 @@
 """Features that some other network computed, in a NumPy archive."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.data.dataset import Dataset
-from lip_fast.harness.files.reading import checked_features, checked_labels, reading
+from lip_fast.harness.files.reading import checked_features, checked_labels, read_npz
 
 __all__ = ["read_embeddings"]
 
@@ -24,16 +25,7 @@ def read_embeddings(path: Path) -> Dataset:
     Raises:
         UserError: the file is missing or damaged, or its arrays are not these or do not fit each other.
     """
-    with reading(path, "a NumPy .npz archive"), path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"expected a NumPy .npz archive, {path} holds a single array")
-        if missing := [key for key in REQUIRED if key not in archive.files]:
-            raise UserError(
-                f"expected {', '.join(REQUIRED)} in {path}, found no {' and no '.join(missing)}"
-                f" among {', '.join(archive.files) or 'nothing'}"
-            )
-        arrays = {key: archive[key] for key in (*REQUIRED, CLEAN) if key in archive.files}
+    arrays = read_npz(path, partial(_wanted, path))
     train = checked_features(path, "train_features", arrays["train_features"])
     test = checked_features(path, "test_features", arrays["test_features"])
     if train.shape[1] != test.shape[1]:
@@ -55,6 +47,15 @@ def read_embeddings(path: Path) -> Dataset:
         # Nobody says that they are right: what is trained on is what the file holds.
         given_labels=labels["train_labels"],
     )
+
+
+def _wanted(path: Path, names: Sequence[str]) -> list[str]:
+    if missing := [key for key in REQUIRED if key not in names]:
+        raise UserError(
+            f"expected {', '.join(REQUIRED)} in {path}, found no {' and no '.join(missing)}"
+            f" among {', '.join(names) or 'nothing'}"
+        )
+    return [key for key in (*REQUIRED, CLEAN) if key in names]
 
 
 def _number_of_classes(path: Path, labels: Mapping[str, np.ndarray]) -> int:

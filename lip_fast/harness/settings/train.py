@@ -164,7 +164,8 @@ class TrainConfig(Config):
             *(("method", method, METHODS) for method in self.methods),
         ):
             if name not in known:
-                raise unknown_name(kind, name, known)
+                several = ": several are separated by spaces" if kind == "method" and "," in name else ""
+                raise UserError(f"{unknown_name(kind, name, known)}{several}")
         if self.algorithm == AUTO:
             _check("options", self.options, "none with --algorithm auto", not self.options)
         else:

@@ -304,8 +304,9 @@ FEATURES = [
     ({"labels": np.full((N, L), np.inf)}, "labels of .* to be finite"),
     ({"labels": np.full((N, L), 1e300)}, "overflow|finite"),
     ({"labels": np.full(N, -100)}, "at least one row with a label"),
-    ({"labels": np.full(N, "a")}, "array of real numbers .* found <U1"),
-    ({"labels": np.full(N, None)}, "cannot be read: ValueError: Object arrays"),
+    ({"labels": np.full(N, "a")}, "array of real numbers .* found <U1 .* return_inverse=True"),
+    ({"features": np.zeros((N, 1, 2, 3), np.float32)}, "what comes into the layer, neither images nor"),
+    ({"labels": np.full(N, None)}, "labels of .* to be an array of numbers, found Python objects"),
     ({"features": np.zeros((N, Q + 1), np.float32)}, rf"shape \(n >= 1, {Q}\), found float32 of shape"),
     ({"features": np.zeros((0, Q), np.float32), "labels": np.zeros(0, np.int64)}, "n >= 1"),
     ({"features": np.zeros(N, np.float32)}, rf"found float32 of shape \({N},\)"),
@@ -350,7 +351,10 @@ def test_missing_keys(files: Files, capsys: pytest.CaptureFixture[str], suffix: 
     [
         (["--layer", "haed"], "unknown layer 'haed': known are body, head; the nearest is 'head'"),
         (["--features", "none.npz"], "expected a file of features, found no file at none.npz"),
-        (["--features", REPOSITORY / "README.md"], "ends in .npz or .safetensors, found .*README"),
+        (
+            ["--features", REPOSITORY / "README.md"],
+            r"ends in .npz or .safetensors, found .*README.md: np.savez\(",
+        ),
         (["--method", "best"], "invalid choice: 'best'"),
         (["--methods", "lip"], "unknown option '--methods': .* the nearest is '--method'"),
         (["more"], "expected no further argument, got 'more'"),
@@ -433,6 +437,9 @@ def test_a_hold_out_in_a_file_of_its_own(files: Files, capsys: pytest.CaptureFix
     new = files.save_features("new.npz", features=X, labels=y, drop=("holdout_features", "holdout_labels"))
     refused(files, capsys, ["--holdout", new], "expected one hold-out, got --holdout .*, holdout_features ")
     files.features = files.save_features(drop=("holdout_features", "holdout_labels"))
+    refused(
+        files, capsys, ["--holdout", files.features], "other samples in --holdout than in --features, found"
+    )
     assert main(files.arguments("--holdout", new, "--report", files.folder / "r.json")) == 0
     assert f"{N} rows for the statistics, {HELD} held out" in capsys.readouterr().out
     check_repaired(load_file(files.folder / "m-repaired.safetensors"), files, files.repaired())

@@ -49,9 +49,11 @@ def with_value(value: float) -> np.ndarray:
         ({"test_labels": None}, "found no test_labels among train_features"),
         ({"test_features": np.ones((30, 6))}, "with 5 columns as train_features, found 6"),
         ({"test_features": np.ones(30)}, r"to be a matrix with rows and columns, found \(30,\)"),
+        ({"test_features": np.ones((30, 1, 5, 5))}, r"found \(30, 1, 5, 5\): flatten images, or take what a"),
+        ({"train_labels": np.array([1, "a"] * 30, object)}, "train_labels of .* found Python objects: rows"),
         ({"test_features": np.ones((0, 5))}, r"to be a matrix with rows and columns, found \(0, 5\)"),
-        ({"test_features": with_value(np.inf)}, "finite in float32, found another value in row 4"),
-        ({"test_features": with_value(1e39)}, "finite in float32, found another value in row 4"),
+        ({"test_features": with_value(np.inf)}, "finite in float32, found inf in row 4"),
+        ({"test_features": with_value(1e39)}, r"finite in float32, found 1e\+39 in row 4"),
         ({"test_features": np.full((30, 5), "x")}, "array of real numbers, found <U1"),
         ({"train_labels": np.zeros(59, int)}, "train_labels of .* to hold 60 labels, found 59"),
         (
@@ -94,8 +96,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         np.save(file, np.ones(3))
     with pytest.raises(UserError, match="holds a single array"):
         load(str(tmp_path / "a.npz"))
-    with pytest.raises(UserError, match="cannot be read"):
-        load(str(write_npz(tmp_path / "b.npz", train_features=np.array([{}], dtype=object))))
+    (tmp_path / "b.npz").touch()
+    with pytest.raises(UserError, match=r"expected a NumPy .npz archive, .*b.npz is empty"):
+        load(str(tmp_path / "b.npz"))
 
 
 def test_a_class_may_be_without_samples(tmp_path: Path) -> None:
