@@ -23,6 +23,7 @@ from lip_fast import backends
 from lip_fast.backends import triton
 from lip_fast.backends.native import library
 from lip_fast.cli.errors import UserError
+from lip_fast.cli.parser import Parser
 from lip_fast.cli.table import aligned
 from lip_fast.cli.version import installed
 
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="lip-fast doctor", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="lip-fast doctor", description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument(
         "--head",
         type=_shape,
@@ -95,7 +96,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--rank", type=_rank, default="auto", help='of that step: an int, a fraction or "auto" (the default)'
     )
-    return parser.parse_args(arguments)
+    return parser.parse_all(arguments)
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.cli.table import aligned
 from lip_fast.cli.version import installed
+from lip_fast.starting import listen_no_more, stopped
 
 __all__ = ["COMMANDS", "Command", "main"]
 
 USER_ERROR = 2  # what argparse exits with
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    speaker = " ".join(["lip-fast", *(word for word in arguments[:1] if word in COMMANDS)])
+    try:
+        return _run(arguments, speaker)
+    except (UserError, OSError) as error:
+        # OSError: what no command explains better, as a path that is too long or a device that is gone.
+        print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt as stop:
+        # A command that can be continued raises the interruption with a text that says how.
+        return stopped(speaker, *stop.args[:1])
+
+
+def _run(arguments: list[str], speaker: str) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"lip-fast {installed() or '(not installed: run from a source folder)'}")
         return 0
+    if arguments[0].startswith("-"):
+        raise unknown_name("option", arguments[0], ["--help", "--version"])
     if arguments[0] not in COMMANDS:
-        print(f"lip-fast: {unknown_name('subcommand', arguments[0], COMMANDS)}", file=sys.stderr)
-        return USER_ERROR
-    speaker, command = f"lip-fast {arguments[0]}", COMMANDS[arguments[0]]
+        raise unknown_name("subcommand", arguments[0], COMMANDS)
+    command = COMMANDS[arguments[0]]
     missing = [name for name in command.packages if not _is_installed(name)]
     if missing:
         print(
@@ -109,17 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return USER_ERROR
-    try:
-        code: int = importlib.import_module(command.module).main(arguments[1:])
-        return code
-    except (UserError, OSError) as error:
-        # OSError: what no command explains better, as a path that is too long or a device that is gone.
-        print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt as stop:
-        # A command that can be continued raises the interruption with a text that says how.
-        print(f"\n{speaker}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
-        return INTERRUPTED
+    module = importlib.import_module(command.module)
+    listen_no_more()
+    code: int = module.main(arguments[1:])
+    return code
 
 
 def _is_installed(package: str) -> bool:

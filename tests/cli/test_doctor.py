@@ -257,8 +257,18 @@ def test_which_devices_code_runs_on(archs: str, capability: tuple[int, int], hel
     assert library.covers(archs, capability) is held
 
 
-def test_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["doctor", "--quickly"])
-    assert caught.value.code == 2
-    assert "--quickly" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quickly"], "unknown option '--quickly': known are -h, --help, --head, --rank"),
+        (["--head", "10"], "argument --head: expected classes x features, as 1000x2048, got '10'"),
+        (["extra"], "expected no further argument, got 'extra'"),
+    ],
+)
+def test_arguments_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["doctor", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"lip-fast doctor: {message}")
+    assert error.count("\n") == 1

@@ -3,27 +3,33 @@
 import argparse
 import math
 import os
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from lip_fast.cli.errors import UserError
 from lip_fast.cli.parser import Parser
-from lip_fast.harness.files.outputs import check_outputs, new_files
+from lip_fast.harness.files.outputs import check_outputs, new_files, new_folder
 from lip_fast.harness.files.plain import write_json
-from lip_fast.harness.repairs.checkpoints import SAFETENSORS, TORCH, Layer, read_checkpoint
-from lip_fast.harness.repairs.features import Rows, read_features, split_off
+from lip_fast.harness.repairs.checkpoints import INDEX, SAFETENSORS, TORCH, find_checkpoint, read_checkpoint
+from lip_fast.harness.repairs.features import RepairData, Rows, read_features, split_off
 from lip_fast.harness.repairs.figures import save_candidates
+from lip_fast.harness.repairs.layers import Layer
 from lip_fast.harness.training.processes import refuse_several
 from lip_fast.repair import METHODS, RepairReport, repair
 from lip_fast.statistics import LabelStatistics
 
 __all__ = ["main"]
 
-HOLDOUT_FRACTION = 0.2
+# Methods that have a grid of parameters and no rule of their own to take one.
+_TO_CHOOSE = ("ridge", "pcr", "truncate")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,55 +40,60 @@ def main(arguments: Sequence[str]) -> int:
     """
     refuse_several()
     options = _parse(arguments)
-    checkpoint_path, features_path = Path(options.checkpoint), Path(options.features)
     # Before the outputs: a missing input is the likelier mistake.
-    for kind, path in (("checkpoint", checkpoint_path), ("file of features", features_path)):
+    checkpoint_path = find_checkpoint(Path(options.checkpoint))
+    inputs = {"the features": Path(options.features)}
+    if options.holdout is not None:
+        inputs["the hold-out"] = Path(options.holdout)
+    for path in inputs.values():
         if not os.path.isfile(path):
-            raise UserError(f"expected a {kind}, found no file at {path}")
+            raise UserError(f"expected a file of features, found no file at {path}")
+    sharded = checkpoint_path.name.endswith(INDEX)
     out = _out(options, checkpoint_path)
     outputs = {"--report": options.report, "--figure": options.figure}
-    targets = {name: Path(path) for name, path in outputs.items() if path is not None} | {"--out": out}
+    targets = {name: Path(path) for name, path in outputs.items() if path is not None}
     replaced = list(targets.values()) if options.overwrite else []
-    if options.in_place:
-        replaced.append(out)
-
-    inputs = {"the features": features_path} | (
-        {} if options.in_place else {"the checkpoint (--in-place writes over it)": checkpoint_path}
-    )
+    if not sharded:
+        targets["--out"] = out
+        replaced += [out] if options.in_place or options.overwrite else []
+    if sharded or not options.in_place:
+        inputs["the checkpoint (--in-place writes over it)"] = checkpoint_path
     check_outputs(targets, inputs, replaced)
+
     checkpoint = read_checkpoint(checkpoint_path)
     layer = checkpoint.layer(options.layer)
     l, q = layer.weight.shape
-    data = read_features(features_path, q=q, l=l)
-    if data.holdout is not None and options.holdout_fraction is not None:
-        raise UserError(
-            f"expected no --holdout-fraction, for {features_path} has a hold-out, "
-            f"got {options.holdout_fraction}"
-        )
-    holdout, used = data.holdout, data.rows.labelled()
-    if holdout is None:
-        fraction = HOLDOUT_FRACTION if options.holdout_fraction is None else options.holdout_fraction
-        used, held = split_off(data.rows, fraction, options.seed)
-        if len(held):
-            holdout = Rows(data.rows.X[held], data.rows.Y[held])
-    _check_holdout(holdout, options, features_path)
+    data = read_features(Path(options.features), q=q, l=l)
+    used, holdout = _split(data, options, q=q, l=l)
+    _check_choice(holdout, options)
 
-    label = f"layer {options.layer}" if options.layer else "the layer"
+    label = f"layer {layer.full_name}" if layer.full_name else "the layer"
     print(
         f"{label}: {l} classes, {q} features; {len(used)} rows for the statistics, "
         f"{0 if holdout is None else len(holdout.X)} held out",
         flush=True,
     )
+    if data.rows.Y.dim() == 1:
+        _tell_counts(data.rows.Y[used], l)
     report, repaired = _repair(layer, data.rows, used, holdout, options)
-    with new_files(list(targets.values()), replaced) as paths:
-        for name, path in zip(targets, paths, strict=True):
-            if name == "--report":
-                _write_report(path, options, layer, report, len(used), holdout)
-            elif name == "--figure":
-                save_candidates(path, report, f"Repair of {label} in {checkpoint_path.name}")
-            else:
-                with path.open("wb") as file:
-                    checkpoint.write(file, repaired)
+    changed = checkpoint.files(repaired)
+    if not sharded:
+        (write,) = changed.values()
+        changed = {out: write}
+    elif options.in_place:
+        replaced += list(changed)
+    writers = {} if sharded and not options.in_place else {p: _opening(write) for p, write in changed.items()}
+    if options.report is not None:
+        value = _report(options, layer, report, len(used), holdout)
+        writers[targets["--report"]] = partial(write_json, value=value)
+    if options.figure is not None:
+        title = f"Repair of {label} in {checkpoint_path.name}"
+        writers[targets["--figure"]] = partial(save_candidates, report=report, title=title)
+    with new_files(list(writers), replaced) as paths:
+        for write_to, path in zip(writers.values(), paths, strict=True):
+            write_to(path)
+        if sharded and not options.in_place:
+            _write_folder(out, checkpoint_path.parent, changed)
     print(report.table())
     if report.chosen.method == "trained":
         print("\nno other head did better: the layer is as it was")
@@ -90,6 +101,37 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\nnot repaired, though they were the same memory: {', '.join(layer.shared)}")
     print(f"\ncheckpoint: {out}")
     return 0
+
+
+def _tell_counts(labels: Tensor, l: int) -> None:
+    counts = labels.bincount(minlength=l)
+    few, many = int(counts.min()), int(counts.max())
+    print(f"{few}{'' if few == many else f' to {many}'} rows a class", flush=True)
+    if empty := (counts == 0).nonzero()[:, 0].tolist():
+        listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        print(
+            f"lip-fast repair: no labelled row of {len(empty)} of {l} classes: {listed}; classes are "
+            "numbered from 0",
+            file=sys.stderr,
+        )
+
+
+def _opening(write: Callable[[BinaryIO], None]) -> Callable[[Path], None]:
+    def write_to(path: Path) -> None:
+        with path.open("wb") as file:
+            write(file)
+
+    return write_to
+
+
+def _write_folder(out: Path, source: Path, changed: Mapping[Path, Callable[[BinaryIO], None]]) -> None:
+    """Copy the files of a folder, those below it left out, with the changed ones in the place of the old."""
+    with new_folder(out) as folder:
+        for path in source.iterdir():
+            if path in changed:
+                _opening(changed[path])(folder / path.name)
+            elif path.is_file():
+                shutil.copy(path, folder / path.name)
 
 
 # Arguments -------------------------------------------------------------------------------------------
@@ -103,7 +145,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="safetensors file, or state dict (.pt, .pth)"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="safetensors file, the index of several (*.safetensors.index.json), state dict (.pt, .pth), or "
+        "the folder of one",
     )
     parser.add_argument(
         "--layer", required=True, metavar="NAME", help="the layer: prefix of NAME.weight and NAME.bias"
@@ -113,10 +158,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         required=True,
         metavar="FILE",
         help=".npz or .safetensors: features (n, q), what the layer gets, and labels, (n,) class indices or "
-        "(n, l); optional holdout_features and holdout_labels",
+        "(n, l); optional holdout_features and holdout_labels, see --holdout",
     )
     parser.add_argument(
-        "--method", choices=METHODS, default="auto", help="default: auto, whichever does best"
+        "--holdout",
+        metavar="FILE",
+        help="a file with features and labels of samples that the network was not trained on; they choose "
+        "among methods and parameters",
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="default: auto, whichever agrees best with the hold-out. Without one: lip, or another with one "
+        "of --parameters",
     )
     parser.add_argument(
         "--parameters", nargs="+", metavar="P", help="candidates of the method to try; not with auto"
@@ -125,11 +180,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--holdout-fraction",
         type=float,
         metavar="F",
-        help="share of the labelled rows that choose among candidates where FILE has no hold-out; 0 for none "
-        f"(default: {HOLDOUT_FRACTION})",
+        help="share of the labelled rows of --features to hold out; for features of samples that the network "
+        "was not trained on, none of them (default: 0)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that split (default: 0)")
-    parser.add_argument("--out", metavar="PATH", help="the new checkpoint (default: CHECKPOINT-repaired)")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        help="the new checkpoint, of several files its folder (default: CHECKPOINT-repaired)",
+    )
     parser.add_argument("--in-place", action="store_true", help="write over CHECKPOINT")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--figure", metavar="PATH.png", help="draw the candidates and their scores")
@@ -164,7 +223,19 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _out(options: argparse.Namespace, checkpoint: Path) -> Path:
-    """Where the new checkpoint goes."""
+    """Where the new checkpoint goes: a file, or for several files with an index their folder."""
+    if checkpoint.name.endswith(INDEX):
+        folder = checkpoint.parent.resolve()
+        if options.in_place:
+            return checkpoint.parent
+        out = folder.with_name(f"{folder.name}-repaired") if options.out is None else Path(options.out)
+        if os.path.lexists(out):
+            raise UserError(
+                f"expected --out to be a new folder, for {checkpoint} has several files, found {out}"
+            )
+        if not os.path.isdir(out.resolve().parent):
+            raise UserError(f"expected --out in a folder that is there, found none at {out.resolve().parent}")
+        return out
     if options.in_place:
         return checkpoint
     if options.out is None:
@@ -178,15 +249,63 @@ def _out(options: argparse.Namespace, checkpoint: Path) -> Path:
     return out
 
 
-def _check_holdout(holdout: Rows | None, options: argparse.Namespace, path: Path) -> None:
+# The hold-out ----------------------------------------------------------------------------------------
+
+# Labels of samples that a network was trained on agree best with that network, however wrong they are: no
+# part of those may choose, and only the user knows which they are.
+_ADVICE = (
+    "add features and labels of samples that the network was not trained on (--holdout FILE, or "
+    "holdout_features and holdout_labels in --features; where it was trained on no row of --features, "
+    "--holdout-fraction 0.2)"
+)
+
+
+def _split(data: RepairData, options: argparse.Namespace, *, q: int, l: int) -> tuple[Tensor, Rows | None]:
+    """The rows for the statistics, and the hold-out."""
+    given = {
+        "--holdout": options.holdout,
+        "--holdout-fraction": options.holdout_fraction,
+        "holdout_features": None if data.holdout is None else options.features,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        listed = ", ".join(f"{name} {value}" for name, value in given.items())
+        raise UserError(f"expected one hold-out, got {listed}")
+    if options.holdout_fraction:
+        used, held = split_off(data.rows, options.holdout_fraction, options.seed)
+        return used, Rows(data.rows.X[held], data.rows.Y[held])
+    used, _ = split_off(data.rows, 0.0, options.seed)
+    if options.holdout is None:
+        return used, data.holdout
+    holdout = read_features(Path(options.holdout), q=q, l=l).rows
+    if torch.equal(holdout.X, data.rows.X):
+        raise UserError(
+            f"expected other samples in --holdout than in --features, found the same: {options.holdout}"
+        )
+    return used, holdout
+
+
+def _check_choice(holdout: Rows | None, options: argparse.Namespace) -> None:
+    """Refuse a choice without anything to choose by."""
     if holdout is not None:
         if not len(holdout.labelled()):
-            raise UserError(f"expected holdout_labels of {path} with at least one label, found none")
+            path = options.features if options.holdout is None else options.holdout
+            raise UserError(f"expected labels of the hold-out in {path} with at least one label, found none")
         return
-    if options.method == "auto":
-        raise UserError("expected a hold-out for --method auto, got --holdout-fraction 0")
     if options.figure is not None:
-        raise UserError("expected a hold-out for --figure, got --holdout-fraction 0")
+        raise UserError(f"expected a hold-out for --figure, got none: {_ADVICE}")
+    if options.method == "auto":
+        raise UserError(
+            f"expected a hold-out to choose among methods, got none: {_ADVICE}; or name a method: --method "
+            f"lip keeps 95% of the weight's energy, {', '.join(_TO_CHOOSE)} take one of --parameters"
+        )
+    tried = options.parameters
+    if len(tried or ()) > 1 or (tried is None and options.method in _TO_CHOOSE):
+        got = "a grid of them" if tried is None else f"{len(tried)}"
+        raise UserError(
+            f"expected a hold-out to choose among --parameters of {options.method}, got none and {got}: "
+            f"{_ADVICE}; or give one of --parameters"
+        )
 
 
 # The repair ------------------------------------------------------------------------------------------
@@ -227,18 +346,14 @@ def _head(layer: Layer) -> nn.Linear:
     return head
 
 
-def _write_report(
-    path: Path,
-    options: argparse.Namespace,
-    layer: Layer,
-    report: RepairReport,
-    rows: int,
-    holdout: Rows | None,
-) -> None:
-    value = {
+def _report(
+    options: argparse.Namespace, layer: Layer, report: RepairReport, rows: int, holdout: Rows | None
+) -> dict[str, Any]:
+    return {
         "checkpoint": options.checkpoint,
-        "layer": layer.name,
+        "layer": layer.full_name,
         "features": options.features,
+        "holdout": options.holdout,
         "method": options.method,
         "seed": options.seed,
         "rows": rows,
@@ -246,4 +361,3 @@ def _write_report(
         "chosen": report.chosen._asdict(),
         "candidates": [candidate._asdict() for candidate in report.candidates],
     }
-    write_json(path, value)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.models import make_model
+from lip_fast.harness.noise.labels import describe_classes, label_warnings
 from lip_fast.harness.runs.experiment import train_network
 from lip_fast.harness.runs.folder import CONFIG, new_run, opened_run
 from lip_fast.harness.runs.plan import plan_of
@@ -87,6 +88,9 @@ def _study(config: StudyConfig, dataset: Dataset, progress: Progress) -> None:
         f"{config.epochs} epochs of {config.optimizer}",
         flush=True,
     )
+    print(describe_classes(dataset), flush=True)
+    for warning in label_warnings(config.noise, dataset):
+        print(f"lip-fast study: {warning}", file=sys.stderr)
     done, every = len(progress.measured), trainings(config)
     if done:
         print(f"continued after {done} of {len(every)} networks", flush=True)

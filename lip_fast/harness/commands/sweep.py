@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -21,7 +22,7 @@ from lip_fast.harness.runs.summary import summarise
 from lip_fast.harness.runs.table import summary_table
 from lip_fast.harness.settings.arguments import parse_values
 from lip_fast.harness.settings.train import TrainConfig
-from lip_fast.harness.sweeps.pool import Failure, check_units, continuation, run_units
+from lip_fast.harness.sweeps.pool import Failure, check_units, continuation, run_units, unit_warnings
 from lip_fast.harness.sweeps.rows import Row, read_rows, units_of
 from lip_fast.harness.training.processes import refuse_several
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"expected a new folder, found {folder}; to continue it: {continuation(folder)}")
     units = units_of(rows, folder)
     epochs = check_units(units)
+    for warning in unit_warnings(units):
+        print(f"lip-fast sweep: {warning}", file=sys.stderr)
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lip_fast.harness.data import Dataset, load
+from lip_fast.harness.noise.labels import describe_classes, label_warnings
 from lip_fast.harness.runs.folder import CONFIG, RunFolder, new_run, opened_run
 from lip_fast.harness.runs.plan import Plan
 from lip_fast.harness.runs.progress import Progress
@@ -95,6 +96,10 @@ def _train(
         + (f", {processes.size} processes" if processes.size > 1 else ""),
         flush=True,
     )
+    print(describe_classes(dataset), flush=True)
+    if processes.first:
+        for warning in label_warnings(config.noise, dataset):
+            print(f"lip-fast train: {warning}", file=sys.stderr)
     if progress.epochs:
         print(f"continued after {progress.epochs} of {total} epochs", flush=True)
     # None: a bar where stderr is a terminal, silence in files and pipes.

@@ -3,6 +3,7 @@
 All come as float32 features and int64 labels, one reader in each module.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def _read(name: str) -> Dataset:
         return LOADERS[kind](argument)
     if read := READERS.get(Path(name).suffix.lower()):
         return read(Path(name))
-    if Path(name).suffix and Path(name).exists():
-        raise UserError(f"expected a data file ending in {' or '.join(READERS)}, got {name}")
-    raise unknown_name("data set", kind, LOADERS)
+    own = f"data of your own come in a file ending in {' or '.join(READERS)}"
+    if os.path.isdir(name):
+        raise UserError(
+            f"expected the name of a data set or a file, got the folder {name}: {own}, and those in a "
+            f"folder are asked for as fashion-mnist:{name} or cifar10:{name}"
+        )
+    if Path(name).suffix:
+        raise UserError(
+            f"expected a data file ending in {' or '.join(READERS)}, got {name}: np.savez('data.npz', "
+            "train_features=..., train_labels=..., test_features=..., test_labels=...) writes one"
+        )
+    raise UserError(f"{unknown_name('data set', kind, LOADERS)}; {own}")

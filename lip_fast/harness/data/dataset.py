@@ -16,13 +16,13 @@ class Dataset:
     Attributes:
         name: as messages and titles call it.
         train_features: (n, d) float32, finite.
-        train_labels: (n,) int64, clean.
+        train_labels: (n,) int64, clean; of a source that does not say which labels are, those it has.
         train_indices: (n,) int64, the rows of the source that make up the training part.
         test_features: (m, d) float32, finite.
         test_labels: (m,) int64.
         class_names: one for each class, at least two.
-        given_labels: the wrong labels that the training part comes with, (n,) int64 class indices or
-            (n, l) uint8 candidate sets; None where it comes with clean labels alone.
+        given_labels: the labels that the training part comes with and that may be wrong, (n,) int64 class
+            indices or (n, l) uint8 candidate sets; None where it comes with clean labels alone.
         similar_classes: (l,) int64, the class that each class is mistaken for in asymmetric noise, itself
             where it is mistaken for none; None for the next class.
         image_shape: (channels, height, width) of the images that the rows of the features are, in that order;
@@ -45,6 +45,10 @@ class Dataset:
     def for_seed(self, seed: int) -> "Dataset":
         """The data set as a repetition uses it: split by its seed, where the source has no test part."""
         return self if self.split is None else self.split(seed)
+
+    def counts(self) -> np.ndarray:
+        """(l,) int64: the samples of each class in the training part, by its clean labels."""
+        return np.bincount(self.train_labels, minlength=len(self.class_names))
 
     def with_training_rows(self, rows: np.ndarray) -> "Dataset":
         """The data set with these rows of its training part only, in the split it is in."""

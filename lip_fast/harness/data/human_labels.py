@@ -3,12 +3,16 @@
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.data.pickled import unpickle_arrays
 from lip_fast.harness.files.reading import checked_labels, reading
+from lip_fast.harness.files.torch_files import load_torch
 
 __all__ = ["read_human_labels"]
 
@@ -32,12 +36,7 @@ def read_human_labels(source: str, clean: np.ndarray, classes: int) -> np.ndarra
     """
     name, mark, chosen = source.rpartition("#")
     path, chosen = (Path(name), chosen) if mark else (Path(source), DEFAULT_SET)
-    with reading(path, "a file of human labels"):
-        archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
-        members = [member for member in archive.namelist() if member.endswith("/data.pkl")]
-        if len(members) != 1:
-            raise UserError(f"expected one data.pkl in {path}, found {len(members)}")
-        sets = unpickle_arrays(archive.read(members[0]))
+    sets = _sets(path)
     if CLEAN not in sets:
         raise UserError(f"expected {CLEAN} in {path}, found {', '.join(sets) or 'nothing'}")
     if chosen not in sets:
@@ -50,3 +49,25 @@ def read_human_labels(source: str, clean: np.ndarray, classes: int) -> np.ndarra
             f"{clean[row]} in row {row}"
         )
     return checked_labels(path, chosen, sets[chosen], len(clean), classes)
+
+
+def _sets(path: Path) -> dict[str, Any]:
+    """The sets of labels by name, arrays where they are arrays or tensors of integers."""
+    with reading(path, "a file of human labels"):
+        archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+        members = [member for member in archive.namelist() if member.endswith("/data.pkl")]
+        if len(members) != 1:
+            raise UserError(f"expected one data.pkl in {path}, found {len(members)}")
+        pickled = archive.read(members[0])
+        if b"torch._utils" not in pickled:  # names what makes a tensor
+            return unpickle_arrays(pickled)
+    sets = load_torch(path, "a file of human labels")
+    if not isinstance(sets, dict):
+        raise UserError(f"expected sets of labels by name in {path}, found {type(sets).__name__}")
+    return {name: _array(value) for name, value in sets.items()}
+
+
+def _array(value: object) -> object:
+    if isinstance(value, Tensor) and value.layout == torch.strided and value.dtype != torch.bfloat16:
+        return value.detach().numpy()
+    return value

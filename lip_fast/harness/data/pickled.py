@@ -2,34 +2,20 @@
 
 A pickle is a program for a stack machine, and ``pickle.load`` lets it import and call. Here the standard
 library's machine may look up the names in ``_ALLOWED`` and no other, as the library's documentation advises.
-Even those are not imported: a class of this module, which checks what it is given, takes the place of each.
+Even those are not imported: a class of ours, which checks what it is given, takes the place of each.
 """
 
 import io
 import math
 import pickle
 import pickletools
-import re
 from typing import Any
 
 import numpy as np
 
+from lip_fast.harness.files.numpy_values import Dtype
+
 __all__ = ["unpickle_arrays"]
-
-
-class _Dtype:
-    """The dtype of numbers, which a pickle makes from a code and then gives a byte order."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch("b1|[iu][1248]|f[248]", code):
-            raise ValueError(f"expected the dtype of numbers, found {code!r}")
-        self.value = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        if state[1] == ">":
-            self.value = self.value.newbyteorder(">")
-        elif state[1] not in ("<", "|", "="):
-            raise ValueError(f"expected a byte order, found {state[1]!r}")
 
 
 class _Array:
@@ -68,7 +54,7 @@ _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
+    ("numpy", "dtype"): Dtype,
     ("_codecs", "encode"): _Encode(),
 }
 # What arrays and plain values have no need of: objects of other kinds, names from a registry of the process,

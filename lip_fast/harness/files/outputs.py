@@ -1,14 +1,15 @@
 """The files that a command writes at its end: all of them, or none."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lip_fast.cli.atomic import replace, temporary_name
+from lip_fast.cli.atomic import replace, sync, temporary_name
 from lip_fast.cli.errors import UserError
 
-__all__ = ["check_outputs", "new_files"]
+__all__ = ["check_outputs", "new_files", "new_folder"]
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path], replaced: Sequence[Path]) -> None:
@@ -82,6 +83,35 @@ def new_files(targets: Sequence[Path], replaced: Sequence[Path]) -> Iterator[lis
         for path in hidden:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Fill a folder under a hidden name; it gets its own when the block ends, or disappears.
+
+    Yields:
+        the hidden folder.
+
+    Raises:
+        UserError: it cannot be written, or ``target`` has appeared meanwhile.
+    """
+    final = _real(target)
+    hidden = temporary_name(final)
+    try:
+        hidden.mkdir()
+        yield hidden
+        for path in hidden.iterdir():
+            sync(path)
+        sync(hidden)
+        if os.path.exists(final):
+            raise UserError(f"expected {target} to be new, found a folder that has appeared meanwhile")
+        os.rename(hidden, final)
+        sync(final.parent)
+    except BaseException as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"expected to write {target}, which failed: {error}") from error
+        raise
 
 
 def _rename_new(path: Path, final: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,19 @@ from typing import Any
 import torch
 
 from lip_fast.cli.errors import UserError
+from lip_fast.harness.files.numpy_values import Dtype, scalar
 from lip_fast.harness.files.reading import explain_error as explain_any_error
 from lip_fast.harness.files.reading import reading as shared_reading
 
 __all__ = ["explain_error", "load_torch", "reading"]
+
+
+# Numbers of NumPy, such as an accuracy that a script saves beside the weights; before NumPy 2 and since.
+_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
+    (Dtype, "numpy.dtype"),
+]
 
 
 def explain_error(error: Exception) -> str:
@@ -37,11 +47,13 @@ def load_torch(path: Path, expected: str) -> Any:
         expected: what it should be, e.g. ``"a state dict of torch.save"``.
 
     Raises:
-        UserError: it cannot be read, is damaged, or holds more than tensors, numbers and plain containers.
+        UserError: it cannot be read, is damaged, or holds more than tensors, numbers (NumPy's too) and plain
+            containers.
     """
     with reading(path, expected):
         _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_archive(path: Path) -> None:

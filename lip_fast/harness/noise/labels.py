@@ -15,7 +15,15 @@ from lip_fast.harness.files.reading import checked_labels
 from lip_fast.harness.noise import NOISES, make_noisy
 from lip_fast.harness.seeding import stream
 
-__all__ = ["SOURCES", "as_targets", "check_source", "describe_labels", "training_labels"]
+__all__ = [
+    "SOURCES",
+    "as_targets",
+    "check_source",
+    "describe_classes",
+    "describe_labels",
+    "label_warnings",
+    "training_labels",
+]
 
 # Sources of labels beside the kinds of noise that are made; the value is the form of their argument, if any.
 SOURCES: dict[str, str] = {
@@ -46,7 +54,7 @@ def training_labels(noise: str, rate: float, dataset: Dataset, seed: int) -> np.
     """The labels that a seed is trained on.
 
     Args:
-        noise: one of ``NOISES``, made from the clean labels; ``own``, the wrong ones that the data come with;
+        noise: one of ``NOISES``, made from the clean labels; ``own``, those that the data come with;
             ``auto``, own where there are such, symmetric otherwise; ``human:FILE#SET``; ``file:LABELS.npz``.
         rate: of the noise that is made.
         dataset: in the split of the seed.
@@ -88,6 +96,36 @@ def describe_labels(noise: str, rate: float, dataset: Dataset) -> str:
         return f"{'human labels' if kind == 'human' else 'labels'} of {Path(argument).name}"
     kind = "instance-dependent" if kind == "instance" else kind
     return f"{100 * rate:g}% {kind} label noise"
+
+
+def describe_classes(dataset: Dataset) -> str:
+    """How many classes the data have and of how many samples, for a line of output."""
+    counts = dataset.counts()
+    few, many = counts.min(), counts.max()
+    return f"{len(counts)} classes of {few}{'' if few == many else f' to {many}'} training samples"
+
+
+def label_warnings(noise: str, dataset: Dataset) -> list[str]:
+    """What of the labels may not be as the user thinks, a line each."""
+    made = _resolved(noise, dataset).partition(":")[0] in set(NOISES) - {"none"}
+    warnings = []
+    empty = np.flatnonzero(dataset.counts() == 0)
+    if len(empty):
+        which = f"class {empty[0]}" if len(empty) == 1 else f"{len(empty)} classes ({_listed(empty)})"
+        warnings.append(
+            f"{dataset.name} has no training sample of {which}; classes are numbered from 0"
+            + (f", and wrong labels of --noise {noise} may be of classes without samples" if made else "")
+        )
+    if (
+        made
+        and dataset.given_labels is not None
+        and np.array_equal(dataset.given_labels, dataset.train_labels)
+    ):
+        warnings.append(
+            f"{dataset.name} does not say which of its labels are clean: --noise {noise} makes wrong labels "
+            "beside those that it may have; --noise own leaves them as they are"
+        )
+    return warnings
 
 
 def as_targets(labels: np.ndarray) -> Tensor:
@@ -132,6 +170,6 @@ def _saved_labels(path: Path, dataset: Dataset, seed: int) -> np.ndarray:
     return noisy.astype(np.uint8)
 
 
-def _listed(seeds: Iterable[int], most: int = 10) -> str:
-    names = [str(seed) for seed in seeds]
+def _listed(numbers: Iterable[int], most: int = 10) -> str:
+    names = [str(number) for number in numbers]
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "") if names else "none"

@@ -1,6 +1,7 @@
 """Features and labels for a repair, from a NumPy archive or a safetensors file."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lip_fast.cli.errors import UserError
+from lip_fast.harness.files.reading import as_integers, read_npz
 from lip_fast.harness.files.torch_files import reading
-from lip_fast.harness.repairs.checkpoints import describe_tensor
+from lip_fast.harness.repairs.layers import describe_tensor
 from lip_fast.harness.seeding import stream
 from lip_fast.targets import IGNORE_INDEX
 from lip_fast.validation import FLOATS
@@ -20,6 +22,7 @@ __all__ = ["RepairData", "Rows", "read_features", "split_off"]
 
 REQUIRED = ("features", "labels")
 HOLDOUT = ("holdout_features", "holdout_labels")
+LABELS = (REQUIRED[1], HOLDOUT[1])
 # Rows that are copied at a time.
 BLOCK = 1 << 14
 
@@ -73,7 +76,10 @@ def read_features(path: Path, *, q: int, l: int) -> RepairData:
     elif path.suffix.lower() == ".safetensors":
         arrays = _read_safetensors(path)
     else:
-        raise UserError(f"expected a file of features that ends in .npz or .safetensors, found {path}")
+        raise UserError(
+            f"expected a file of features that ends in .npz or .safetensors, found {path}: "
+            "np.savez('features.npz', features=X, labels=y) writes one"
+        )
     rows = _checked(path, REQUIRED, arrays, q, l)
     return RepairData(rows, _checked(path, HOLDOUT, arrays, q, l) if HOLDOUT[0] in arrays else None)
 
@@ -107,18 +113,15 @@ def split_off(rows: Rows, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    with reading(path, "a NumPy .npz archive"), path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"expected a NumPy .npz archive, {path} holds a single array")
-        return {name: _tensor(path, name, archive[name]) for name in _wanted(path, archive.files)}
+    arrays = read_npz(path, partial(_wanted, path))
+    return {name: _tensor(path, name, array) for name, array in arrays.items()}
 
 
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
         raise UserError(
             f"expected {name} of {path} to be an array of real numbers of at most 64 bits, "
-            f"found {array.dtype} of shape {array.shape}"
+            f"found {array.dtype} of shape {array.shape}{as_integers(array) if name in LABELS else ''}"
         )
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
 
@@ -144,7 +147,7 @@ def _checked(path: Path, names: tuple[str, str], arrays: dict[str, Tensor], q: i
     if X.dtype not in FLOATS or X.dim() != 2 or X.shape[1] != q or not len(X):
         raise UserError(
             f"expected {features} of {path} as floating-point numbers of shape (n >= 1, {q}), "
-            f"found {describe_tensor(X)}"
+            f"found {describe_tensor(X)}: what comes into the layer, neither images nor logits"
         )
     for i in range(0, len(X), BLOCK):
         if not bool((finite := torch.isfinite(X[i : i + BLOCK]).all(1)).all()):
@@ -165,7 +168,10 @@ def _checked(path: Path, names: tuple[str, str], arrays: dict[str, Tensor], q: i
 
 def _indices(path: Path, name: str, Y: Tensor, rows: int, l: int) -> Tensor:
     if Y.dtype == torch.bool or Y.is_floating_point() or Y.is_complex():
-        raise UserError(f"expected class indices in {name} of {path} as integers, found {describe_tensor(Y)}")
+        raise UserError(
+            f"expected class indices in {name} of {path} as integers, found {describe_tensor(Y)}; "
+            "make them integers by labels.astype(int)"
+        )
     if len(Y) != rows:
         raise UserError(f"expected {rows} class indices in {name} of {path}, one a row, found {len(Y)}")
     indices = Y.to(torch.int64)

@@ -46,6 +46,15 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> Plan:
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     for seed in seeds:
         labels = training_labels(config.noise, config.noise_rate, dataset.for_seed(seed), seed)
+    if (
+        config.noise == "auto"
+        and dataset.given_labels is not None
+        and config.noise_rate != TrainConfig.noise_rate
+    ):
+        raise UserError(
+            f"expected --noise with --noise-rate {config.noise_rate:g}, for the labels of {dataset.name} are "
+            "taken as they are: --noise symmetric makes wrong ones"
+        )
     candidates = labels.ndim == 2
     name = resolved(config.algorithm, candidates=candidates)
     algorithm = ALGORITHMS[name]

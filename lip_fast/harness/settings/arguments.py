@@ -167,8 +167,15 @@ def _reading(one: "dataclasses.Field[Any]") -> dict[str, Any]:
 
 def _user_error(error: argparse.ArgumentError, names: Sequence[str]) -> UserError:
     """The parser's complaint; of an unknown name it also knows the nearest among ``names``."""
-    text = str(error)
+    text = re.sub(r"<class '(\w+)'>", r"\1", str(error))
     # Two wordings each: jsonargparse 4.40 and 4.53.
+    if match := re.search(r"[Uu]nrecognized arguments: (?!-)(\S+)", text):
+        return UserError(
+            f"expected options alone, got {match[1]!r}: --data takes data, --config a file of settings"
+        )
+    if match := re.match(r'Parser key "(\w+)"[^:]*:\s*Expected an? (\w+)\. Got value: (.*)', text):
+        several = ": several values are separated by spaces" if "," in match[3] else ""
+        return UserError(f"expected {option(match[1])} to be of kind {match[2]}, got {match[3]}{several}")
     if match := re.search(r"[Uu]nrecognized arguments: .*?(--[^\s=]+)", text):
         return unknown_name("option", match[1], [option(name) for name in names])
     if match := re.search(r"(?:Option|Key) '(.+)' is not (?:accepted|expected)", text):
@@ -178,4 +185,4 @@ def _user_error(error: argparse.ArgumentError, names: Sequence[str]) -> UserErro
     # This is what jsonargparse says of a list setting that is given no list; it does not name the setting.
     if "does not support item assignment" in text or "object is not iterable" in text:
         return UserError("expected a list, such as [256, 128], for each setting that takes several values")
-    return UserError(re.sub(r"<class '(\w+)'>", r"\1", text))
+    return UserError(text)

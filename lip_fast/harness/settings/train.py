@@ -67,8 +67,9 @@ class TrainConfig(Config):
     first_seed: int = setting(0, "the first of the seeds")
     noise: str = setting(
         "auto",
-        f"wrong labels: made ({', '.join(NOISES)}), the data's own (own), human:FILE#SET of CIFAR-10N, or "
-        "file:LABELS.npz of another run; auto: own where the data have some, else symmetric",
+        f"wrong labels: made ({', '.join(NOISES)}), the data's own, as they are (own), human:FILE#SET of "
+        "CIFAR-10N, or file:LABELS.npz of another run; auto: own of a file, symmetric of data that come with "
+        "clean labels alone",
     )
     noise_rate: float = setting(
         0.4,
@@ -163,7 +164,8 @@ class TrainConfig(Config):
             *(("method", method, METHODS) for method in self.methods),
         ):
             if name not in known:
-                raise unknown_name(kind, name, known)
+                several = ": several are separated by spaces" if kind == "method" and "," in name else ""
+                raise UserError(f"{unknown_name(kind, name, known)}{several}")
         if self.algorithm == AUTO:
             _check("options", self.options, "none with --algorithm auto", not self.options)
         else:

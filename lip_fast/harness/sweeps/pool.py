@@ -19,6 +19,7 @@ from typing import Any
 
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset, load
+from lip_fast.harness.noise.labels import label_warnings
 from lip_fast.harness.runs.folder import CONFIG, METRICS, RunFolder, new_run, opened_run
 from lip_fast.harness.runs.progress import Progress
 from lip_fast.harness.runs.single import complete, prepare
@@ -26,7 +27,7 @@ from lip_fast.harness.settings.arguments import parse_stored
 from lip_fast.harness.settings.train import TrainConfig
 from lip_fast.harness.sweeps.rows import Unit
 
-__all__ = ["Failure", "check_units", "continuation", "load_once", "run_units"]
+__all__ = ["Failure", "check_units", "continuation", "load_once", "run_units", "unit_warnings"]
 
 # Seconds after which the parent looks again at what the processes report.
 _TICK = 0.2
@@ -74,6 +75,13 @@ def check_units(units: Sequence[Unit]) -> dict[Path, int]:
         except UserError as error:
             raise UserError(f"{unit.path}: {error}") from error
     return epochs
+
+
+def unit_warnings(units: Sequence[Unit]) -> list[str]:
+    """What of the labels of all runs may not be as the user thinks, each once."""
+    sources = sorted({(unit.config.data, unit.config.features, unit.config.noise) for unit in units})
+    found = [label_warnings(noise, load_once(data, features)) for data, features, noise in sources]
+    return list(dict.fromkeys(warning for warnings in found for warning in warnings))
 
 
 def run_units(

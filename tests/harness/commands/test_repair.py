@@ -225,7 +225,7 @@ def test_split_is_by_seed_and_of_labelled_rows(files: Files, capsys: pytest.Capt
         assert sorted([*used.tolist(), *held.tolist()]) == (labels >= 0).nonzero()[:, 0].tolist()
     assert torch.equal(splits[0][1], splits[1][1])
     assert not torch.equal(splits[0][1], splits[2][1])
-    assert main(files.arguments()) == 0
+    assert main(files.arguments("--holdout-fraction", "0.2")) == 0
     assert "80 rows for the statistics, 20 held out" in capsys.readouterr().out
     used, held = splits[0]
     statistics = lip_fast.LabelStatistics(Q, L).update(rows.X[used], rows.Y[used])
@@ -303,9 +303,10 @@ FEATURES = [
     ({"labels": np.zeros((N, L + 1))}, rf"shape \({N},\) or \({N}, {L}\), found float64 of shape \({N}, 5\)"),
     ({"labels": np.full((N, L), np.inf)}, "labels of .* to be finite"),
     ({"labels": np.full((N, L), 1e300)}, "overflow|finite"),
-    ({"labels": np.full(N, -100)}, "at least one labelled row"),
-    ({"labels": np.full(N, "a")}, "array of real numbers .* found <U1"),
-    ({"labels": np.full(N, None)}, "cannot be read: ValueError: Object arrays"),
+    ({"labels": np.full(N, -100)}, "at least one row with a label"),
+    ({"labels": np.full(N, "a")}, "array of real numbers .* found <U1 .* return_inverse=True"),
+    ({"features": np.zeros((N, 1, 2, 3), np.float32)}, "what comes into the layer, neither images nor"),
+    ({"labels": np.full(N, None)}, "labels of .* to be an array of numbers, found Python objects"),
     ({"features": np.zeros((N, Q + 1), np.float32)}, rf"shape \(n >= 1, {Q}\), found float32 of shape"),
     ({"features": np.zeros((0, Q), np.float32), "labels": np.zeros(0, np.int64)}, "n >= 1"),
     ({"features": np.zeros(N, np.float32)}, rf"found float32 of shape \({N},\)"),
@@ -315,7 +316,7 @@ FEATURES = [
     ({"features": X_BAD}, "features of .* finite, found NaN or infinity in row 3"),
     ({"features": np.full((N, Q), 1e30, np.float32)}, "squares can be summed"),
     ({"holdout_features": X_BAD[:HELD]}, "holdout_features of .* row 3"),
-    ({"holdout_labels": np.full(HELD, -100)}, "holdout_labels of .* at least one label"),
+    ({"holdout_labels": np.full(HELD, -100)}, "labels of the hold-out in .* at least one label"),
     ({"holdout_labels": np.full((HELD, L), 1e308)}, "label weights whose mean is finite"),
 ]
 
@@ -350,7 +351,10 @@ def test_missing_keys(files: Files, capsys: pytest.CaptureFixture[str], suffix: 
     [
         (["--layer", "haed"], "unknown layer 'haed': known are body, head; the nearest is 'head'"),
         (["--features", "none.npz"], "expected a file of features, found no file at none.npz"),
-        (["--features", REPOSITORY / "README.md"], "ends in .npz or .safetensors, found .*README"),
+        (
+            ["--features", REPOSITORY / "README.md"],
+            r"ends in .npz or .safetensors, found .*README.md: np.savez\(",
+        ),
         (["--method", "best"], "invalid choice: 'best'"),
         (["--methods", "lip"], "unknown option '--methods': .* the nearest is '--method'"),
         (["more"], "expected no further argument, got 'more'"),
@@ -358,7 +362,11 @@ def test_missing_keys(files: Files, capsys: pytest.CaptureFixture[str], suffix: 
         (["--seed", "x"], "invalid int value: 'x'"),
         (["--holdout-fraction", "1"], r"in \[0, 1\), got 1.0"),
         (["--holdout-fraction", "nan"], r"in \[0, 1\), got nan"),
-        (["--holdout-fraction", "0.5"], "has a hold-out, got 0.5"),
+        (
+            ["--holdout-fraction", "0.5"],
+            "one hold-out, got --holdout-fraction 0.5, holdout_features .*f.npz",
+        ),
+        (["--holdout", "none.npz"], "expected a file of features, found no file at none.npz"),
         (["--parameters", "1"], "no --parameters with --method auto"),
         (["--method", "lip", "--parameters", "1.5"], "of lip as whole numbers, got 1.5"),
         (["--method", "lip", "--parameters", "5"], "parameters of lip in 0..4, got 5"),
@@ -387,15 +395,122 @@ def test_arguments_that_cannot_be(
     refused(files, capsys, more, message)
 
 
-@pytest.mark.parametrize("more", [[], ["--figure", "x.png", "--method", "lip"]])
-def test_no_hold_out_where_one_is_needed(
-    files: Files, capsys: pytest.CaptureFixture[str], more: list[str]
+NEW = r"add features and labels of samples that the network was not trained on \(--holdout FILE,"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], rf"hold-out to choose among methods, got none: {NEW} .*; or name a method: --method lip keeps"),
+        (["--holdout-fraction", "0"], f"hold-out to choose among methods, got none: {NEW}"),
+        (["--method", "ridge"], f"among --parameters of ridge, got none and a grid of them: {NEW}"),
+        (["--method", "pcr", "--parameters", "1", "2"], f"--parameters of pcr, got none and 2: {NEW}"),
+        (["--method", "lip", "--parameters", "1", "2"], f"--parameters of lip, got none and 2: {NEW}"),
+        (["--method", "lip", "--figure", "x.png"], f"hold-out for --figure, got none: {NEW}"),
+        (["--holdout-fraction", "0.999"], f"statistics and the hold-out, found {N} in all"),
+    ],
+)
+def test_nothing_is_chosen_by_rows_of_which_none_is_said_to_be_new(
+    files: Files, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     files.features = files.save_features(drop=("holdout_features", "holdout_labels"))
+    refused(files, capsys, more, message)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"), [("lip", None), ("lip", [2]), ("ridge", [3.0]), ("pcr", [4]), ("truncate", [5])]
+)
+def test_a_method_that_has_nothing_to_choose_needs_no_hold_out(
+    files: Files, capsys: pytest.CaptureFixture[str], method: str, parameters: list | None
+) -> None:
+    files.features = files.save_features(drop=("holdout_features", "holdout_labels"))
+    given = [] if parameters is None else ["--parameters", *parameters]
+    assert main(files.arguments("--method", method, *given)) == 0
+    assert f"{N} rows for the statistics, 0 held out" in capsys.readouterr().out
+    statistics = lip_fast.LabelStatistics(Q, L).update(*files.rows)
+    report = lip_fast.repair(files.head(), statistics, method, parameters=parameters)
+    check_repaired(load_file(files.folder / "m-repaired.safetensors"), files, report.head)
+
+
+def test_a_hold_out_in_a_file_of_its_own(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    X, y = files.holdout
+    new = files.save_features("new.npz", features=X, labels=y, drop=("holdout_features", "holdout_labels"))
+    refused(files, capsys, ["--holdout", new], "expected one hold-out, got --holdout .*, holdout_features ")
+    files.features = files.save_features(drop=("holdout_features", "holdout_labels"))
     refused(
-        files, capsys, ["--holdout-fraction", "0", *more], "expected a hold-out for --(method auto|figure)"
+        files, capsys, ["--holdout", files.features], "other samples in --holdout than in --features, found"
     )
-    refused(files, capsys, ["--holdout-fraction", "0.999"], f"statistics and the hold-out, found {N} in all")
+    assert main(files.arguments("--holdout", new, "--report", files.folder / "r.json")) == 0
+    assert f"{N} rows for the statistics, {HELD} held out" in capsys.readouterr().out
+    check_repaired(load_file(files.folder / "m-repaired.safetensors"), files, files.repaired())
+    assert json.loads((files.folder / "r.json").read_text())["holdout"] == str(new)
+    refused(files, capsys, ["--holdout", new, "--out", new], "ending in .safetensors")
+
+
+def test_classes_without_a_labelled_row_are_named(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(files.arguments()) == 0
+    counts = files.rows[1].bincount()
+    assert f"\n{counts.min()} to {counts.max()} rows a class\n" in capsys.readouterr().out
+    files.features = files.save_features(labels=files.rows[1].clamp(min=2))
+    assert main(files.arguments("--overwrite")) == 0
+    expected = "no labelled row of 2 of 4 classes: 0, 1; classes are numbered from 0\n"
+    assert capsys.readouterr().err == f"lip-fast repair: {expected}"
+
+
+def as_shards(files: Files) -> Path:
+    """The model of ``files`` in two files of a folder, weight and bias of the head apart; the folder."""
+    folder = files.folder / "model"
+    folder.mkdir()
+    parts = {"1.safetensors": ["body.weight", "head.bias"], "2.safetensors": ["head.weight", "steps"]}
+    for name, keys in parts.items():
+        save_file({key: files.state[key] for key in keys}, folder / name)
+    places = {key: name for name, keys in parts.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("named", ["folder", "index"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_in_several_files(files: Files, named: str, in_place: bool) -> None:
+    folder = as_shards(files)
+    before = files.snapshot()
+    files.model = folder if named == "folder" else folder / "model.safetensors.index.json"
+    assert main(files.arguments(*(["--in-place"] if in_place else []))) == 0
+    out = folder if in_place else files.folder / "model-repaired"
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in folder.iterdir())
+    for name in ("model.safetensors.index.json", "config.json"):
+        assert (out / name).read_bytes() == before[f"model/{name}"]
+    new = load_file(out / "1.safetensors") | load_file(out / "2.safetensors")
+    check_repaired(new, files, files.repaired())
+    if not in_place:
+        after = files.snapshot()
+        assert {name: after[name] for name in before} == before
+
+
+def test_several_files_are_written_to_a_new_folder_alone(
+    files: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.model = as_shards(files)
+    refused(files, capsys, ["--out", files.model], "--out to be a new folder, .* found .*model")
+    refused(files, capsys, ["--out", files.folder / "a" / "b"], "--out in a folder that is there")
+    (files.model / "2.safetensors").unlink()
+    refused(files, capsys, [], r"expected the files that .*index.json names, found no 2.safetensors")
+
+
+def test_a_layer_of_a_wrapped_model_among_other_things(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.model = files.folder / "m.pt"
+    wrapped = {f"module.{key}": value for key, value in files.state.items()}
+    torch.save({"model_state_dict": wrapped, "best": np.float64(0.5)}, files.model)
+    assert main(files.arguments()) == 0
+    assert "layer model_state_dict.module.head: 4 classes" in capsys.readouterr().out
+    new = torch.load(files.folder / "m-repaired.pt", weights_only=False)
+    assert list(new) == ["model_state_dict", "best"]
+    assert list(new["model_state_dict"]) == list(wrapped)
+    unwrapped = {key.removeprefix("module."): value for key, value in new["model_state_dict"].items()}
+    check_repaired(unwrapped, files, files.repaired())
 
 
 def test_missing_checkpoint_and_arguments(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

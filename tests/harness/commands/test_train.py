@@ -133,7 +133,7 @@ def test_settings_are_read_as_what_they_are(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["trian"], ["unknown subcommand 'trian'", "train"]),
-        (["--verbose"], ["unknown subcommand '--verbose'"]),
+        (["--verbose"], ["unknown option '--verbose'", "known are --help, --version"]),
         (["train", "--data", "digit"], ["unknown data set 'digit'", "nearest is 'digits'"]),
         (["train", "--noise", "symetric"], ["unknown label noise 'symetric'", "nearest is 'symmetric'"]),
         (["train", "--optimizer", "adam"], ["unknown optimizer 'adam'", "nearest is 'adamw'"]),

@@ -16,24 +16,37 @@ from lip_fast.harness.settings.train import TrainConfig
 SHORT = ["--epochs", "1", "--seeds", "2", "--hidden", "16", "--rank", "2"]
 
 
-def train(folder: Path, *arguments: str) -> str:
-    """Standard output of a run in ``folder/run``."""
+def train(folder: Path, *arguments: str, warning: str = "") -> str:
+    """Standard output of a run in ``folder/run``, which warns of nothing else."""
     words = ("train", *SHORT, "--out", str(folder), "--name", "run", *arguments)
     process = interpreter().run("-m", "lip_fast", *words, env=environment() | {"PYTHONWARNINGS": "error"})
-    assert (process.returncode, process.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, warning)
     return process.stdout
 
 
 @pytest.mark.process
 def test_embeddings(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "faces.npz")
-    output = train(tmp_path, "--data", str(path), "--noise", "pair", "--noise-rate", "0.2")
+    warning = (
+        "lip-fast train: faces does not say which of its labels are clean: --noise pair makes wrong labels "
+        "beside those that it may have; --noise own leaves them as they are\n"
+    )
+    output = train(tmp_path, "--data", str(path), "--noise", "pair", "--noise-rate", "0.2", warning=warning)
+    assert "\n3 classes of 20 training samples\n" in output
     assert output.startswith(
         "faces, 20% pair label noise: cross entropy, mlp: 60 training and 30 test samples"
     )
     labels = load_labels(tmp_path / "run" / "labels.npz")
     assert labels["noisy"].shape == (2, 60)
     np.testing.assert_array_equal((labels["noisy"] != labels["clean"]).sum(1), [12, 12])
+
+
+@pytest.mark.process
+def test_embeddings_without_clean_labels_get_no_noise_unless_asked(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "faces.npz")
+    assert train(tmp_path, "--data", str(path)).startswith("faces, its own labels: cross entropy, mlp: 60 ")
+    labels = load_labels(tmp_path / "run" / "labels.npz")
+    np.testing.assert_array_equal(labels["noisy"], np.stack([labels["clean"]] * 2))
 
 
 @pytest.mark.process
@@ -68,7 +81,16 @@ def test_noise_none_is_a_name_and_no_null() -> None:
         (["--data", "nowhere.mat"], ["expected a MATLAB file", "nowhere.mat", "No such file"]),
         (["--data", "nowhere.npz"], ["expected a NumPy .npz archive", "nowhere.npz", "No such file"]),
         (["--data", "text.npz"], ["expected a NumPy .npz archive", "text.npz"]),
-        (["--data", "text.txt"], ["expected a data file ending in .mat or .npz, got text.txt"]),
+        (["--data", "text.txt"], ["expected a data file ending in .mat or .npz, got text.txt: np.savez("]),
+        (["--data", "."], ["got the folder .: data of your own come in a file ending in .mat or .npz"]),
+        (["--data", "mnist"], ["unknown data set 'mnist'", "data of your own come in a file"]),
+        (["text.npz"], ["expected options alone, got 'text.npz': --data takes data"]),
+        (["--epochs", "2.5"], ["expected --epochs to be of kind int, got 2.5"]),
+        (
+            ["--hidden", "8,8"],
+            ["--hidden to be of kind int, got 8,8: several values are separated by spaces"],
+        ),
+        (["--methods", "plain,in-step"], ["unknown method", "several are separated by spaces"]),
         (["--data", "cifar10:."], ["expected data_batch_1 or data_batch_1.bin"]),
         (["--data", "fashion-mnist:nowhere"], ["expected train-images-idx3-ubyte", "nowhere"]),
         (["--data", "a\0b.npz"], ["a NumPy .npz archive", "null"]),
@@ -81,6 +103,10 @@ def test_noise_none_is_a_name_and_no_null() -> None:
         (["--noise", "human:h.pt#best"], ["unknown set of human labels 'best'"]),
         (["--noise", "human:h.pt"], ["clean_label", "to hold 1437 labels, found 3"]),
         (["--noise", "own"], ["for --noise own, got digits"]),
+        (
+            ["--data", "faces.npz", "--noise-rate", "0.2"],
+            ["expected --noise with --noise-rate 0.2", "labels of faces are taken as they are"],
+        ),
     ],
     ids=" ".join,
 )
@@ -89,6 +115,7 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.npz").write_text("text")
+    write_npz(tmp_path / "faces.npz")
     (tmp_path / "text.txt").write_text("text")
     write_human(tmp_path / "h.pt", {"clean_label": np.arange(3), "worse_label": np.arange(3)})
     before = sorted(tmp_path.iterdir())

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from harness.damage import survives
 from harness.sample_files import SHARED, write_human
 
@@ -19,6 +20,35 @@ def test_a_set_is_chosen_by_name(tmp_path: Path, protocol: int) -> None:
     np.testing.assert_array_equal(read_human_labels(str(path), CLEAN, 10), SETS["worse_label"])
     for name, labels in SETS.items():
         np.testing.assert_array_equal(read_human_labels(f"{path}#{name}", CLEAN, 10), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_sets_of_tensors(tmp_path: Path, dtype: torch.dtype) -> None:
+    sets = {name: torch.from_numpy(labels).to(dtype) for name, labels in SETS.items()}
+    torch.save(sets, tmp_path / "h.pt")
+    for name, labels in SETS.items():
+        read = read_human_labels(f"{tmp_path / 'h.pt'}#{name}", CLEAN, 10)
+        np.testing.assert_array_equal(read, labels)
+        assert read.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(40), "sets of labels by name in .*, found Tensor"),
+        ({"clean_label": torch.zeros(40)}, "vector of integers, found float32"),
+        ({"clean_label": torch.zeros(39, dtype=torch.int64)}, "to hold 40 labels, found 39"),
+        ({"clean_label": torch.zeros(40).bfloat16()}, "vector of integers, found Tensor"),
+        ({"clean_label": torch.zeros(40), "x": Path}, "holds pathlib"),
+        ({"a": torch.zeros(40)}, "expected clean_label in .*, found worse_label, a"),
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path: Path, content: object, message: str) -> None:
+    if isinstance(content, dict):
+        content = {"worse_label": torch.zeros(40)} | content
+    torch.save(content, tmp_path / "h.pt")
+    with pytest.raises(UserError, match=message):
+        read_human_labels(str(tmp_path / "h.pt"), CLEAN, 10)
 
 
 def test_the_first_row_that_differs_is_named(tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ def changed(key: str, row: int, column: int, value: float) -> dict[str, np.ndarr
         ({"target": np.ones((5, 40))}, r"found \(40, 6\), \(4, 40\) and \(5, 40\)"),
         (
             changed("data", 3, 1, np.nan),
-            "expected data of .* finite in float32, found another value in row 3",
+            "expected data of .* finite in float32, found .* in row 3",
         ),
-        (changed("data", 3, 1, 1e200), "expected data of .* finite in float32, found another value in row 3"),
+        (changed("data", 3, 1, 1e200), "expected data of .* finite in float32, found .* in row 3"),
         (changed("partial_target", 1, 5, 0.5), "expected partial_target of .* zeros and ones"),
         ({"partial_target": np.eye(4, 40)}, "expected a candidate for each row .*, row 4 has none"),
         ({"target": np.ones((4, 40))}, "expected one class for each row in target of .*, row 0 has 4"),

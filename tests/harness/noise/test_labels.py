@@ -4,12 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness.damage import survives
-from harness.sample_files import write_human, write_mat, write_npz
+from harness.sample_files import embeddings, write_human, write_mat, write_npz
 
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset, load
 from lip_fast.harness.files.labels import load_labels, save_labels
-from lip_fast.harness.noise.labels import check_source, describe_labels, training_labels
+from lip_fast.harness.noise.labels import (
+    check_source,
+    describe_classes,
+    describe_labels,
+    label_warnings,
+    training_labels,
+)
 
 
 def saved(path: Path, dataset: Dataset, kind: str, seeds: tuple[int, ...] = (0, 1)) -> Path:
@@ -108,6 +114,29 @@ def test_auto_takes_the_datas_own_labels_where_there_are_some(tmp_path: Path, di
     )
     with pytest.raises(UserError, match="that come with wrong labels for --noise own, got digits"):
         training_labels("own", 0.4, digits, 0)
+
+
+def test_labels_of_which_nobody_says_that_they_are_clean_stay_as_they_are(tmp_path: Path) -> None:
+    data = load(str(write_npz(tmp_path / "mine.npz")))
+    for kind in ("auto", "own"):
+        np.testing.assert_array_equal(training_labels(kind, 0.4, data, 0), data.train_labels)
+        assert describe_labels(kind, 0.4, data) == "its own labels"
+        assert label_warnings(kind, data) == []
+    (warning,) = label_warnings("pair", data)
+    assert warning.startswith("mine does not say which of its labels are clean: --noise pair makes wrong")
+
+
+def test_classes_are_counted_and_those_without_samples_named(tmp_path: Path, digits: Dataset) -> None:
+    assert describe_classes(digits) == "10 classes of 139 to 146 training samples"
+    assert label_warnings("symmetric", digits) == []
+    source = embeddings()["train_labels"]
+    clean = {"train_clean_labels": source + 1, "train_labels": source + 1}
+    shifted = load(str(write_npz(tmp_path / "a.npz", **clean, test_labels=np.full(30, 3))))
+    assert describe_classes(shifted) == "4 classes of 0 to 20 training samples"
+    expected = "a has no training sample of class 0; classes are numbered from 0"
+    assert label_warnings("none", shifted) == [expected]
+    noisy = f"{expected}, and wrong labels of --noise symmetric may be of classes without samples"
+    assert label_warnings("symmetric", shifted)[0] == noisy
 
 
 def test_noise_sees_the_datas_features_and_similar_classes(digits: Dataset) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from harness.damage import damaged
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lip_fast.cli.errors import UserError
-from lip_fast.harness.repairs.checkpoints import Layer, read_checkpoint
+from lip_fast.harness.repairs.checkpoints import find_checkpoint, read_checkpoint
+from lip_fast.harness.repairs.layers import Layer
 
 L, Q = 4, 6
 
@@ -174,8 +176,8 @@ class _Evil:
         ([torch.ones(2, 3)], "state dict.*found list"),
         (torch.ones(2, 3), "found float32 of shape"),
         (
-            {"heed.weight": torch.ones(2, 2), "model": {"heed.weight": torch.ones(2, 2)}},
-            "once.*the top, model",
+            {"ema": {"heed.weight": torch.ones(2, 2)}, "model": {"heed.weight": torch.ones(2, 2)}},
+            "once.*found ema.heed, model.heed: --layer takes one of these names",
         ),
         ({"heed.weight": torch.ones(2, 2), "x": _Evil()}, r"holds \w+.mkdir, and only tensors"),
         (nn.Linear(2, 2, device="meta"), "holds torch.nn.modules.linear.Linear"),
@@ -203,8 +205,157 @@ def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
     content: dict = {"head.weight": torch.ones(2, 2)}
     content["model"] = content
     torch.save(content, tmp_path / "m.pt")
-    with pytest.raises(UserError, match="once"):
-        read_checkpoint(tmp_path / "m.pt").layer("head")
+    layer = read_checkpoint(tmp_path / "m.pt").layer("head")
+    assert (layer.place, layer.shared) == ((), ("model.head.weight",))
+
+
+NESTED = [
+    ((), "module.head"),
+    (("state_dict",), "head"),
+    (("model_state_dict",), "module._orig_mod.head"),
+    (("net",), "_orig_mod.head"),
+    (("checkpoint", "weights"), "_fsdp_wrapped_module.head"),
+]
+
+
+@pytest.mark.parametrize(("place", "name"), NESTED)
+@pytest.mark.parametrize("asked", ["as a user names it", "in full"])
+def test_layers_are_found_wherever_scripts_save_them(
+    tmp_path: Path, place: tuple[str, ...], name: str, asked: str
+) -> None:
+    path, weight = tmp_path / "m.pt", torch.arange(24.0).view(L, Q) + 1
+    content: dict = {f"{name}.weight": weight, f"{name}.bias": torch.ones(L), "steps": torch.tensor(3)}
+    for key in reversed(place):
+        content = {"optimizer": {"state": {0: {"head": torch.ones(2)}}}, key: content, "epoch": 3}
+    torch.save(content, path)
+    out, layer = rewritten(path, "head" if asked == "as a user names it" else ".".join((*place, name)))
+    assert (layer.name, layer.place) == (name, place)
+    old, new = content, torch.load(out, weights_only=True)
+    for key in place:
+        assert list(new) == list(old)
+        assert new["epoch"] == 3
+        old, new = old[key], new[key]
+    assert list(new) == list(old)
+    assert torch.equal(new[f"{name}.weight"], -weight)
+    assert torch.equal(new[f"{name}.bias"], -torch.ones(L))
+    assert new["steps"] == 3
+
+
+def test_wrappers_in_safetensors_and_two_layers_that_differ_in_them(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"module.head.weight": torch.ones(2, 3)}, path)
+    out, _ = rewritten(path, "head")
+    assert torch.equal(load_file(out)["module.head.weight"], -torch.ones(2, 3))
+    save_file({f"{wrapper}.head.weight": torch.ones(2, 3) for wrapper in ("module", "_orig_mod")}, path)
+    with pytest.raises(UserError, match=r"once .*found _orig_mod\.head, module\.head: --layer takes one"):
+        read_checkpoint(path).layer("head")
+    assert read_checkpoint(path).layer("module.head").name == "module.head"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_numbers_of_numpy_stay_beside_the_weights(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "m.pt"
+    numbers = {
+        "accuracy": np.float64(0.5),
+        "epoch": np.int64(-3),
+        "done": np.bool_(True),
+        "lr": np.float16(2),
+    }
+    content = {"model": {"head.weight": torch.ones(2, 3)}, **numbers}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    out, _ = rewritten(path, "head")
+    new = torch.load(out, weights_only=False)
+    assert torch.equal(new["model"]["head.weight"], -torch.ones(2, 3))
+    for name, number in numbers.items():
+        assert type(new[name]) is type(number)
+        assert new[name] == number
+
+
+def test_other_objects_of_numpy_are_refused(tmp_path: Path) -> None:
+    for value in (np.datetime64("2020-01-01"), np.array(["a"]), np.str_("a"), np.array([None])):
+        torch.save({"head.weight": torch.ones(2, 3), "x": value}, tmp_path / "m.pt")
+        with pytest.raises(UserError, match="expected a state dict"):
+            read_checkpoint(tmp_path / "m.pt")
+
+
+def sharded(folder: Path, old: dict[str, Tensor]) -> Path:
+    """Tensors in three files of ``folder``, weight and bias of the head in two of them; the index."""
+    folder.mkdir()
+    parts = {"a.safetensors": ["head.weight"], "b.safetensors": ["head.bias", "mask"]}
+    parts["c.safetensors"] = sorted(set(old) - {"head.weight", "head.bias", "mask"})
+    for name, keys in parts.items():
+        save_file({key: old[key] for key in keys}, folder / name, {"format": "pt"})
+    places = {key: name for name, keys in parts.items() for key in keys}
+    (folder / "config.json").write_text("{}")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+def test_shards_are_read_by_their_index_and_changed_where_the_layer_lies(
+    tmp_path: Path, generator: torch.Generator
+) -> None:
+    old = tensors(generator)
+    index = sharded(tmp_path / "m", old)
+    assert find_checkpoint(tmp_path / "m") == find_checkpoint(index) == index
+    checkpoint = read_checkpoint(index)
+    layer = checkpoint.layer("head")
+    assert torch.equal(layer.weight, old["head.weight"])
+    assert layer.bias is not None
+    assert torch.equal(layer.bias, old["head.bias"])
+    files = checkpoint.files(replace(layer, weight=-layer.weight, bias=-layer.bias))
+    assert [path.name for path in files] == ["a.safetensors", "b.safetensors"]
+    new = load_file(tmp_path / "m" / "c.safetensors")
+    for path, write in files.items():
+        out = tmp_path / path.name
+        with out.open("wb") as file:
+            write(file)
+        assert out.stat().st_size == path.stat().st_size
+        new |= load_file(out)
+    expected = old | {"head.weight": -old["head.weight"], "head.bias": -old["head.bias"]}
+    assert sorted(new) == sorted(expected)
+    for key, tensor in expected.items():
+        assert same_bits(new[key], tensor), key
+    with pytest.raises(UserError, match="unknown layer 'haed': known are head, body"):
+        checkpoint.layer("haed")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "expected the index of safetensors files"),
+        ("[]", "expected the index of safetensors files"),
+        ('{"metadata": {}}', "weight_map"),
+        ('{"weight_map": {"head.weight": "../a.safetensors"}}', "names of files in the weight_map"),
+        ('{"weight_map": {"head.weight": 3}}', "names of files in the weight_map"),
+        ('{"weight_map": {"head.weight": "z.safetensors"}}', "found no z.safetensors"),
+        ('{"weight_map": {"heed.weight": "a.safetensors"}}', "expected heed.weight in a.safetensors"),
+    ],
+)
+def test_an_index_that_is_none(
+    tmp_path: Path, generator: torch.Generator, content: str, message: str
+) -> None:
+    index = sharded(tmp_path / "m", tensors(generator))
+    index.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(index)
+
+
+def test_the_checkpoint_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found no file at .*none"):
+        find_checkpoint(tmp_path / "none")
+    with pytest.raises(
+        UserError, match=r"expected a checkpoint \(\*\.safetensors\.index\.json.* found no file"
+    ):
+        find_checkpoint(tmp_path)
+    for name in ("config.json", "b.pt"):
+        (tmp_path / name).touch()
+    assert find_checkpoint(tmp_path) == tmp_path / "b.pt"
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(UserError, match=r"one checkpoint in .*, found a\.pth, b\.pt: name one"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert find_checkpoint(tmp_path) == tmp_path / "model.safetensors"
 
 
 def test_wrong_checksum_is_named(tmp_path: Path) -> None:
