@@ -187,7 +187,7 @@ def lip_path(
         sums, unseen = _sum(data, W, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
         fitted = (sums.numerator / sums.denominator).to(compute)
         refitted = S.new_full((d,), math.nan)
-        refitted[first:] = torch.where(sums.denominator > unseen * sums.energy, fitted, S[first:])
+        refitted[first:] = torch.where(sums.denominator > unseen, fitted, S[first:])
     return LIPPath(weight, U, S, V, refitted, ks, W.dtype)
 
 
@@ -244,11 +244,16 @@ def _sum(
     A: Tensor,
     B: Tensor,
     bias: Tensor | None,
-) -> tuple[ops.Sums, float]:
-    """The sums over all rows, and the share of the energy below which a denominator is rounding alone."""
+) -> tuple[ops.Sums, Tensor]:
+    """The sums over all rows, and the denominator up to which it is rounding alone.
+
+    ||X u_i|| of an unseen direction is the rounding error of the product and of u_i, sqrt(q) eps ||X||; its
+    numerator is rounding error too.
+    """
+    share = W.shape[0] * torch.finfo(A.dtype).eps ** 2
     if isinstance(data, LabelStatistics):
-        # Of the products that made G, which are squared already.
-        return data.sums(A, B, bias), W.shape[0] * data.rounding
+        sums = data.sums(A, B, bias)
+        return sums, share * sums.energy + data.unseen()
     total: ops.Sums | None = None
     for X, Y in data:
         sums = ops.label_sums(X, Y, A, B, bias)
@@ -257,9 +262,7 @@ def _sum(
         total = sums if total is None else ops.Sums(*(a + b for a, b in zip(total, sums, strict=True)))
     if total is None:
         raise ValueError("expected at least one batch of features and labels, got none")
-    # ||X u_i|| of an unseen direction is the rounding error of the product, q eps ||X|| at most; its
-    # numerator is rounding error too.
-    return total, (W.shape[0] * torch.finfo(A.dtype).eps) ** 2
+    return total, share * total.energy
 
 
 def select_rank(

@@ -139,7 +139,7 @@ def repair(
     M, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
     rows = None
     if holdout is not None:
-        rows = check_holdout(holdout, q=stats.q, l=stats.l, device=stats.C.device)
+        rows = check_holdout(holdout, q=stats.q, l=stats.l, device=stats.device)
     elif method == "auto":
         raise ValueError("expected a hold-out for method auto, got None")
 
@@ -182,7 +182,7 @@ def _family(
     alone: bool,
 ) -> _Family:
     l, q = M.shape
-    dtype = stats.C.dtype
+    dtype = stats.dtype
 
     def counts(most: int) -> list[int]:
         """The numbers to try: unless told, most kept first, which is the least change."""
@@ -200,9 +200,10 @@ def _family(
         V = stats.truncate(max(numbers, default=0))
         return _of_weights(numbers, lambda d: LinearWeight(W @ V[:, :d] @ V[:, :d].mT, fixed_bias))
     if method == "ridge":
-        scale = float(stats.G.diagonal()[:-1].mean())
+        intercept = bias is not None
+        scale = stats.mean_eigenvalue(intercept=intercept)
         alphas = [a * scale for a in _ALPHAS] if parameters is None else parameters
-        return _of_path(stats.ridge_path(alphas, intercept=bias is not None))
+        return _of_path(stats.ridge_path(alphas, intercept=intercept))
     return _of_path(stats.pcr_path(counts(q), intercept=bias is not None))
 
 
@@ -246,9 +247,9 @@ def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
     check_whole("the weight of the head", head.weight)
     l, q = head.weight.shape
     stats.check_shape(q, l)
-    if stats.C.device != head.weight.device:
+    if stats.device != head.weight.device:
         raise ValueError(
-            f"expected statistics on {head.weight.device}, where the head is, got {stats.C.device}"
+            f"expected statistics on {head.weight.device}, where the head is, got {stats.device}"
         )
     stats.check_rows()
     for name, parameter in head.named_parameters():

@@ -12,7 +12,7 @@ step.
 
 from lip_fast.ops.class_sums import ClassSums, class_sums
 from lip_fast.ops.fresh_columns import fresh_columns
-from lip_fast.ops.gram import gram, sums_in_place
+from lip_fast.ops.gram import gram
 from lip_fast.ops.label_sums import Sums, label_sums
 from lip_fast.ops.products import project, sketch
 from lip_fast.ops.rebuild_ import rebuild_
@@ -47,7 +47,6 @@ __all__ = [
     "refit",
     "sketch",
     "start_basis",
-    "sums_in_place",
     "tail_svd",
     "update_one_read_",
     "update_project",
