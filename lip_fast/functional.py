@@ -19,6 +19,7 @@ from lip_fast.validation import (
     check_whole,
     describe,
     full_precision,
+    outside_inference_mode,
 )
 
 __all__ = ["Data", "LIPPath", "lip", "lip_path", "select_rank"]
@@ -88,6 +89,7 @@ class LIPPath:
     dtype: torch.dtype
 
     @full_precision
+    @torch.no_grad()
     def weight(self, k: int) -> Tensor:
         """The repaired weight (q, l) that keeps ``k`` directions.
 
@@ -144,7 +146,6 @@ class LIPPath:
             yield k, self.weight(k)
 
 
-@full_precision
 def lip_path(
     W: Tensor,
     X: Data,
@@ -179,28 +180,34 @@ def lip_path(
     check_finite("W", W)
     data = _check_data(W, X, Y)
 
-    with torch.no_grad():
-        compute = compute_dtype(W)
-        weight = W.detach().to(compute)
-        first = min(ks)
-        U, S, V = _decompose(weight, first)
-        sums, unseen = _sum(data, W, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
-        fitted = (sums.numerator / sums.denominator).to(compute)
-        refitted = S.new_full((d,), math.nan)
-        refitted[first:] = torch.where(sums.denominator > unseen, fitted, S[first:])
-    return LIPPath(weight, U, S, V, refitted, ks, W.dtype)
+    first = min(ks)
+    weight, U, S, V = _decompose(W, first)
+    sums, unseen = _sum(data, W, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
+    return LIPPath(weight, U, S, V, _refitted(S, first, sums, unseen), ks, W.dtype)
 
 
-def _decompose(W: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S, V of W, where the singular vectors before ``first`` may be zero: they are not asked for."""
+@outside_inference_mode
+def _refitted(S: Tensor, first: int, sums: ops.Sums, unseen: Tensor) -> Tensor:
+    """The values s_i* from ``first`` on; s_i of a direction that the features do not see."""
+    fitted = (sums.numerator / sums.denominator).to(S.dtype)
+    refitted = torch.full_like(S, math.nan)
+    refitted[first:] = torch.where(sums.denominator > unseen, fitted, S[first:])
+    return refitted
+
+
+@full_precision
+@torch.no_grad()
+def _decompose(W: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W as it is computed with and its U, S, V, where singular vectors before ``first`` may be zero."""
+    W = W.detach().to(compute_dtype(W))
     svd = ops.tail_svd(W, rank=first)
     # tail_svd has no vectors for values at the rounding of float32; the paper refits those as well.
     if int(svd.status) == 0 and bool((svd.S[-1:] > 1e-5 * svd.S[:1]).all()):
         U, V = W.new_zeros(len(W), len(svd.S)), W.new_zeros(W.shape[1], len(svd.S))
         U[:, first:], V[:, first:] = svd.A, svd.B
-        return U, svd.S, V
+        return W, U, svd.S, V
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return U, S, Vh.mT
+    return W, U, S, Vh.mT
 
 
 def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Iterable[tuple[Tensor, Targets]]:
@@ -255,8 +262,10 @@ def _sum(
         sums = data.sums(A, B, bias)
         return sums, share * sums.energy + data.unseen()
     total: ops.Sums | None = None
+    # Batches are made as their loader is set, by a model under autocast for instance; only sums are ours.
+    label_sums = full_precision(torch.no_grad()(ops.label_sums))
     for X, Y in data:
-        sums = ops.label_sums(X, Y, A, B, bias)
+        sums = label_sums(X, Y, A, B, bias)
         if not bool(torch.isfinite(torch.cat([*sums[:2], sums.energy.view(1)])).all()):
             _raise_not_finite(X, Y)
         total = sums if total is None else ops.Sums(*(a + b for a, b in zip(total, sums, strict=True)))
@@ -277,7 +286,7 @@ def select_rank(
     """How many singular directions to keep.
 
     Args:
-        S: (d,) singular values, descending, or a :class:`LIPPath`.
+        S: (d,) singular values in any order, or a :class:`LIPPath`.
         method: "energy": the fewest values whose squares sum to the fraction ``energy`` of all;
             "gavish-donoho": those above the optimal hard threshold for unknown noise (Gavish and Donoho,
             arXiv:1305.5870, eq. 4), omega(beta) times the median singular value;
@@ -308,7 +317,7 @@ def select_rank(
     check_finite("S", S)
     if len(S) == 0:
         return 0
-    values = S.double()
+    values = S.detach().double().sort(descending=True).values
     if method == "energy":
         if not 0 < energy <= 1:
             raise ValueError(f"expected energy in (0, 1], got {energy}")
@@ -321,7 +330,8 @@ def select_rank(
         beta = min(shape) / max(shape)
         # Cubic fit of the threshold in the paper, accurate to 0.02.
         omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-        return int((values > omega * values.median()).sum())
+        # torch.median would take the lower of the two in the middle.
+        return int((values > omega * values.quantile(0.5)).sum())
     raise ValueError(f"expected method to be 'energy', 'gavish-donoho' or 'holdout', got {method!r}")
 
 

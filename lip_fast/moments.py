@@ -71,7 +71,7 @@ class Moments(NamedTuple):
     def about(self, point: Tensor) -> "Moments":
         """The same rows about another point (q,)."""
         C, G = self.C.clone(), self.G.clone()
-        _move(C, G, self, point - self.shift)
+        _move(C, G, (self, point - self.shift, 1))
         return Moments(C, G, point, self.rounding)
 
     def plus(self, other: "Moments", fade: float = 1) -> "Moments":
@@ -83,8 +83,7 @@ class Moments(NamedTuple):
         point = self.shift + torch.where(n > 0, step / n, 0)
         C = torch.add(other.C, self.C, alpha=fade)
         G = torch.add(other.G, self.G, alpha=fade)
-        _move(C, G, self, point - self.shift, fade)
-        _move(C, G, other, point - other.shift)
+        _move(C, G, (self, point - self.shift, fade), (other, point - other.shift, 1))
         return Moments(C, G, point, other.rounding + self.rounding * fade)
 
     def scatter(self) -> Tensor:
@@ -92,15 +91,19 @@ class Moments(NamedTuple):
         return torch.addr(self.G[:-1, :-1], self.column, self.column / self.rows, alpha=-1)
 
 
-def _move(C: Tensor, G: Tensor, of: Moments, d: Tensor, weight: float = 1) -> None:
-    """Bring the share of C and G that are ``of`` some rows, weighed so, to a point ``d`` further."""
-    d = d.to(C.dtype)
-    rows, column = of.rows * weight, of.column * weight
-    # (X - d)^T (X - d) = X^T X - d h^T - h d^T with h = X^T 1 - n d / 2.
-    h = column - d * (rows / 2)
-    C[:-1].addr_(d, of.mass, alpha=-weight)
-    G[:-1, :-1].addr_(d, h, alpha=-1).addr_(h, d, alpha=-1)
-    G[-1, :-1] -= d * rows
+def _move(C: Tensor, G: Tensor, *shares: tuple[Moments, Tensor, float]) -> None:
+    """Move what C and G are sums of, each ``(rows, d, weight)`` to a point ``d`` further, in one pass."""
+    left, right, masses = [], [], []
+    for of, d, weight in shares:
+        d, n, column = d.to(C.dtype), of.rows * weight, of.column * weight
+        # (X - d)^T (X - d) = X^T X - d h^T - h d^T with h = X^T 1 - n d / 2.
+        h = column - d * (n / 2)
+        left += [d, h]
+        right += [h, d]
+        masses.append(of.mass * weight)
+        G[-1, :-1] -= d * n
+    C[:-1].addmm_(torch.stack(left[::2], 1), torch.stack(masses), alpha=-1)
+    G[:-1, :-1].addmm_(torch.stack(left, 1), torch.stack(right), alpha=-1)
     G[:-1, -1] = G[-1, :-1]
 
 
@@ -125,6 +128,8 @@ def moments(X: Tensor, Y: Targets, *, offset: int, here: int, classes: int) -> M
         rows = labelled.sum()
         if X.device.type in host.READABLE and int(rows) == len(X):
             labelled, rows = None, len(X)
+    # The same bits however the rows lie.
+    X = X.contiguous()
     counted = X if labelled is None else X.masked_fill(~labelled[:, None], 0)
     total = counted.sum(0, dtype=dtype)
     shift = total / (max(rows, 1) if isinstance(rows, int) else rows.clamp(min=1))
@@ -135,7 +140,7 @@ def moments(X: Tensor, Y: Targets, *, offset: int, here: int, classes: int) -> M
     G = centred.new_empty(len(C), len(C))
     G[:-1, :-1] = ops.gram(centred)
     G[-1, :-1] = G[:-1, -1] = centred.sum(0)
-    G[-1, -1] = rows
+    G[-1:, -1:].fill_(rows)
     norm = torch.linalg.vector_norm(G[:-1, :-1]).double()
     return Moments(C, G, shift.double(), norm * torch.finfo(dtype).eps)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lip_fast.functional import lip_path, select_rank
 from lip_fast.holdout import check_holdout, label_agreement
-from lip_fast.statistics import LabelStatistics, LinearPath, LinearWeight
+from lip_fast.linear_path import LinearPath, LinearWeight
+from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets
 from lip_fast.validation import FLOATS, check_finite, check_int, check_whole, describe, full_precision
 
@@ -136,6 +137,11 @@ def repair(
         raise ValueError(f"expected method to be one of {METHODS}, got {method!r}")
     if method == "auto" and parameters is not None:
         raise ValueError("expected no parameters with method auto, got some")
+    if inplace and head.weight.is_inference():
+        raise ValueError(
+            "expected a head that can be written with inplace, got one that was made inside of "
+            "torch.inference_mode(): repair a copy of it (inplace=False)"
+        )
     M, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
     rows = None
     if holdout is not None:

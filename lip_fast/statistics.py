@@ -1,14 +1,14 @@
 """Label statistics: all that the features and labels of any number of rows say about a linear head."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lip_fast import host, ops
+from lip_fast.linear_path import LinearPath
 from lip_fast.moments import Moments, moments
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums
@@ -16,69 +16,22 @@ from lip_fast.sharded.layout import Sharding
 from lip_fast.sharded.rows import all_rows
 from lip_fast.sharded.tensors import local_part
 from lip_fast.targets import CSR, Targets, as_targets
-from lip_fast.validation import check_finite, check_float_matrix, check_int, describe, full_precision
+from lip_fast.validation import (
+    check_finite,
+    check_float_matrix,
+    check_int,
+    describe,
+    full_precision,
+    outside_inference_mode,
+)
 
-__all__ = ["LabelStatistics", "LinearPath", "LinearWeight"]
+__all__ = ["LabelStatistics"]
 
 # Rows of which a product is taken at a time: bounds the copies of features that are masked or converted.
 _ROWS = 1 << 13
 # Eigenvalues of dependent features, which are rounding, over eps times the norm of what was rounded: measured
-# at most 2.5 (a decomposition in float32; 1.1 in float64), of 6 to 512 features, 20 to 40000 rows, means of 0
-# to 1000 spreads.
+# at most 1.1, of 6 to 512 features, 20 to 40000 rows, means of 0 to 1000 spreads.
 _NOISE = 4
-
-
-class LinearWeight(NamedTuple):
-    """A linear classifier in the layout of ``nn.Linear``: M (l, q) and bias (l,)."""
-
-    M: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class LinearPath:
-    """A family of linear classifiers that share one eigendecomposition; made by :class:`LabelStatistics`.
-
-    Every member is M = (V diag(w) V^T C)^T with the eigenvectors V of the centred G, its own weights w of the
-    directions, and the intercept that fits the means.
-
-    Attributes:
-        parameters: what tells the members apart (alphas, numbers of components).
-    """
-
-    parameters: tuple[float, ...]
-    _V: Tensor
-    _VC: Tensor
-    _w: Tensor
-    _mean_x: Tensor
-    _mean_y: Tensor
-    _sharding: Sharding | None
-
-    def __len__(self) -> int:
-        return len(self.parameters)
-
-    def logits(self, X: Tensor) -> Iterator[Tensor]:
-        """Predictions X M^T + bias (n, l) of each member in turn, for features X (n, q)."""
-        P = (X.to(self._V.dtype) - self._mean_x) @ self._V
-        for w in self._w:
-            yield self._placed((P * w) @ self._VC + self._mean_y, 1)
-
-    def __getitem__(self, i: int) -> LinearWeight:
-        """The member of ``parameters[i]``: M (l, q), bias (l,), in the dtype of the statistics.
-
-        Of statistics sharded by class they are DTensors, sharded likewise.
-        """
-        W = self._V @ (self._w[i, :, None] * self._VC)
-        bias = self._mean_y - self._mean_x @ W
-        return LinearWeight(self._placed(W.mT.contiguous(), 0), self._placed(bias, 0))
-
-    def _placed(self, part: Tensor, dim: int) -> Tensor:
-        """A part with the classes of this process along ``dim``, as a DTensor where it is one."""
-        if self._sharding is None:
-            return part
-        shape = list(part.shape)
-        shape[dim] = self._sharding.shape[0]
-        return self._sharding.as_dtensor(part, tuple(shape), dim)
 
 
 class LabelStatistics:
@@ -110,6 +63,7 @@ class LabelStatistics:
         TypeError, ValueError: an argument that does not fit.
     """
 
+    @outside_inference_mode
     def __init__(
         self,
         q: int,
@@ -131,6 +85,7 @@ class LabelStatistics:
         self._sharding = Sharding(self._moments.C[:-1].mT, None)
 
     @classmethod
+    @outside_inference_mode
     def for_head(
         cls,
         weight: Tensor,
@@ -163,6 +118,7 @@ class LabelStatistics:
         sharding.agree(f"q={q}, l={l}, decay={decay}, dtype={dtype}")
         return statistics
 
+    @outside_inference_mode
     def place(self, sharding: Sharding) -> None:
         """Lie as a weight with this ``sharding`` does, from here on; what was collected is forgotten."""
         self._sharding = sharding
@@ -179,6 +135,7 @@ class LabelStatistics:
         """(q + 1, q + 1), its last entry the number of rows."""
         return self._about_zero().G.to(self.dtype)
 
+    @full_precision
     @torch.no_grad()
     def _about_zero(self) -> Moments:
         """C and G in float64."""
@@ -253,6 +210,7 @@ class LabelStatistics:
             raise ValueError(f"expected X on {self.device}, where the statistics are, got {X.device}")
         return X, as_targets(Y, rows=len(X), classes=self.l, device=X.device)
 
+    @outside_inference_mode
     def _absorb_jointly(
         self, batches: Sequence[tuple[Tensor, Targets]], refused: Exception | None = None
     ) -> Tensor:
@@ -328,15 +286,24 @@ class LabelStatistics:
         new._moments = found
         return new, finite
 
+    @outside_inference_mode
     @torch.no_grad()
     def replace_where(self, other: "LabelStatistics", ok: Tensor) -> None:
         """Become ``other``, in place, where ``ok``."""
-        for have, new in zip(self._moments, other._moments, strict=True):
+        for have, new in zip(self._writable(), other._moments, strict=True):
             if have.device.type not in host.READABLE:
                 torch.where(ok, new, have, out=have)
             elif bool(ok):
                 have.copy_(new)
 
+    def _writable(self) -> Moments:
+        """The moments, for writing: a copy that was made in inference mode is replaced first."""
+        if self._moments.C.is_inference():
+            self._moments = Moments(*(part.clone() for part in self._moments))
+        return self._moments
+
+    @full_precision
+    @torch.no_grad()
     def merge(self, other: "LabelStatistics") -> "LabelStatistics":
         """Add the statistics of ``other`` rows, for instance of another process; returns itself.
 
@@ -350,7 +317,7 @@ class LabelStatistics:
         here, there = self._moments.C.shape[1], other._moments.C.shape[1]
         if here != there:
             raise ValueError(f"expected statistics of the same classes on this process, {here}, got {there}")
-        for have, new in zip(self._moments, self._moments.plus(other._moments), strict=True):
+        for have, new in zip(self._writable(), self._moments.plus(other._moments), strict=True):
             have.copy_(new)
         return self
 
@@ -389,6 +356,8 @@ class LabelStatistics:
         """() denominators of :meth:`sums` are rounding up to this: no row sees such a direction."""
         return self._floor()
 
+    @full_precision
+    @torch.no_grad()
     def refit(self, A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
         """The least-squares singular values s_i* = b_i^T X^T (Y - 1 bias^T) a_i / ||X b_i||^2.
 
@@ -410,6 +379,7 @@ class LabelStatistics:
             sums = label_sums(group, A, B, bias, self.sums)
         return torch.where(sums.denominator > 0, sums.numerator / sums.denominator, torch.nan)
 
+    @full_precision
     @torch.no_grad()
     def ridge_path(self, alphas: Sequence[float], *, intercept: bool = True) -> LinearPath:
         """Ridge regression on the labels for every alpha, from one eigendecomposition of G.
@@ -440,6 +410,7 @@ class LabelStatistics:
 
         return self._path(alphas, weigh, intercept)
 
+    @full_precision
     @torch.no_grad()
     def pcr_path(self, components: Sequence[int], *, intercept: bool = True) -> LinearPath:
         """Least squares on the leading principal components of the features, for every number of them.
@@ -465,6 +436,7 @@ class LabelStatistics:
 
         return self._path(components, weigh, intercept)
 
+    @full_precision
     @torch.no_grad()
     def truncate(self, d: int) -> Tensor:
         """Orthonormal basis of the ``d`` leading eigenvectors of X^T X: (q, d), largest first.
@@ -486,15 +458,16 @@ class LabelStatistics:
         self.check_rows()
         m = self._moments
         if intercept:
-            mean_x, mean_y = (m.shift + m.column / m.rows).to(self.dtype), m.mass / m.rows
+            mean_x, mean_y = m.shift + m.column / m.rows, m.mass / m.rows
             G, C = m.scatter(), torch.addr(m.C[:-1], m.column, mean_y, alpha=-1)
         else:
-            mean_x, mean_y = torch.zeros_like(m.column), torch.zeros_like(m.mass)
+            mean_x, mean_y = torch.zeros_like(m.shift), torch.zeros_like(m.mass)
             raw = self._about_zero()
             G, C = raw.G[:-1, :-1], raw.C[:-1]
-        eigenvalues, V = torch.linalg.eigh(G)
+        # In float64: without a penalty what rounding adds to the smallest eigenvalues would count most.
+        eigenvalues, V = torch.linalg.eigh(G.double())
         eigenvalues, V = eigenvalues.flip(0).clamp(min=0), V.flip(1)
-        VC, w = (V.mT @ C).to(self.dtype), weigh(eigenvalues).to(self.dtype)
+        VC, w = (V.mT @ C.double()).to(self.dtype), weigh(eigenvalues).to(self.dtype)
         return LinearPath(tuple(parameters), V.to(self.dtype), VC, w, mean_x, mean_y, self._of_classes)
 
     def mean_eigenvalue(self, *, intercept: bool = True) -> float:
@@ -521,6 +494,7 @@ class LabelStatistics:
 
     # State -------------------------------------------------------------------------------------------
 
+    @outside_inference_mode
     def state_dict(self) -> dict[str, Any]:
         """C and G of the features less a shift, the shift, and how far rounding may have moved G.
 
@@ -531,13 +505,14 @@ class LabelStatistics:
             C = self._of_classes.as_dtensor(C, (self.q + 1, self.l), 1)
         return {"C": C, "G": G, "shift": shift, "rounding": rounding}
 
+    @outside_inference_mode
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, in place; ValueError where it is of another head.
+        """Restore ``state_dict`` in place; ValueError where it is of another head.
 
         A state of before there was a shift has none, and a relative rounding in place of an absolute one.
         """
-        have, q = self._moments, self.q
+        have, q = self._writable(), self.q
         saved = {"shift": torch.zeros_like(have.shift)} | state_dict
         shapes = {"C": (q + 1, self.l), "G": (q + 1, q + 1), "shift": (q,)}
         for name, shape in shapes.items():

@@ -19,6 +19,7 @@ __all__ = [
     "check_whole",
     "describe",
     "full_precision",
+    "outside_inference_mode",
 ]
 
 _P = ParamSpec("_P")
@@ -102,11 +103,30 @@ def check_like(name: str, value: object, template: object) -> None:
         raise ValueError(f"expected {name} to be like {expected}, got {describe(value)}")
 
 
+def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``function``, which makes ordinary tensors inside of ``torch.inference_mode()`` too.
+
+    What is made in that mode can be neither trained nor written outside of it, and statistics or a repaired
+    head live on after it. Gradients stay off. Of a generator only the call is outside: call a decorated
+    function for each of its values.
+    """
+
+    @wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        # To leave the mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """``function`` with autocast off and float32 products in float32, whatever a training allows its own.
 
     In bfloat16 a decomposition would have no correct digits, in TF32 most of an optimizer's update would be
-    lost where a weight is written from its factors.
+    lost where a weight is written from its factors. It is :func:`outside_inference_mode` too.
     """
 
     @wraps(function)
@@ -124,7 +144,7 @@ def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 stack.callback(_restore, products, how)
             return function(*args, **kwargs)
 
-    return wrapper
+    return outside_inference_mode(wrapper)
 
 
 def _restore(products: Any, how: str) -> None:

@@ -88,7 +88,7 @@ LAYERS = [
     {"ops"},
     {"projected"},
     {"sharded"},
-    {"moments"},
+    {"linear_path", "moments"},
     {"decompose", "statistics"},
     {"functional", "world"},
     {"directions", "repair"},
