@@ -540,8 +540,8 @@ def statistics() -> dict[str, float]:
     results = {}
     for labels, classes, decay in (("indices", 9, None), ("csr", 9, 0.8), ("dense", 3, None)):
         problem = make_problem(classes, labels=labels)
-        # Far from 0, and each batch elsewhere.
-        moved = [x + 1e4 * (1 + i) for i, x in enumerate(problem.features)]
+        # Far from 0, and each batch a little elsewhere.
+        moved = [x + 1e4 + i for i, x in enumerate(problem.features)]
         problem = problem._replace(features=moved)
         plain = lip_fast.LabelStatistics(FEATURES, classes, decay=decay)
         for x, y in zip(problem.features, problem.targets, strict=True):
