@@ -13,13 +13,16 @@ from lip_fast.rounding import compute_dtype
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
 from lip_fast.validation import (
+    check_features,
     check_finite,
     check_float_matrix,
     check_int,
+    check_sequence,
     check_whole,
     describe,
     full_precision,
     outside_inference_mode,
+    pairs,
 )
 
 __all__ = ["Data", "LIPPath", "lip", "lip_path", "select_rank"]
@@ -172,6 +175,8 @@ def lip_path(
     check_float_matrix("W", W)
     check_whole("W", W)
     d = min(W.shape)
+    if ks is not None:
+        check_sequence("ks", ks)
     ks = tuple(range(d + 1)) if ks is None else tuple(check_int("k", k, 0, d) for k in ks)
     if not ks:
         raise ValueError("expected at least one k, got none")
@@ -226,20 +231,20 @@ def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Itera
         raise TypeError(
             f"expected X as a torch.Tensor, LabelStatistics or batches of pairs, got {describe(X)}"
         )
-    return (_check_pair(W, features, labels) for features, labels in X)
+    return (_check_pair(W, features, labels) for features, labels in pairs(X))
 
 
 def _check_pair(W: Tensor, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
     q, l = W.shape
-    if not isinstance(X, Tensor):
-        raise TypeError(f"expected X as a torch.Tensor beside Y, got {describe(X)}")
-    check_float_matrix("X", X)
+    check_features("X", X)
+    assert isinstance(X, Tensor)
     if X.dtype != W.dtype:
         raise TypeError(f"expected X in the dtype of W, {W.dtype}, got {X.dtype}")
     if X.device != W.device:
         raise ValueError(f"expected X on the device of W, {W.device}, got {X.device}")
     if X.shape[1] != q:
-        raise ValueError(f"expected X with {q} columns (the rows of W), got {tuple(X.shape)}")
+        advice = ": pass W as linear.weight.T" if X.shape[1] == l else ""
+        raise ValueError(f"expected X with {q} columns (the rows of W), got {tuple(X.shape)}{advice}")
     if X.shape[0] == 0:
         raise ValueError(f"expected X with at least one row, got shape {tuple(X.shape)}")
     return X, as_targets(Y, rows=X.shape[0], classes=l, device=X.device)
@@ -264,13 +269,17 @@ def _sum(
     total: ops.Sums | None = None
     # Batches are made as their loader is set, by a model under autocast for instance; only sums are ours.
     label_sums = full_precision(torch.no_grad()(ops.label_sums))
+    labelled = False
     for X, Y in data:
+        labelled = labelled or not isinstance(Y, Tensor) or Y.dim() == 2 or bool((Y >= 0).any())
         sums = label_sums(X, Y, A, B, bias)
         if not bool(torch.isfinite(torch.cat([*sums[:2], sums.energy.view(1)])).all()):
             _raise_not_finite(X, Y)
         total = sums if total is None else ops.Sums(*(a + b for a, b in zip(total, sums, strict=True)))
     if total is None:
         raise ValueError("expected at least one batch of features and labels, got none")
+    if not labelled:
+        raise ValueError("expected at least one row with a label, got none")
     return total, share * total.energy
 
 
@@ -313,7 +322,10 @@ def select_rank(
     if isinstance(S, LIPPath):
         shape, S = (len(S.V), len(S.U)), S.S
     if not isinstance(S, Tensor) or S.dim() != 1 or not S.is_floating_point():
-        raise TypeError(f"expected singular values as a floating-point vector, got {describe(S)}")
+        raise TypeError(
+            f"expected singular values as a floating-point vector, got {describe(S)}: of a matrix M pass "
+            "torch.linalg.svdvals(M)"
+        )
     check_finite("S", S)
     if len(S) == 0:
         return 0
@@ -327,6 +339,8 @@ def select_rank(
     if method == "gavish-donoho":
         if shape is None:
             raise ValueError("expected the shape of the matrix for gavish-donoho, got None")
+        if len(S) and (not isinstance(shape, tuple | list) or len(shape) != 2 or min(shape) < 1):
+            raise ValueError(f"expected shape as the (rows, columns) of a matrix, got {shape}")
         beta = min(shape) / max(shape)
         # Cubic fit of the threshold in the paper, accurate to 0.02.
         omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43

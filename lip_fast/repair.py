@@ -15,7 +15,15 @@ from lip_fast.holdout import check_holdout, label_agreement
 from lip_fast.linear_path import LinearPath, LinearWeight
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets
-from lip_fast.validation import FLOATS, check_finite, check_int, check_whole, describe, full_precision
+from lip_fast.validation import (
+    FLOATS,
+    check_finite,
+    check_int,
+    check_sequence,
+    check_whole,
+    describe,
+    full_precision,
+)
 
 __all__ = ["METHODS", "Candidate", "RepairReport", "repair"]
 
@@ -149,6 +157,8 @@ def repair(
     elif method == "auto":
         raise ValueError("expected a hold-out for method auto, got None")
 
+    if parameters is not None:
+        check_sequence("parameters", parameters)
     if parameters is not None and not len(parameters):
         raise ValueError("expected at least one parameter, got none")
     methods = METHODS[:-1] if method == "auto" else (method,)
@@ -247,9 +257,15 @@ def _scores(
 
 def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
     if not isinstance(head, nn.Linear) or head.weight.dtype not in FLOATS:
-        raise TypeError(f"expected a floating-point nn.Linear, got {describe(head)}")
+        advice = ": pass its last layer" if isinstance(head, nn.Module) and any(head.children()) else ""
+        raise TypeError(f"expected a floating-point nn.Linear, got {describe(head)}{advice}")
+    if nn.parameter.is_lazy(head.weight):
+        raise ValueError("expected a trained head, got a lazy one that has seen no input")
     if not isinstance(stats, LabelStatistics):
-        raise TypeError(f"expected LabelStatistics, got {describe(stats)}")
+        raise TypeError(
+            f"expected LabelStatistics, got {describe(stats)}: pass "
+            "LabelStatistics.for_head(head.weight).update(features, labels)"
+        )
     check_whole("the weight of the head", head.weight)
     l, q = head.weight.shape
     stats.check_shape(q, l)

@@ -17,12 +17,14 @@ from lip_fast.sharded.rows import all_rows
 from lip_fast.sharded.tensors import local_part
 from lip_fast.targets import CSR, Targets, as_targets
 from lip_fast.validation import (
+    check_features,
     check_finite,
-    check_float_matrix,
     check_int,
+    check_sequence,
     describe,
     full_precision,
     outside_inference_mode,
+    pairs,
 )
 
 __all__ = ["LabelStatistics"]
@@ -77,6 +79,8 @@ class LabelStatistics:
         check_int("l", l, 1)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"expected dtype float32 or float64, got {dtype}")
+        if decay is not None and not isinstance(decay, int | float):
+            raise TypeError(f"expected decay as a number or None, got {describe(decay)}")
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"expected decay in (0, 1) or None, got {decay}")
         self.q, self.l, self.decay, self.dtype = q, l, decay, dtype
@@ -110,7 +114,8 @@ class LabelStatistics:
             TypeError, ValueError: no matrix, or a layout or group that does not fit.
         """
         if not isinstance(weight, Tensor) or weight.dim() != 2:
-            raise TypeError(f"expected a weight (l, q) as a matrix, got {describe(weight)}")
+            advice = ": pass its weight" if hasattr(weight, "weight") else ""
+            raise TypeError(f"expected a weight (l, q) as a matrix, got {describe(weight)}{advice}")
         l, q = weight.shape
         statistics = cls(q, l, decay=decay, dtype=dtype, device=weight.device)
         sharding = Sharding.of(weight, data_group)
@@ -173,11 +178,11 @@ class LabelStatistics:
             PeerError: of statistics of several processes, another one refused its rows, or is gone.
         """
         if Y is None:
-            if isinstance(X, Tensor):
+            if isinstance(X, Tensor) or hasattr(X, "__array__"):
                 raise TypeError(
                     "expected labels with the features, or an iterable of pairs, got features alone"
                 )
-            for features, labels in X:
+            for features, labels in pairs(X):
                 self.update(features, labels)
             return self
         batches: list[tuple[Tensor, Targets]] = []
@@ -201,9 +206,8 @@ class LabelStatistics:
 
     def _checked(self, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
         """Rows and their labels, or what is wrong with them."""
-        if not isinstance(X, Tensor):
-            raise TypeError(f"expected X as a torch.Tensor beside labels, got {describe(X)}")
-        check_float_matrix("X", X)
+        check_features("X", X)
+        assert isinstance(X, Tensor)
         if X.shape[1] != self.q:
             raise ValueError(f"expected X with {self.q} columns, got shape {tuple(X.shape)}")
         if X.device != self.device:
@@ -397,7 +401,9 @@ class LabelStatistics:
         Raises:
             ValueError: no rows, no alphas, or a negative or non-finite one.
         """
-        if not len(alphas):
+        check_sequence("alphas", alphas)
+        alphas = [float(alpha) for alpha in alphas]
+        if not alphas:
             raise ValueError("expected at least one alpha, got none")
         for alpha in alphas:
             if not 0 <= alpha < float("inf"):
@@ -425,6 +431,7 @@ class LabelStatistics:
         Raises:
             ValueError: no rows, or a number out of range.
         """
+        check_sequence("components", components)
         for d in components:
             check_int("components", d, 0, self.q)
 
@@ -515,6 +522,12 @@ class LabelStatistics:
         have, q = self._writable(), self.q
         saved = {"shift": torch.zeros_like(have.shift)} | state_dict
         shapes = {"C": (q + 1, self.l), "G": (q + 1, q + 1), "shift": (q,)}
+        missing = {*shapes, "rounding"} - saved.keys()
+        if missing:
+            raise ValueError(
+                f"expected the state of LabelStatistics, got the keys {', '.join(map(repr, state_dict))}, "
+                f"without {', '.join(sorted(missing))}"
+            )
         for name, shape in shapes.items():
             if tuple(saved[name].shape) != shape:
                 raise ValueError(f"expected {name} of shape {shape}, got {tuple(saved[name].shape)}")

@@ -1,6 +1,6 @@
 """Checks of arguments: each message names what was expected and what came."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -12,14 +12,17 @@ __all__ = [
     "AS_THEY_ARE",
     "FLOATS",
     "PRODUCTS",
+    "check_features",
     "check_finite",
     "check_float_matrix",
     "check_int",
     "check_like",
+    "check_sequence",
     "check_whole",
     "describe",
     "full_precision",
     "outside_inference_mode",
+    "pairs",
 ]
 
 _P = ParamSpec("_P")
@@ -44,7 +47,8 @@ def describe(value: object) -> str:
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
     """``value`` if it is an int in least..most; else TypeError or ValueError."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"expected {name} as an int, got {describe(value)}")
+        advice = f": pass int({name})" if hasattr(value, "__index__") and not isinstance(value, bool) else ""
+        raise TypeError(f"expected {name} as an int, got {describe(value)}{advice}")
     if value < least or (most is not None and value > most):
         bounds = f">= {least}" if most is None else f"in {least}..{most}"
         raise ValueError(f"expected {name} {bounds}, got {value}")
@@ -60,6 +64,56 @@ def check_float_matrix(name: str, X: Tensor, dtypes: Sequence[torch.dtype] = FLO
         raise TypeError(f"expected {name} dense in one of {names}, got {X.dtype} ({X.layout})")
     if X.dim() != 2:
         raise ValueError(f"expected {name} to be a matrix, got shape {tuple(X.shape)}")
+
+
+def check_features(name: str, X: object) -> None:
+    """As :func:`check_float_matrix` of features, with what to pass in place of what often comes instead."""
+    if not isinstance(X, Tensor):
+        advice = ": pass torch.as_tensor of it" if hasattr(X, "__array__") else ""
+        raise TypeError(f"expected {name} as a torch.Tensor, got {describe(X)}{advice}")
+    inputs = "features are the input of the last layer, not of the network"
+    if X.dim() == 1:
+        raise ValueError(
+            f"expected {name} to be a matrix (rows, features), got shape {tuple(X.shape)}: of one row, pass "
+            "X[None]"
+        )
+    if X.dim() > 2:
+        raise ValueError(
+            f"expected {name} to be a matrix (rows, features), got shape {tuple(X.shape)}: {inputs}; of "
+            "sequences of them, pass X.flatten(0, -2) and as many labels"
+        )
+    if not X.is_floating_point() and not X.is_complex():
+        raise TypeError(f"expected {name} of floating-point numbers, got {X.dtype}: {inputs}")
+    check_float_matrix(name, X)
+
+
+def pairs(batches: object) -> Iterator[tuple[Any, Any]]:
+    """The pairs (features, labels) of an iterable of batches; TypeError where it or one of them is none."""
+    if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(
+            "expected features and labels, or an iterable of pairs (features, labels) such as a DataLoader, "
+            f"got {describe(batches)}"
+            + (": pass a DataLoader of it" if hasattr(batches, "__getitem__") else "")
+        )
+    for i, batch in enumerate(batches):
+        if isinstance(batch, tuple | list) and len(batch) == 2:
+            yield batch[0], batch[1]
+            continue
+        if isinstance(batch, Mapping):
+            got = f"the keys {', '.join(map(repr, batch))}"
+            advice = "pass ((batch[FEATURES], batch[LABELS]) for batch in loader)"
+        elif isinstance(batch, tuple | list):
+            got, advice = f"{len(batch)} values", "pass ((x, y) for x, y, *_ in loader)"
+        else:
+            got, advice = describe(batch), "pass features and labels as two arguments, X and Y"
+        raise TypeError(f"expected batch {i} as a pair (features, labels), got {got}: {advice}")
+
+
+def check_sequence(name: str, values: object) -> None:
+    """TypeError unless ``values`` are several, in an order."""
+    several = hasattr(values, "__len__") and hasattr(values, "__getitem__")
+    if not several or isinstance(values, str | Mapping):
+        raise TypeError(f"expected {name} as a list, got {describe(values)}: pass [{name}] for one")
 
 
 def check_finite(name: str, X: Tensor) -> None:

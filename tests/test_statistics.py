@@ -233,7 +233,7 @@ def test_bad_data_for_lip_is_named() -> None:
         ((W, [], None, 2), ValueError, "at least one batch"),
         ((W, X, None, 2), TypeError, "expected Y beside X, got None"),
         ((W, 3, None, 2), TypeError, "LabelStatistics or batches of pairs, got int 3"),
-        ((W, [(X.tolist(), y)], None, 2), TypeError, "X as a torch.Tensor beside Y, got list"),
+        ((W, [(X.tolist(), y)], None, 2), TypeError, "X as a torch.Tensor, got list"),
         ((W, X, y), TypeError, "expected k, the number of directions"),
     ]:
         with pytest.raises(error, match=message):
