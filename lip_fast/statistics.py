@@ -1,7 +1,7 @@
 """Label statistics: all that the features and labels of any number of rows say about a linear head."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -512,32 +512,38 @@ class LabelStatistics:
             C = self._of_classes.as_dtensor(C, (self.q + 1, self.l), 1)
         return {"C": C, "G": G, "shift": shift, "rounding": rounding}
 
-    @outside_inference_mode
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore ``state_dict`` in place; ValueError where it is of another head.
-
-        A state of before there was a shift has none, and a relative rounding in place of an absolute one.
-        """
-        have, q = self._writable(), self.q
-        saved = {"shift": torch.zeros_like(have.shift)} | state_dict
-        shapes = {"C": (q + 1, self.l), "G": (q + 1, q + 1), "shift": (q,)}
-        missing = {*shapes, "rounding"} - saved.keys()
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """ValueError where ``state_dict`` is no state of statistics, or of another head."""
+        shapes = {"C": (self.q + 1, self.l), "G": (self.q + 1, self.q + 1), "shift": (self.q,)}
+        missing = {*shapes, "rounding"} - {"shift", *state_dict.keys()}
         if missing:
             raise ValueError(
                 f"expected the state of LabelStatistics, got the keys {', '.join(map(repr, state_dict))}, "
                 f"without {', '.join(sorted(missing))}"
             )
-        for name, shape in shapes.items():
-            if tuple(saved[name].shape) != shape:
-                raise ValueError(f"expected {name} of shape {shape}, got {tuple(saved[name].shape)}")
-        C, G = local_part(saved["C"]), local_part(saved["G"])
+        for name in (name for name in shapes if name in state_dict):
+            if not isinstance(state_dict[name], Tensor) or tuple(state_dict[name].shape) != shapes[name]:
+                got = state_dict[name]
+                got = tuple(got.shape) if isinstance(got, Tensor) else describe(got)
+                raise ValueError(f"expected {name} of shape {shapes[name]}, got {got}")
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore ``state_dict`` in place, after :meth:`check_state_dict`.
+
+        A state of before there was a shift has none, and a relative rounding in place of an absolute one.
+        """
+        self.check_state_dict(state_dict)
+        have = self._writable()
+        C, G = local_part(state_dict["C"]), local_part(state_dict["G"])
         if C.shape[1] != have.C.shape[1]:
             C = self._sharding.part(C, 1)
-        rounding = saved["rounding"]
+        shift, rounding = state_dict.get("shift"), state_dict["rounding"]
+        shift = torch.zeros_like(have.shift) if shift is None else local_part(shift)
         if not isinstance(rounding, Tensor):
             rounding = rounding * torch.linalg.vector_norm(G[:-1, :-1])
-        for part, new in zip(have, (C, G, local_part(saved["shift"]), local_part(rounding)), strict=True):
+        for part, new in zip(have, (C, G, shift, local_part(rounding)), strict=True):
             part.copy_(new)
 
 

@@ -8,6 +8,7 @@ from lip_fast.backends.triton import STORED
 from lip_fast.ops.checks import elsewhere, not_a_matrix, wrong_dtype, wrong_shape
 from lip_fast.ops.op import Op
 from lip_fast.rounding import compute_dtype
+from lip_fast.validation import full_precision
 
 __all__ = ["gram"]
 
@@ -40,6 +41,7 @@ _OP = Op(
 )
 
 
+@full_precision
 def gram(X: Tensor, mask: Tensor | None = None) -> Tensor:
     """The products of the features with each other, X^T X.
 

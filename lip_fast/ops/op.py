@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
-from lip_fast.validation import full_precision
 
 __all__ = ["OPS", "Op", "on_its_device"]
 
@@ -79,16 +78,11 @@ class Op:
 def _first_that_takes(found: list[backends.Candidate], fallback: Kernel) -> Callable[..., Any]:
     choices = [(candidate.takes, candidate.kernel) for candidate in found]
 
-    @full_precision
-    def by_torch(*arguments: Any) -> Any:
-        # Products of torch follow switches of a training, which kernels of ours do not.
-        return fallback.run(*arguments)
-
     def chosen(*arguments: Any) -> Any:
         for takes, kernel in choices:
             if takes(*arguments):
                 return kernel.run(*arguments)
-        return by_torch(*arguments)
+        return fallback.run(*arguments)
 
     return chosen
 
