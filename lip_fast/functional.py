@@ -13,16 +13,17 @@ from lip_fast.rounding import compute_dtype
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
 from lip_fast.validation import (
+    check_batches,
     check_features,
     check_finite,
     check_float_matrix,
     check_int,
+    check_pair,
     check_sequence,
     check_whole,
     describe,
     full_precision,
     outside_inference_mode,
-    pairs,
 )
 
 __all__ = ["Data", "LIPPath", "lip", "lip_path", "select_rank"]
@@ -226,15 +227,15 @@ def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Itera
     if isinstance(X, Tensor) or Y is not None:
         if Y is None:
             raise TypeError("expected Y beside X, got None")
-        return [_check_pair(W, X, Y)]
+        return [_check_rows(W, X, Y)]
     if not isinstance(X, Iterable):
         raise TypeError(
             f"expected X as a torch.Tensor, LabelStatistics or batches of pairs, got {describe(X)}"
         )
-    return (_check_pair(W, features, labels) for features, labels in pairs(X))
+    return (_check_rows(W, *check_pair(batch, i)) for i, batch in enumerate(check_batches(X)))
 
 
-def _check_pair(W: Tensor, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
+def _check_rows(W: Tensor, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
     q, l = W.shape
     check_features("X", X)
     assert isinstance(X, Tensor)

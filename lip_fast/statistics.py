@@ -17,14 +17,15 @@ from lip_fast.sharded.rows import all_rows
 from lip_fast.sharded.tensors import local_part
 from lip_fast.targets import CSR, Targets, as_targets
 from lip_fast.validation import (
+    check_batches,
     check_features,
     check_finite,
     check_int,
+    check_pair,
     check_sequence,
     describe,
     full_precision,
     outside_inference_mode,
-    pairs,
 )
 
 __all__ = ["LabelStatistics"]
@@ -182,13 +183,18 @@ class LabelStatistics:
                 raise TypeError(
                     "expected labels with the features, or an iterable of pairs, got features alone"
                 )
-            for features, labels in pairs(X):
-                self.update(features, labels)
+            for i, batch in enumerate(check_batches(X)):
+                self._add(lambda: check_pair(batch, i))  # noqa: B023 - called before the next batch
             return self
+        self._add(lambda: (X, Y))
+        return self
+
+    def _add(self, rows: Callable[[], tuple[Any, Any]]) -> None:
+        """Add features and labels, together with other processes where there are some."""
         batches: list[tuple[Tensor, Targets]] = []
         refused: Exception | None = None
         try:
-            batches = [self._checked(X, Y)]
+            batches = [self._checked(*rows())]
         except (TypeError, ValueError) as error:
             if not self._sharding.communicates:
                 raise
@@ -202,7 +208,6 @@ class LabelStatistics:
                 "expected features whose squares can be summed in float32, got an overflow"
                 + ("" if self._sharding.alone else ", or rows of another process that are not finite")
             )
-        return self
 
     def _checked(self, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
         """Rows and their labels, or what is wrong with them."""

@@ -1,6 +1,6 @@
 """Checks of arguments: each message names what was expected and what came."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -12,17 +12,18 @@ __all__ = [
     "AS_THEY_ARE",
     "FLOATS",
     "PRODUCTS",
+    "check_batches",
     "check_features",
     "check_finite",
     "check_float_matrix",
     "check_int",
     "check_like",
+    "check_pair",
     "check_sequence",
     "check_whole",
     "describe",
     "full_precision",
     "outside_inference_mode",
-    "pairs",
 ]
 
 _P = ParamSpec("_P")
@@ -87,26 +88,29 @@ def check_features(name: str, X: object) -> None:
     check_float_matrix(name, X)
 
 
-def pairs(batches: object) -> Iterator[tuple[Any, Any]]:
-    """The pairs (features, labels) of an iterable of batches; TypeError where it or one of them is none."""
+def check_batches(batches: object) -> Iterable[Any]:
+    """``batches``; TypeError where they cannot be iterated over, or only look as if they could."""
     if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
+        advice = ": pass a DataLoader of it" if hasattr(batches, "__getitem__") else ""
         raise TypeError(
             "expected features and labels, or an iterable of pairs (features, labels) such as a DataLoader, "
-            f"got {describe(batches)}"
-            + (": pass a DataLoader of it" if hasattr(batches, "__getitem__") else "")
+            f"got {describe(batches)}{advice}"
         )
-    for i, batch in enumerate(batches):
-        if isinstance(batch, tuple | list) and len(batch) == 2:
-            yield batch[0], batch[1]
-            continue
-        if isinstance(batch, Mapping):
-            got = f"the keys {', '.join(map(repr, batch))}"
-            advice = "pass ((batch[FEATURES], batch[LABELS]) for batch in loader)"
-        elif isinstance(batch, tuple | list):
-            got, advice = f"{len(batch)} values", "pass ((x, y) for x, y, *_ in loader)"
-        else:
-            got, advice = describe(batch), "pass features and labels as two arguments, X and Y"
-        raise TypeError(f"expected batch {i} as a pair (features, labels), got {got}: {advice}")
+    return batches
+
+
+def check_pair(batch: Any, i: int) -> tuple[Any, Any]:
+    """Features and labels of batch ``i``; TypeError where it is no pair."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    if isinstance(batch, Mapping):
+        got = f"the keys {', '.join(map(repr, batch))}"
+        advice = "pass ((batch[FEATURES], batch[LABELS]) for batch in loader)"
+    elif isinstance(batch, tuple | list):
+        got, advice = f"{len(batch)} values", "pass ((x, y) for x, y, *_ in loader)"
+    else:
+        got, advice = describe(batch), "pass features and labels as two arguments, X and Y"
+    raise TypeError(f"expected batch {i} as a pair (features, labels), got {got}: {advice}")
 
 
 def check_sequence(name: str, values: object) -> None:
