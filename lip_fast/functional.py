@@ -13,12 +13,17 @@ from lip_fast.rounding import compute_dtype
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets, as_targets
 from lip_fast.validation import (
+    check_batches,
+    check_features,
     check_finite,
     check_float_matrix,
     check_int,
+    check_pair,
+    check_sequence,
     check_whole,
     describe,
     full_precision,
+    outside_inference_mode,
 )
 
 __all__ = ["Data", "LIPPath", "lip", "lip_path", "select_rank"]
@@ -88,6 +93,7 @@ class LIPPath:
     dtype: torch.dtype
 
     @full_precision
+    @torch.no_grad()
     def weight(self, k: int) -> Tensor:
         """The repaired weight (q, l) that keeps ``k`` directions.
 
@@ -144,7 +150,6 @@ class LIPPath:
             yield k, self.weight(k)
 
 
-@full_precision
 def lip_path(
     W: Tensor,
     X: Data,
@@ -171,6 +176,8 @@ def lip_path(
     check_float_matrix("W", W)
     check_whole("W", W)
     d = min(W.shape)
+    if ks is not None:
+        check_sequence("ks", ks)
     ks = tuple(range(d + 1)) if ks is None else tuple(check_int("k", k, 0, d) for k in ks)
     if not ks:
         raise ValueError("expected at least one k, got none")
@@ -179,28 +186,34 @@ def lip_path(
     check_finite("W", W)
     data = _check_data(W, X, Y)
 
-    with torch.no_grad():
-        compute = compute_dtype(W)
-        weight = W.detach().to(compute)
-        first = min(ks)
-        U, S, V = _decompose(weight, first)
-        sums, unseen = _sum(data, W, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
-        fitted = (sums.numerator / sums.denominator).to(compute)
-        refitted = S.new_full((d,), math.nan)
-        refitted[first:] = torch.where(sums.denominator > unseen * sums.energy, fitted, S[first:])
-    return LIPPath(weight, U, S, V, refitted, ks, W.dtype)
+    first = min(ks)
+    weight, U, S, V = _decompose(W, first)
+    sums, unseen = _sum(data, W, V[:, first:].contiguous(), U[:, first:].contiguous(), bias)
+    return LIPPath(weight, U, S, V, _refitted(S, first, sums, unseen), ks, W.dtype)
 
 
-def _decompose(W: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S, V of W, where the singular vectors before ``first`` may be zero: they are not asked for."""
+@outside_inference_mode
+def _refitted(S: Tensor, first: int, sums: ops.Sums, unseen: Tensor) -> Tensor:
+    """The values s_i* from ``first`` on; s_i of a direction that the features do not see."""
+    fitted = (sums.numerator / sums.denominator).to(S.dtype)
+    refitted = torch.full_like(S, math.nan)
+    refitted[first:] = torch.where(sums.denominator > unseen, fitted, S[first:])
+    return refitted
+
+
+@full_precision
+@torch.no_grad()
+def _decompose(W: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W as it is computed with and its U, S, V, where singular vectors before ``first`` may be zero."""
+    W = W.detach().to(compute_dtype(W))
     svd = ops.tail_svd(W, rank=first)
     # tail_svd has no vectors for values at the rounding of float32; the paper refits those as well.
     if int(svd.status) == 0 and bool((svd.S[-1:] > 1e-5 * svd.S[:1]).all()):
         U, V = W.new_zeros(len(W), len(svd.S)), W.new_zeros(W.shape[1], len(svd.S))
         U[:, first:], V[:, first:] = svd.A, svd.B
-        return U, svd.S, V
+        return W, U, svd.S, V
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return U, S, Vh.mT
+    return W, U, S, Vh.mT
 
 
 def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Iterable[tuple[Tensor, Targets]]:
@@ -214,25 +227,25 @@ def _check_data(W: Tensor, X: Data, Y: Tensor | None) -> LabelStatistics | Itera
     if isinstance(X, Tensor) or Y is not None:
         if Y is None:
             raise TypeError("expected Y beside X, got None")
-        return [_check_pair(W, X, Y)]
+        return [_check_rows(W, X, Y)]
     if not isinstance(X, Iterable):
         raise TypeError(
             f"expected X as a torch.Tensor, LabelStatistics or batches of pairs, got {describe(X)}"
         )
-    return (_check_pair(W, features, labels) for features, labels in X)
+    return (_check_rows(W, *check_pair(batch, i)) for i, batch in enumerate(check_batches(X)))
 
 
-def _check_pair(W: Tensor, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
+def _check_rows(W: Tensor, X: object, Y: Tensor) -> tuple[Tensor, Targets]:
     q, l = W.shape
-    if not isinstance(X, Tensor):
-        raise TypeError(f"expected X as a torch.Tensor beside Y, got {describe(X)}")
-    check_float_matrix("X", X)
+    check_features("X", X)
+    assert isinstance(X, Tensor)
     if X.dtype != W.dtype:
         raise TypeError(f"expected X in the dtype of W, {W.dtype}, got {X.dtype}")
     if X.device != W.device:
         raise ValueError(f"expected X on the device of W, {W.device}, got {X.device}")
     if X.shape[1] != q:
-        raise ValueError(f"expected X with {q} columns (the rows of W), got {tuple(X.shape)}")
+        advice = ": pass W as linear.weight.T" if X.shape[1] == l else ""
+        raise ValueError(f"expected X with {q} columns (the rows of W), got {tuple(X.shape)}{advice}")
     if X.shape[0] == 0:
         raise ValueError(f"expected X with at least one row, got shape {tuple(X.shape)}")
     return X, as_targets(Y, rows=X.shape[0], classes=l, device=X.device)
@@ -244,22 +257,31 @@ def _sum(
     A: Tensor,
     B: Tensor,
     bias: Tensor | None,
-) -> tuple[ops.Sums, float]:
-    """The sums over all rows, and the share of the energy below which a denominator is rounding alone."""
+) -> tuple[ops.Sums, Tensor]:
+    """The sums over all rows, and the denominator up to which it is rounding alone.
+
+    ||X u_i|| of an unseen direction is the rounding error of the product and of u_i, sqrt(q) eps ||X||; its
+    numerator is rounding error too.
+    """
+    share = W.shape[0] * torch.finfo(A.dtype).eps ** 2
     if isinstance(data, LabelStatistics):
-        # Of the products that made G, which are squared already.
-        return data.sums(A, B, bias), W.shape[0] * data.rounding
+        sums = data.sums(A, B, bias)
+        return sums, share * sums.energy + data.unseen()
     total: ops.Sums | None = None
+    # Batches are made as their loader is set, by a model under autocast for instance; only sums are ours.
+    label_sums = full_precision(torch.no_grad()(ops.label_sums))
+    labelled = False
     for X, Y in data:
-        sums = ops.label_sums(X, Y, A, B, bias)
+        labelled = labelled or not isinstance(Y, Tensor) or Y.dim() == 2 or bool((Y >= 0).any())
+        sums = label_sums(X, Y, A, B, bias)
         if not bool(torch.isfinite(torch.cat([*sums[:2], sums.energy.view(1)])).all()):
             _raise_not_finite(X, Y)
         total = sums if total is None else ops.Sums(*(a + b for a, b in zip(total, sums, strict=True)))
     if total is None:
         raise ValueError("expected at least one batch of features and labels, got none")
-    # ||X u_i|| of an unseen direction is the rounding error of the product, q eps ||X|| at most; its
-    # numerator is rounding error too.
-    return total, (W.shape[0] * torch.finfo(A.dtype).eps) ** 2
+    if not labelled:
+        raise ValueError("expected at least one row with a label, got none")
+    return total, share * total.energy
 
 
 def select_rank(
@@ -274,7 +296,7 @@ def select_rank(
     """How many singular directions to keep.
 
     Args:
-        S: (d,) singular values, descending, or a :class:`LIPPath`.
+        S: (d,) singular values in any order, or a :class:`LIPPath`.
         method: "energy": the fewest values whose squares sum to the fraction ``energy`` of all;
             "gavish-donoho": those above the optimal hard threshold for unknown noise (Gavish and Donoho,
             arXiv:1305.5870, eq. 4), omega(beta) times the median singular value;
@@ -301,11 +323,14 @@ def select_rank(
     if isinstance(S, LIPPath):
         shape, S = (len(S.V), len(S.U)), S.S
     if not isinstance(S, Tensor) or S.dim() != 1 or not S.is_floating_point():
-        raise TypeError(f"expected singular values as a floating-point vector, got {describe(S)}")
+        raise TypeError(
+            f"expected singular values as a floating-point vector, got {describe(S)}: of a matrix M pass "
+            "torch.linalg.svdvals(M)"
+        )
     check_finite("S", S)
     if len(S) == 0:
         return 0
-    values = S.double()
+    values = S.detach().double().sort(descending=True).values
     if method == "energy":
         if not 0 < energy <= 1:
             raise ValueError(f"expected energy in (0, 1], got {energy}")
@@ -315,10 +340,13 @@ def select_rank(
     if method == "gavish-donoho":
         if shape is None:
             raise ValueError("expected the shape of the matrix for gavish-donoho, got None")
+        if len(S) and (not isinstance(shape, tuple | list) or len(shape) != 2 or min(shape) < 1):
+            raise ValueError(f"expected shape as the (rows, columns) of a matrix, got {shape}")
         beta = min(shape) / max(shape)
         # Cubic fit of the threshold in the paper, accurate to 0.02.
         omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-        return int((values > omega * values.median()).sum())
+        # torch.median would take the lower of the two in the middle.
+        return int((values > omega * values.quantile(0.5)).sum())
     raise ValueError(f"expected method to be 'energy', 'gavish-donoho' or 'holdout', got {method!r}")
 
 

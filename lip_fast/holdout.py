@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lip_fast.targets import CSR, Targets, as_targets
-from lip_fast.validation import check_finite, check_float_matrix, describe
+from lip_fast.validation import check_features, check_finite, describe
 
 __all__ = ["check_holdout", "label_agreement"]
 
@@ -19,9 +19,11 @@ def check_holdout(
         ValueError: shapes or device do not fit, no rows, or features that are not finite.
     """
     if not isinstance(holdout, tuple | list) or len(holdout) != 2:
-        raise TypeError(f"expected a hold-out as a pair (features, labels), got {describe(holdout)}")
+        raise TypeError(
+            f"expected a hold-out as a pair (features, labels) of tensors, got {describe(holdout)}"
+        )
     X, Y = holdout
-    check_float_matrix("hold-out features", X)
+    check_features("hold-out features", X)
     if X.shape[1] != q or X.shape[0] == 0:
         raise ValueError(f"expected hold-out features of shape (n >= 1, {q}), got {tuple(X.shape)}")
     if X.device != device:

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from lip_fast.functional import lip_path, select_rank
 from lip_fast.holdout import check_holdout, label_agreement
-from lip_fast.statistics import LabelStatistics, LinearPath, LinearWeight
+from lip_fast.linear_path import LinearPath, LinearWeight
+from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import Targets
-from lip_fast.validation import FLOATS, check_finite, check_int, check_whole, describe, full_precision
+from lip_fast.validation import (
+    FLOATS,
+    check_finite,
+    check_int,
+    check_sequence,
+    check_whole,
+    describe,
+    full_precision,
+)
 
 __all__ = ["METHODS", "Candidate", "RepairReport", "repair"]
 
@@ -136,13 +145,20 @@ def repair(
         raise ValueError(f"expected method to be one of {METHODS}, got {method!r}")
     if method == "auto" and parameters is not None:
         raise ValueError("expected no parameters with method auto, got some")
+    if inplace and head.weight.is_inference():
+        raise ValueError(
+            "expected a head that can be written with inplace, got one that was made inside of "
+            "torch.inference_mode(): repair a copy of it (inplace=False)"
+        )
     M, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
     rows = None
     if holdout is not None:
-        rows = check_holdout(holdout, q=stats.q, l=stats.l, device=stats.C.device)
+        rows = check_holdout(holdout, q=stats.q, l=stats.l, device=stats.device)
     elif method == "auto":
         raise ValueError("expected a hold-out for method auto, got None")
 
+    if parameters is not None:
+        check_sequence("parameters", parameters)
     if parameters is not None and not len(parameters):
         raise ValueError("expected at least one parameter, got none")
     methods = METHODS[:-1] if method == "auto" else (method,)
@@ -182,7 +198,7 @@ def _family(
     alone: bool,
 ) -> _Family:
     l, q = M.shape
-    dtype = stats.C.dtype
+    dtype = stats.dtype
 
     def counts(most: int) -> list[int]:
         """The numbers to try: unless told, most kept first, which is the least change."""
@@ -200,9 +216,10 @@ def _family(
         V = stats.truncate(max(numbers, default=0))
         return _of_weights(numbers, lambda d: LinearWeight(W @ V[:, :d] @ V[:, :d].mT, fixed_bias))
     if method == "ridge":
-        scale = float(stats.G.diagonal()[:-1].mean())
+        intercept = bias is not None
+        scale = stats.mean_eigenvalue(intercept=intercept)
         alphas = [a * scale for a in _ALPHAS] if parameters is None else parameters
-        return _of_path(stats.ridge_path(alphas, intercept=bias is not None))
+        return _of_path(stats.ridge_path(alphas, intercept=intercept))
     return _of_path(stats.pcr_path(counts(q), intercept=bias is not None))
 
 
@@ -240,15 +257,21 @@ def _scores(
 
 def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
     if not isinstance(head, nn.Linear) or head.weight.dtype not in FLOATS:
-        raise TypeError(f"expected a floating-point nn.Linear, got {describe(head)}")
+        advice = ": pass its last layer" if isinstance(head, nn.Module) and any(head.children()) else ""
+        raise TypeError(f"expected a floating-point nn.Linear, got {describe(head)}{advice}")
+    if nn.parameter.is_lazy(head.weight):
+        raise ValueError("expected a trained head, got a lazy one that has seen no input")
     if not isinstance(stats, LabelStatistics):
-        raise TypeError(f"expected LabelStatistics, got {describe(stats)}")
+        raise TypeError(
+            f"expected LabelStatistics, got {describe(stats)}: pass "
+            "LabelStatistics.for_head(head.weight).update(features, labels)"
+        )
     check_whole("the weight of the head", head.weight)
     l, q = head.weight.shape
     stats.check_shape(q, l)
-    if stats.C.device != head.weight.device:
+    if stats.device != head.weight.device:
         raise ValueError(
-            f"expected statistics on {head.weight.device}, where the head is, got {stats.C.device}"
+            f"expected statistics on {head.weight.device}, where the head is, got {stats.device}"
         )
     stats.check_rows()
     for name, parameter in head.named_parameters():

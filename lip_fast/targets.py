@@ -42,19 +42,27 @@ def as_targets(Y: Tensor, *, rows: int, classes: int, device: torch.device) -> T
         ValueError: shape or device do not fit, or, on CPU, a class index is out of range.
     """
     if not isinstance(Y, Tensor):
-        raise TypeError(f"expected labels as a torch.Tensor, got {type(Y).__name__}")
+        raise TypeError(
+            f"expected labels as a torch.Tensor, got {type(Y).__name__}: pass torch.as_tensor(labels)"
+        )
     if Y.device != device:
         raise ValueError(f"expected labels on {device}, where the features are, got {Y.device}")
     if Y.dim() == 1 and Y.layout == torch.strided:
         if Y.dtype != torch.int64:
-            raise TypeError(f"expected class indices as int64, got {Y.dtype}")
+            advice = "soft labels are a matrix (rows, classes); " if Y.is_floating_point() else ""
+            raise TypeError(
+                f"expected class indices as int64, got {Y.dtype}: {advice}of class indices pass labels.long()"
+            )
         if Y.shape[0] != rows:
             raise ValueError(f"expected {rows} class indices, one a feature row, got {Y.shape[0]}")
         if Y.device.type in host.READABLE:
             check_indices(Y, classes)
         return Y
     if tuple(Y.shape) != (rows, classes):
-        raise ValueError(f"expected labels of shape ({rows},) or ({rows}, {classes}), got {tuple(Y.shape)}")
+        advice = ": pass labels.squeeze(1)" if tuple(Y.shape) == (rows, 1) else ""
+        raise ValueError(
+            f"expected labels of shape ({rows},) or ({rows}, {classes}), got {tuple(Y.shape)}{advice}"
+        )
     if Y.is_complex():
         raise TypeError(f"expected a label matrix of a real dtype, got {Y.dtype}")
     if Y.layout == torch.strided:

@@ -291,6 +291,24 @@ def test_gavish_donoho_finds_a_planted_rank() -> None:
     assert lip_fast.select_rank(S, method="gavish-donoho", shape=(200, 100)) == 0
 
 
+def test_gavish_donoho_takes_the_mean_of_the_two_in_the_middle() -> None:
+    # 2.858 x 6 is more than 10; 2.858 x 3 would be less than both 9 and 10.
+    S = torch.tensor([10.0, 9.0, 3.0, 1.0])
+    for values in (S, S.flip(0), S.double()):
+        assert lip_fast.select_rank(values, method="gavish-donoho", shape=(4, 4)) == 0
+    # 2.858 x 3.25 is 9.29, 2.858 x 3 is 8.57, 2.858 x 3.5 is 10.0.
+    S = torch.tensor([10.0, 9.0, 3.5, 3.0, 1.0, 1.0])
+    assert lip_fast.select_rank(S, method="gavish-donoho", shape=(6, 6)) == 1
+
+
+@pytest.mark.parametrize("method", ["energy", "gavish-donoho"])
+def test_the_order_of_the_values_does_not_matter(method: str) -> None:
+    S = torch.tensor([20.0, 10.0, 2.0, 1.0, 1.0])
+    expected = lip_fast.select_rank(S, method=method, energy=0.9, shape=(5, 5))
+    assert expected == 2
+    assert lip_fast.select_rank(S.flip(0), method=method, energy=0.9, shape=(5, 5)) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -215,7 +215,12 @@ def test_bad_input_is_named_and_nothing_is_written() -> None:
         ((head, stats, "magic", holdout), {}, ValueError, "method to be one of .*got 'magic'"),
         ((head, stats, "auto"), {}, ValueError, "hold-out for method auto, got None"),
         ((head, stats, "ridge"), {}, ValueError, "hold-out to choose among 20 candidates"),
-        ((head, stats, "ridge", X), {}, TypeError, r"hold-out as a pair \(features, labels\), got a tensor"),
+        (
+            (head, stats, "ridge", X),
+            {},
+            TypeError,
+            r"hold-out as a pair \(features, labels\) of tensors, got a tensor",
+        ),
         ((head, stats, "ridge", (X, None)), {}, TypeError, "labels as a torch.Tensor, got NoneType"),
         ((head, stats, "ridge", (X[:0], noisy[:0])), {}, ValueError, r"\(n >= 1, 14\), got \(0, 14\)"),
         ((head, stats, "ridge", (X[:, :3], noisy)), {}, ValueError, r"got \(900, 3\)"),

@@ -7,12 +7,13 @@ the host.
 
 A public function checks its arguments and runs the kernel that serves them here; kernels live in
 :mod:`lip_fast.backends` and trust the checks. None of the ops is differentiable: they run inside an optimizer
-step.
+step. Kernels in plain torch take float32 products as ``torch.set_float32_matmul_precision`` and autocast say;
+a step sets both once for all of its ops (:func:`lip_fast.validation.full_precision`).
 """
 
 from lip_fast.ops.class_sums import ClassSums, class_sums
 from lip_fast.ops.fresh_columns import fresh_columns
-from lip_fast.ops.gram import gram, sums_in_place
+from lip_fast.ops.gram import gram
 from lip_fast.ops.label_sums import Sums, label_sums
 from lip_fast.ops.products import project, sketch
 from lip_fast.ops.rebuild_ import rebuild_
@@ -47,7 +48,6 @@ __all__ = [
     "refit",
     "sketch",
     "start_basis",
-    "sums_in_place",
     "tail_svd",
     "update_one_read_",
     "update_project",

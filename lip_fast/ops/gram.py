@@ -3,19 +3,14 @@
 import torch
 from torch import Tensor
 
-from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
 from lip_fast.backends.triton import STORED
 from lip_fast.ops.checks import elsewhere, not_a_matrix, wrong_dtype, wrong_shape
 from lip_fast.ops.op import Op
 from lip_fast.rounding import compute_dtype
+from lip_fast.validation import full_precision
 
-__all__ = ["gram", "sums_in_place"]
-
-
-def sums_in_place(X: Tensor) -> bool:
-    """Whether kernels of ours read features ``X`` where they lie, in their own format, however many rows."""
-    return X.dtype != torch.float64 and backends.backend_of("gram", X.device.type) != "default"
+__all__ = ["gram"]
 
 
 def _check(X: Tensor, mask: Tensor | None) -> None:
@@ -46,6 +41,7 @@ _OP = Op(
 )
 
 
+@full_precision
 def gram(X: Tensor, mask: Tensor | None = None) -> Tensor:
     """The products of the features with each other, X^T X.
 

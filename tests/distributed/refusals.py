@@ -123,10 +123,12 @@ def statistics(head: nn.Linear, group: Any) -> list[str]:
     for name, X, y, told in (
         ("label", features, targets + 27, "0..29"),
         ("width", features[:, :5], targets, "12 columns"),
+        ("triple", [(features, targets, targets)], None, "got 3 values"),
     ):
         before = collected.C.clone()
-        error = raised_by(lambda: collected.update(X if victim else features, y if victim else targets))  # noqa: B023
-        expected = ValueError if victim else lip_fast.PeerError
+        rows = (X, y) if victim else (features, targets)
+        error = raised_by(lambda: collected.update(*rows))  # noqa: B023
+        expected = (TypeError if y is None else ValueError) if victim else lip_fast.PeerError
         if not isinstance(error, expected) or (victim and told not in str(error)):
             wrong.append(f"statistics, {name}: expected {expected.__name__}, got {error!r}")
         if not torch.equal(collected.C, before):
