@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lip_fast import host, status
+from lip_fast.captures import check_capture, not_loaded
 from lip_fast.claims import Caller, Claim
 from lip_fast.cost import Cost, cost
 from lip_fast.counters import Counters
@@ -31,7 +32,15 @@ from lip_fast.sharded.tensors import (
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import check_indices
 from lip_fast.unfit import check_trained, unfit
-from lip_fast.validation import AS_THEY_ARE, FLOATS, PRODUCTS, check_like, describe, full_precision
+from lip_fast.validation import (
+    AS_THEY_ARE,
+    FLOATS,
+    PRODUCTS,
+    check_like,
+    describe,
+    full_precision,
+    outside_inference_mode,
+)
 from lip_fast.world import Alone, Peers, Update, World
 
 __all__ = ["Head", "HeadStep", "LIPError", "Turn", "check_bias", "check_matrix", "group_of"]
@@ -100,6 +109,7 @@ class HeadStep:
         TypeError, ValueError: a head or a setting that does not fit, or that differs between processes.
     """
 
+    @outside_inference_mode
     def __init__(self, head: Head, settings: Settings, data_group: DataGroup) -> None:
         self.head, self.settings, self.data_group = head, settings, data_group
         weight = head.weight()
@@ -288,6 +298,7 @@ class HeadStep:
     # Observations ------------------------------------------------------------------------------------
 
     @host.untraced
+    @outside_inference_mode
     def observe(self, features: Tensor | EllipsisType, targets: Tensor | EllipsisType) -> None:
         """Take what the head saw, of features ``...`` what a hook saw; see :meth:`lip_fast.LIP.observe`."""
         weight = self.weight()
@@ -332,6 +343,7 @@ class HeadStep:
         self._observations.release()
 
     @host.untraced
+    @outside_inference_mode
     def apply(self) -> None:
         """Act now, with the pending observations; see :meth:`lip_fast.LIP.apply`."""
         weight = self.weight()
@@ -345,25 +357,7 @@ class HeadStep:
 
     def _check_capture(self, weight: Tensor, step: int | None) -> None:
         """RuntimeError where what LIP does at this step, or in a call (None), cannot be replayed."""
-        settings = self.settings
-        if step is not None and (settings.every != 1 or step < settings.start):
-            raise RuntimeError(
-                "expected every=1 and start reached in a step that is captured, since replays repeat it, "
-                f"got every={settings.every} and start={settings.start} at step {step}"
-            )
-        sharding = self.sharding(weight)
-        if sharding.batches_differ and (sharding.gathered or self.statistics):
-            raise RuntimeError(
-                "expected a step that is captured to have the same batch on all processes, or a whole weight "
-                "on each, and no decay: rows of other processes are exchanged through the host"
-            )
-        if settings.strict:
-            raise RuntimeError("expected strict=False in a step that is captured: a replay cannot raise")
-        if self.directions is None or not self.directions.can_be_captured:
-            raise RuntimeError(
-                "expected a step that LIP acts on before one is captured, to start from, got none: "
-                "take two steps first"
-            )
+        check_capture(self.settings, self.sharding(weight), self.directions, step)
 
     # The step ----------------------------------------------------------------------------------------
 
@@ -384,17 +378,15 @@ class HeadStep:
         # Asked here, and not by the wrapper: a warm step goes through few functions.
         autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         rounds = autocast or any(products.fp32_precision not in AS_THEY_ARE for products in PRODUCTS)
-        (full_precision(self._act) if rounds else self._act)(turn, update, step)
+        other = rounds or torch.is_inference_mode_enabled()
+        (full_precision(self._act) if other else self._act)(turn, update, step)
 
     def _act(self, turn: Turn, update: Update | None, step: bool) -> None:
         weight, settings = turn.weight, self.settings
         capturing = weight.device.type not in host.READABLE and host.capturing(weight.device)
         form = (self.directions is not None and self.directions.basis is not None, update is not None)
         if capturing and form not in self._taken:
-            raise RuntimeError(
-                "expected steps that LIP acts on before one is captured, which load what it runs, got none "
-                "like it: take two steps first, and one after a state was loaded"
-            )
+            raise not_loaded()
         self._taken.add(form)
         bias, sharding = self.head.bias(self.shape[0]), self.sharding(weight)
         refused, self._refused = self._refused, None
@@ -513,9 +505,10 @@ class HeadStep:
         template = {
             "steps": 0,
             "subspace": Directions.no_state(self.shape, weight.device),
-            "statistics": None if self.statistics is None else self.statistics.state_dict(),
             "pending": (),
         }
+        if self.statistics is not None:
+            self.statistics.check_state_dict(state_dict["statistics"])
         for key, like in template.items():
             check_like(f"state_dict[{key!r}]", state_dict[key], like)
         directions, saved = None, state_dict["subspace"]
@@ -543,6 +536,7 @@ class HeadStep:
             self._observations.check_state_dict(state_dict["pending"], shape=self.shape)
         return directions
 
+    @outside_inference_mode
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """See :meth:`lip_fast.LIP.load_state_dict`."""
         weight, directions = self.weight(), self.check_state_dict(state_dict)

@@ -43,7 +43,8 @@ def check_trained(weight: Tensor, module: object) -> None:
     """Refuse a weight, of right shape and type, that no optimizer trains as it is.
 
     Raises:
-        TypeError: it is computed from other tensors, or is a tensor of codes.
+        TypeError, ValueError: it is computed from other tensors, is a tensor of codes, or was made where
+            nothing is trained.
     """
     if hasattr(module, "base_layer") and isinstance(module, nn.Module):
         raise TypeError(
@@ -61,6 +62,10 @@ def check_trained(weight: Tensor, module: object) -> None:
         raise TypeError(
             f"expected a head whose weight is a parameter, got {describe(module or weight)}, whose weight is "
             "computed from others (torch.nn.utils.weight_norm, spectral_norm): remove that from it first"
+        )
+    if weight.is_inference():
+        raise ValueError(
+            "expected a head that can be trained, got one made in torch.inference_mode(): make it outside"
         )
     coded = type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__
     if coded and not is_sharded(weight):

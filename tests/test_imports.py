@@ -93,7 +93,7 @@ LAYERS = [
     {"decompose", "statistics"},
     {"functional", "world"},
     {"directions", "repair"},
-    {"cost", "counters", "fused", "observations", "unfit"},
+    {"captures", "cost", "counters", "fused", "observations", "unfit"},
     {"head"},
     {"plugin", "group_heads"},
     {"with_lip"},

@@ -166,3 +166,60 @@ def test_batches_are_made_in_the_modes_of_whoever_hands_them_over() -> None:
         assert torch.equal(lip_fast.lip(W, batches(), k=2), expected)
         LabelStatistics(Q, L).update(batches())
     assert seen == [(False, False)] * 2 + [(True, True)] * 4
+
+
+# LIP in the step -----------------------------------------------------------------------------------------
+
+OPTIONS: dict[str, dict] = {
+    "exact": {"tail_rank": "all"},
+    "tracked": {"tail_rank": 1},
+    "averaged": {"tail_rank": 1, "decay": 0.9},
+}
+
+
+def _trained(options: dict, inside: str) -> Tensor:
+    """The weight after six steps, of which ``inside`` names what is done in inference mode."""
+
+    def mode(name: str) -> torch.inference_mode:
+        return torch.inference_mode(bool(name) and name in inside.split(" and "))
+
+    head = linear(Q, 6, bias=True)
+    with mode("made"):
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
+        lip = lip_fast.LIP(head, 3, **options)
+        lip.attach(optimizer)
+    for i in range(6):
+        g = torch.Generator().manual_seed(i)
+        with mode("features"):
+            X = torch.randn(N, Q, generator=g)
+        y = torch.randint(0, 6, (N,), generator=g)
+        nn.functional.cross_entropy(head(X.clone()), y).backward()
+        with mode("observed"):
+            lip.observe(X, y)
+        # A training that evaluates and forgets to leave; the state of the optimizer is there then.
+        with mode("stepped" if i in (2, 3) else ""):
+            optimizer.step()
+        if i == 4:
+            with mode("loaded"):
+                lip.load_state_dict(lip.state_dict())
+        optimizer.zero_grad()
+    with mode("applied"):
+        lip.observe(X, y)
+        lip.apply()
+    assert lip.stats()["applied"] == 7
+    return head.weight.detach()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "inside", ["made", "features", "observed", "stepped", "loaded", "applied", "made and observed and loaded"]
+)
+def test_steps_do_not_depend_on_it(inside: str, options: dict) -> None:
+    assert torch.equal(_trained(options, inside), _trained(options, ""))
+
+
+def test_a_head_made_inside_is_refused() -> None:
+    with torch.inference_mode():
+        head = linear(Q, L)
+    with pytest.raises(ValueError, match=r"got one made in torch.inference_mode\(\): make it outside"):
+        lip_fast.LIP(head, 2)
