@@ -519,26 +519,27 @@ class LabelStatistics:
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """ValueError where ``state_dict`` is no state of statistics, or of another head."""
-        shapes = {"C": (self.q + 1, self.l), "G": (self.q + 1, self.q + 1), "shift": (self.q,)}
-        missing = {*shapes, "rounding"} - {"shift", *state_dict.keys()}
-        if missing:
+        q, l = self.q, self.l
+        shapes = {"C": (q + 1, l), "G": (q + 1, q + 1), "shift": (q,), "rounding": ()}
+        # States of before there was a shift have none, and the rounding as a number.
+        keys = state_dict.keys() if isinstance(state_dict, Mapping) else set()
+        if missing := shapes.keys() - {"shift", *keys}:
+            got = f"the keys {', '.join(map(repr, keys))}" if keys else describe(state_dict)
             raise ValueError(
-                f"expected the state of LabelStatistics, got the keys {', '.join(map(repr, state_dict))}, "
-                f"without {', '.join(sorted(missing))}"
+                f"expected the state of LabelStatistics, got {got}, without {', '.join(sorted(missing))}"
             )
+        if isinstance(state_dict["rounding"], float):
+            shapes.pop("rounding")
         for name in (name for name in shapes if name in state_dict):
-            if not isinstance(state_dict[name], Tensor) or tuple(state_dict[name].shape) != shapes[name]:
-                got = state_dict[name]
-                got = tuple(got.shape) if isinstance(got, Tensor) else describe(got)
-                raise ValueError(f"expected {name} of shape {shapes[name]}, got {got}")
+            part = state_dict[name]
+            if not isinstance(part, Tensor) or tuple(part.shape) != shapes[name]:
+                shape = tuple(part.shape) if isinstance(part, Tensor) else describe(part)
+                raise ValueError(f"expected {name} of shape {shapes[name]}, got {shape}")
 
     @outside_inference_mode
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore ``state_dict`` in place, after :meth:`check_state_dict`.
-
-        A state of before there was a shift has none, and a relative rounding in place of an absolute one.
-        """
+        """Restore ``state_dict`` in place, after :meth:`check_state_dict`."""
         self.check_state_dict(state_dict)
         have = self._writable()
         C, G = local_part(state_dict["C"]), local_part(state_dict["G"])
@@ -547,6 +548,7 @@ class LabelStatistics:
         shift, rounding = state_dict.get("shift"), state_dict["rounding"]
         shift = torch.zeros_like(have.shift) if shift is None else local_part(shift)
         if not isinstance(rounding, Tensor):
+            # Relative, before there was a shift.
             rounding = rounding * torch.linalg.vector_norm(G[:-1, :-1])
         for part, new in zip(have, (C, G, shift, local_part(rounding)), strict=True):
             part.copy_(new)

@@ -98,7 +98,7 @@ def test_it_goes_where_exact_lip_goes(shape: tuple[int, int], optimizer: str, lr
 def test_the_first_step_is_the_reference(shape: tuple[int, int]) -> None:
     training = _Training(shape, 100)
     weight: list[Tensor] = []
-    training.lip._handle.remove()  # type: ignore[union-attr]
+    training.lip.detach()
     training.optimizer.register_step_post_hook(
         lambda *_: weight.append(training.head.weight.detach().clone())
     )

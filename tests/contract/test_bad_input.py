@@ -571,6 +571,8 @@ PATHS = _paths(_pending_run().plugin.state_dict())
 def test_a_damaged_state_is_refused_and_changes_nothing(
     path: tuple, damage: str, weights: ChangedBytes
 ) -> None:
+    if (*path, damage) == ("statistics", "shift", "missing"):
+        pytest.skip("states of before there was a shift load")
     run = _pending_run()
     before, state = run.weights, run.plugin.state_dict()
     other = _run(steps=5).plugin.state_dict()
@@ -619,8 +621,8 @@ def test_pending_observations_that_are_none_are_refused(pending: tuple, weights:
         (lambda: LIP(linear(Q, L), 6, tail_rank=4, decay=0.9), ("(rank, tail_rank) (5, 4)", "got (6, 4)")),
         (lambda: LIP(linear(Q, L), 5, tail_rank=3, decay=0.9), ("(rank, tail_rank) (5, 4)", "got (5, 3)")),
         (lambda: LIP(linear(Q, L), 5, tail_rank=4), ("same decay",)),
-        (lambda: LIP(linear(Q, L + 1), 5, tail_rank=4, decay=0.9), ("['C']", "(61, 40)", "(61, 41)")),
-        (lambda: LIP(linear(Q + 1, L), 5, tail_rank=4, decay=0.9), ("['C']", "(61, 40)", "(62, 40)")),
+        (lambda: LIP(linear(Q, L + 1), 5, tail_rank=4, decay=0.9), ("C of shape", "(61, 40)", "(61, 41)")),
+        (lambda: LIP(linear(Q + 1, L), 5, tail_rank=4, decay=0.9), ("C of shape", "(61, 40)", "(62, 40)")),
     ],
     ids=["rank", "tail_rank", "decay", "classes", "features"],
 )

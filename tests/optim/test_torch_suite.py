@@ -9,6 +9,7 @@ import io
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -629,7 +630,10 @@ class TestOptimizers(TestCase):
             names = other.optimizer.param_groups[0].get("param_names")
             assert names == (["head.weight"] if saved or loaded else None)
             assert list(other.optimizer.lip.stats()) == (names or ["0"])
-            other.steps(3, STEPS)
+            # LIP begins anew, which an optimizer says whose own state tells that it does not.
+            goes_on = bool(other.optimizer.state_dict()["state"])
+            with pytest.warns(UserWarning, match="LIP begins anew") if goes_on else nullcontext():
+                other.steps(3, STEPS)
 
     @optims(INFOS)
     def test_states_of_the_past(self, device: str, dtype: torch.dtype, optim_info: OptimizerInfo) -> None:

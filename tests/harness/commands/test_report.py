@@ -143,7 +143,8 @@ def test_where_nothing_is_complete(tmp_path: Path, capsys) -> None:
 def test_damaged_results_are_one_line(sweep: Path, capsys, text: str) -> None:
     path = sweep / "b" / "seed-0" / "metrics.json"
     path.write_text(text, encoding="latin-1")
-    assert f"expected the results of a run, {path} cannot be read" in refusal([str(sweep)], capsys)
+    told = "is empty" if not text else "cannot be read"
+    assert f"expected the results of a run, {path} {told}" in refusal([str(sweep)], capsys)
     assert not (sweep / "report.html").exists()
 
 

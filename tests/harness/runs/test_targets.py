@@ -10,13 +10,14 @@ from lip_fast.harness.settings.train import TrainConfig
 # Test accuracy after 5 epochs, and the mean loss of the first: plain, and with LIP in every step at rank 4.
 TARGETS = {
     "cross-entropy": ("symmetric", 0.4, (0.9444, 2.162305), (0.8500, 2.207888)),
-    "gce": ("symmetric", 0.4, (0.9333, 1.096737), (0.8167, 1.116093)),
+    "gce": ("symmetric", 0.4, (0.9333, 1.096737), (0.7889, 1.116700)),
     "elr": ("symmetric", 0.4, (0.9472, 2.062340), (0.7722, 2.109048)),
     "cc": ("partial", 0.3, (0.9250, 0.985222), (0.7944, 1.018809)),
 }
 # Other BLAS libraries and CPUs add up in another order: what that does to a loss, and to predictions later.
 LOSS, ACCURACY = 1e-3, 0.015
-# LIP at so low a rank is at the mercy of rounding: 1.2e-3 and 0.042 between an AMD and an Intel CPU (gce).
+# LIP at so low a rank is at the mercy of rounding: with gce two CPUs and two orders of summation gave 0.761 to
+# 0.817, and losses 1.2e-3 apart; the target is the middle of them.
 LIP_LOSS, LIP_ACCURACY = 2e-3, 0.05
 
 
