@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 __all__ = ["Caller", "Claim"]
 
@@ -18,13 +17,14 @@ class Caller(Protocol):
         """Whether the optimizer is still there and calls the LIP."""
         ...
 
-    def gives_way(self, optimizer: Optimizer) -> bool:
-        """Stop where a LIP attached to ``optimizer`` may take the place of this one; whether it did."""
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the optimizer is gone that was to call the LIP."""
         ...
 
-
-def _no_weight() -> None:
-    return None
+    def gives_way(self, other: "Caller") -> bool:
+        """Stop where what ``other`` calls may take the place of this LIP; whether it did."""
+        ...
 
 
 class Claim:
@@ -34,18 +34,19 @@ class Claim:
         tensor: returns what is in the place of the weight at the moment.
 
     Attributes:
-        known: returns the weight that is known to have no other LIP, None where none is.
+        known: the weight that is known to have no other LIP, None where none is.
     """
 
     def __init__(self, tensor: Callable[[], object]) -> None:
         self._tensor = tensor
-        self.known: Callable[[], Tensor | None] = _no_weight
+        # Not by a weak reference, which a parameter must not have that torch swaps for another.
+        self.known: Tensor | None = None
         # None where no optimizer ever called this LIP.
         self._caller: Caller | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a LIP is called by no optimizer.
-        return {"_tensor": self._tensor, "known": _no_weight, "_caller": None}
+        return {"_tensor": self._tensor, "known": None, "_caller": None}
 
     @property
     def in_use(self) -> bool:
@@ -53,22 +54,26 @@ class Claim:
         return self._caller is not None and self._caller.calls
 
     @property
+    def is_orphaned(self) -> bool:
+        """Whether the optimizer is gone that was to call this LIP, and nobody said that it should stop."""
+        return self._caller is not None and self._caller.is_orphaned
+
+    @property
     def made(self) -> bool:
         """Whether an optimizer was named that calls this LIP, be it still there or not."""
         return self._caller is not None
 
-    def hold(self, weight: Tensor, caller: Caller, optimizer: Optimizer | None = None) -> None:
+    def hold(self, weight: Tensor, caller: Caller) -> None:
         """Hold the weight for an optimizer that calls this LIP, as long as it does.
 
         Args:
             weight: in the place of which no other LIP acts.
             caller: that makes the optimizer call this LIP.
-            optimizer: of a LIP that was attached to it before, this one takes the place.
 
         Raises:
             ValueError: another LIP acts on the weight.
         """
-        self.check(weight, optimizer)
+        self.check(weight, caller)
         self._caller = caller
         _CLAIMS.add(self)
 
@@ -76,14 +81,14 @@ class Claim:
         """Hold no weight any more."""
         self._caller = None
 
-    def check(self, weight: Tensor, optimizer: Optimizer | None = None) -> None:
-        """ValueError where another LIP acts on this weight; one attached to ``optimizer`` gives way."""
+    def check(self, weight: Tensor, new: Caller | None = None) -> None:
+        """ValueError where another LIP acts on this weight, and does not give way to a ``new`` one."""
         for other in list(_CLAIMS):
             if other is self or other._tensor() is not weight:
                 continue
             caller = other._caller
             calls = caller is not None and caller.calls
-            if caller is not None and calls and (optimizer is None or not caller.gives_way(optimizer)):
+            if caller is not None and calls and (new is None or not caller.gives_way(new)):
                 raise ValueError(
                     "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
                     "optimizer, or part of one: call detach() of that LIP first, or take the weight out of "
@@ -91,7 +96,7 @@ class Claim:
                 )
             # Its optimizer has stopped calling it, and must not start again beside this LIP.
             other.release()
-        self.known = weakref.ref(weight)
+        self.known = weight
 
 
 # Every claim that was held once and whose LIP is still there.

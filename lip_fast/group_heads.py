@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from lip_fast.claims import Caller
 from lip_fast.head import Head, HeadStep, check_bias, check_matrix
 from lip_fast.settings import GROUP_SETTINGS, LASTING, Settings
 from lip_fast.sharded.layout import DataGroup
@@ -113,10 +113,17 @@ class GroupHead:
 
 
 class GroupCaller:
-    """An optimizer with LIP, which calls that of a weight while the group of the weight says so."""
+    """An optimizer with LIP, which calls that of a weight while the group of the weight says so.
 
-    def __init__(self, optimizer: Any, weight: Tensor) -> None:
+    Args:
+        optimizer: with LIP.
+        weight: of the group.
+        is_new: whether the optimizer was just given the weight, which it then takes over from another.
+    """
+
+    def __init__(self, optimizer: Any, weight: Tensor, *, is_new: bool) -> None:
         self._optimizer, self._weight = weakref.ref(optimizer), weight
+        self.is_new = is_new
 
     @property
     def calls(self) -> bool:
@@ -124,9 +131,14 @@ class GroupCaller:
         optimizer = self._optimizer()
         return optimizer is not None and bool(optimizer.repairs(self._weight))
 
-    def gives_way(self, optimizer: Optimizer) -> bool:
-        """Never: the group says that LIP acts."""
+    @property
+    def is_orphaned(self) -> bool:
+        """Never: it is the optimizer that is asked to observe."""
         return False
+
+    def gives_way(self, other: Caller) -> bool:
+        """Whether ``other`` is that of a new optimizer, as a notebook makes when its cell runs again."""
+        return isinstance(other, GroupCaller) and other.is_new
 
 
 def _no_module() -> None:

@@ -1,6 +1,5 @@
 """LIP on one weight: when it acts, what it does then, and the state that it carries from step to step."""
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
 from numbers import Real
@@ -31,7 +30,7 @@ from lip_fast.sharded.tensors import (
 )
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import check_indices
-from lip_fast.unfit import check_trained, unfit
+from lip_fast.unfit import check_trained, unfit, warn_unless_linear
 from lip_fast.validation import (
     AS_THEY_ARE,
     FLOATS,
@@ -118,7 +117,8 @@ class HeadStep:
         self.shape = (l, q)
         self.directions: Directions | None = None
         self.statistics: LabelStatistics | None = None
-        self._layout: tuple[weakref.ref[Tensor], Sharding] | None = None
+        # Not by a weak reference, which a parameter must not have that torch swaps for another.
+        self._layout: tuple[Tensor, Sharding] | None = None
         sharding = self.sharding(weight)
         compared = {"shape": self.shape, **asdict(settings), "dtype": weight.dtype}
         told = ", ".join(f"{name}={value!r}" for name, value in compared.items())
@@ -170,9 +170,9 @@ class HeadStep:
 
     def sharding(self, weight: Tensor) -> Sharding:
         """Where the parts of the weight lie, looked up again where it was replaced."""
-        if self._layout is None or self._layout[0]() is not weight:
+        if self._layout is None or self._layout[0] is not weight:
             before, sharding = self._layout, Sharding.of(weight, self.data_group.value)
-            self._layout = (weakref.ref(weight), sharding)
+            self._layout = (weight, sharding)
             moved = before is not None and not (before[1].alone and sharding.alone)
             if self.statistics is not None and moved:
                 # The statistics follow the weight to its new layout.
@@ -195,14 +195,14 @@ class HeadStep:
 
     # The optimizer -----------------------------------------------------------------------------------
 
-    def begin_with(self, caller: Caller, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def begin_with(self, caller: Caller) -> None:
         """Be called by an optimizer, while ``caller`` says so; see :meth:`lip_fast.claims.Claim.hold`.
 
         Raises:
             ValueError: another LIP acts on the weight.
         """
         weight = self.weight()
-        self.claim.hold(weight, caller, optimizer)
+        self.claim.hold(weight, caller)
         self._counters.move(weight.device)
 
     @property
@@ -227,7 +227,7 @@ class HeadStep:
         """Act after a step of an optimizer: a hook of ``register_step_post_hook``."""
         self._observations.in_step = False
         weight = self.weight()
-        if self.claim.known() is not weight:
+        if self.claim.known is not weight:
             self.claim.check(weight)
         group = group_of(optimizer, weight)
         if group is None:
@@ -251,7 +251,7 @@ class HeadStep:
         ``lr`` is that of the weight's group, None where the optimizer chooses it; ``found_inf`` is what a
         gradient scaler tells a fused optimizer, not 0 where the optimizer skips the step.
         """
-        if weight.grad is None:
+        if weight.grad is None or not weight.requires_grad:
             # The next gradient will be of other batches than those observed so far.
             self._steps_without_gradient += bool(self._observations) and weight.requires_grad
             self.discard()
@@ -302,8 +302,13 @@ class HeadStep:
     def observe(self, features: Tensor | EllipsisType, targets: Tensor | EllipsisType) -> None:
         """Take what the head saw, of features ``...`` what a hook saw; see :meth:`lip_fast.LIP.observe`."""
         weight = self.weight()
-        if self.claim.known() is not weight and self.claim.in_use:
+        if self.claim.known is not weight and self.claim.in_use:
             self.claim.check(weight)
+        if self.claim.is_orphaned:
+            raise RuntimeError(
+                "expected an optimizer that calls this LIP, but the one it was attached to is gone: call "
+                "attach() with the new one; of a copied head make a LIP, and call attach(copy)"
+            )
         sharding = self.sharding(weight)
         try:
             self._keep(weight, features, targets)
@@ -317,7 +322,10 @@ class HeadStep:
         """Check what was observed, and keep it."""
         capturing = host.capturing(weight.device)
         if features is ...:
+            output = self.input.take_output()
             features = self.input.take()
+            if output is not None and weight.device.type in host.READABLE:
+                warn_unless_linear(features, output, weight, self.head.bias(len(weight)))
         self.input.forget()
         observation = Observation.checked(features, targets, weight, capturing=capturing)
         labels = observation.targets

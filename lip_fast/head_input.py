@@ -7,25 +7,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["HeadInput"]
+__all__ = ["HeadInput", "remove_idle_hooks"]
 
 
 class HeadInput:
     """The input of the head's forward pass in training, for observations that come without features.
 
-    A forward pre-hook of the head. Copies and files of the model have a copy of it, which sees nothing where
-    no LIP was copied with it. Passes in evaluation mode, without gradients, or inside of a backward pass
-    (``torch.utils.checkpoint`` recomputes there what was seen before) are passed over.
+    A forward hook of the head, which sees what forward was given, after all hooks before it. Copies and files
+    of the model have a copy of it, which goes where no LIP was copied with it. Passes in evaluation mode,
+    without gradients, inside of a backward pass (``torch.utils.checkpoint`` recomputes there what was seen
+    before), of ``torch.export``, ``torch.jit`` and transforms of ``torch.func`` are passed over.
 
     Attributes:
         seen: the input since the last observation or step, detached; None where there was no pass.
-        several: whether there were several.
+        output: what the head made of it, until it was looked at once.
+        several: whether there were several passes.
         used: whether there was one since the last step.
     """
 
     def __init__(self) -> None:
         self.seen: Tensor | None = None
+        self.output: Tensor | None = None
         self.several = self.used = False
+        self._looked_at = False
         # Whether a LIP asks for what is seen, and whether the hook was ever put on a head.
         self._serves = self._watched = False
         self._handle: RemovableHandle | None = None
@@ -41,10 +45,11 @@ class HeadInput:
 
     def watch(self, module: nn.Module) -> None:
         """Be a hook of this module, and no longer one of another."""
+        remove_idle_hooks(module, but=self)
         # A copy may be a hook of the copied module, without a handle.
-        if all(hook is not self for hook in getattr(module, "_forward_pre_hooks", {}).values()):
+        if all(hook is not self for hook in _hooks(module).values()):
             self.unwatch()
-            self._handle = module.register_forward_pre_hook(self, with_kwargs=True)
+            self._handle = module.register_forward_hook(self, with_kwargs=True)
         self._serves = self._watched = True
 
     def unwatch(self) -> None:
@@ -62,18 +67,40 @@ class HeadInput:
 
     def forget(self) -> None:
         """Forget what was seen."""
-        self.seen, self.several = None, False
+        self.seen, self.several, self.output = None, False, None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no LIP asks for what is seen."""
+        return not self._serves
 
     # torch.compile traces this together with the module; a number that it counts up would compile it anew.
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each forward pass of the module."""
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        """After each forward pass of the module; ``rest`` is its keyword arguments and output, or that alone.
+
+        torch.ao registers the hooks of a module on its own ones, without keyword arguments.
+        """
         if not (self._serves and module.training and torch.is_grad_enabled()):
+            if not (self._serves or torch.compiler.is_compiling()):
+                remove_idle_hooks(module)
             return
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if not torch.compiler.is_compiling() and (
+            torch._C._current_graph_task_id() != -1 or _is_traced(args)
+        ):
             return
+        if torch.compiler.is_exporting():
+            return
+        kwargs, output = rest if len(rest) == 2 else ({}, rest[0])
         given = args[0] if args else next(iter(kwargs.values()), None)
         self.several, self.used = self.seen is not None, True
         self.seen = given.detach() if isinstance(given, Tensor) else None
+        if not self._looked_at and isinstance(output, Tensor):
+            self.output = output.detach()
+
+    def take_output(self) -> Tensor | None:
+        """The output of the pass that was seen, the first time it is asked for."""
+        output, self.output, self._looked_at = self.output, None, True
+        return output
 
     def take(self) -> Tensor:
         """The features of the one forward pass since the last observation or step.
@@ -86,8 +113,8 @@ class HeadInput:
         if several:
             raise ValueError(
                 "expected one forward pass of the head in training since the last observation or step, got "
-                "several: observe after each of them, or pass the features of the one that counts, "
-                "observe(features, targets)"
+                "several: observe after each of them, call discard() after one that does not count, or pass "
+                "the features, observe(features, targets)"
             )
         if seen is not None:
             return seen
@@ -99,7 +126,29 @@ class HeadInput:
             )
         raise ValueError(
             "expected a forward pass of the head, in training mode and with gradients, since the last "
-            "observation or step, got none. Where the model runs another way (a copy of the head, its weight "
-            "alone, a graph that is replayed, a model compiled and called before the LIP was made, reentrant "
-            "activation checkpointing), pass the features, observe(features, targets)"
+            "observation or step, got none: observe before the step, and make a LIP of the head that the "
+            "model has now. Where the model runs another way (the weight alone, a graph that is replayed, "
+            "reentrant activation checkpointing, a model compiled and called before the LIP was made), pass "
+            "the features, observe(features, targets)"
         )
+
+
+def remove_idle_hooks(module: nn.Module, but: HeadInput | None = None) -> None:
+    """Remove the hooks from a copied module that no LIP was copied with."""
+    hooks = _hooks(module)
+    for key in [key for key, hook in hooks.items() if isinstance(hook, HeadInput) and hook.is_idle]:
+        if hooks[key] is not but:
+            del hooks[key]
+            getattr(module, "_forward_hooks_with_kwargs", {}).pop(key, None)
+
+
+def _hooks(module: nn.Module) -> dict[int, Any]:
+    hooks: dict[int, Any] = getattr(module, "_forward_hooks", {})
+    return hooks
+
+
+def _is_traced(args: tuple[Any, ...]) -> bool:
+    """Whether a pass is of torch.jit's tracing, or of a transform of torch.func: its tensors end with it."""
+    return torch.jit.is_tracing() or any(
+        isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in args
+    )

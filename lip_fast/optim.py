@@ -34,8 +34,8 @@ class LIPSGD(WithLIP, torch.optim.SGD):
 
     Every parameter is updated as torch does it; when and how LIP acts is said in :class:`lip_fast.LIP`.
     Copies (``copy.deepcopy``, pickle) have copies of LIP and its state. Checkpoints need ``optimizer.lip``, a
-    ``Stateful``, beside the optimizer. One optimizer at a time acts on a weight: where another is to take
-    over, delete the first.
+    ``Stateful``, beside the optimizer. One optimizer at a time acts on a weight: a new one of these takes
+    it over, and the old one refuses further steps.
 
     Args:
         params: parameters or groups, as in torch. A LIP group holds matrices (l, q) alone, and may set each

@@ -9,6 +9,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lip_fast.claims import Caller
 from lip_fast.cost import Cost
 from lip_fast.head import Head, HeadStep, LIPError, group_of
 from lip_fast.settings import Settings
@@ -28,6 +29,7 @@ class Attachment:
 
     def __init__(self, optimizer: Optimizer, step: HeadStep) -> None:
         self._optimizer, self._input = weakref.ref(optimizer), step.input
+        self._removed = False
         self._before = optimizer.register_step_pre_hook(step.before_step)
         self._after = optimizer.register_step_post_hook(step.after_step)
 
@@ -36,15 +38,21 @@ class Attachment:
         """Whether the optimizer is still there and calls the LIP."""
         return self._after.id in (self._after.hooks_dict_ref() or {})
 
-    def gives_way(self, optimizer: Optimizer) -> bool:
-        """Stop where it is ``optimizer`` that calls the LIP; whether it did."""
-        if self._optimizer() is not optimizer:
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the optimizer is gone, and nobody called :meth:`remove`."""
+        return not self._removed and self._optimizer() is None
+
+    def gives_way(self, other: Caller) -> bool:
+        """Stop where ``other`` is an attachment to the same optimizer; whether it did."""
+        if not isinstance(other, Attachment) or self._optimizer() is not other._optimizer():
             return False
         self.remove()
         return True
 
     def remove(self) -> None:
         """Stop; no error where it has stopped."""
+        self._removed = True
         self._before.remove()
         self._after.remove()
         self._input.unwatch()
@@ -232,7 +240,7 @@ class LIP:
             )
         attachment = Attachment(optimizer, self._step)
         try:
-            self._step.begin_with(attachment, optimizer)
+            self._step.begin_with(attachment)
         except Exception:
             attachment.remove()
             raise

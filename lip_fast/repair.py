@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lip_fast.functional import lip_path, select_rank
+from lip_fast.head_input import remove_idle_hooks
 from lip_fast.holdout import check_holdout, label_agreement
 from lip_fast.linear_path import LinearPath, LinearWeight
 from lip_fast.statistics import LabelStatistics
@@ -178,6 +179,7 @@ def repair(
     # taken: the least change comes first in every family.
     chosen, make = max(tried[method != "auto" :], key=lambda each: _rank(each[0]))
     target = head if inplace else copy.deepcopy(head)
+    remove_idle_hooks(target)
     if make is not None:
         # In the head's own dtype: what it cannot hold is seen before anything is written.
         made_M, made_bias = (part.to(target.weight.dtype) for part in make())

@@ -1,13 +1,15 @@
 """Heads that LIP cannot act on: why, and what to pass in their place."""
 
-from torch import Tensor, nn
+import warnings
+
+from torch import Tensor, nn, strided
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lip_fast.sharded.tensors import is_sharded
 from lip_fast.validation import FLOATS, describe
 
-__all__ = ["check_trained", "unfit"]
+__all__ = ["check_trained", "unfit", "warn_unless_linear"]
 
 _HEAD = "expected a head with a 2-D weight, such as nn.Linear"
 
@@ -71,6 +73,42 @@ def check_trained(weight: Tensor, module: object) -> None:
     if coded and not is_sharded(weight):
         raise TypeError(
             f"expected a weight of numbers, got {type(weight).__name__}: quantized, it cannot be refitted"
+        )
+
+
+# Rows that are looked at, and how far the logits may lie from the products, of their largest: bfloat16
+# products differ by a hundredth, another formula by as much as they are.
+_ROWS, _TOLERANCE = 8, 0.1
+
+
+def warn_unless_linear(features: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Warn of a head whose output is not features M^T + bias: what LIP refits is another model.
+
+    Args:
+        features: (..., q) what the head was called with.
+        output: what it made of it.
+        weight: M (l, q).
+        bias: (l,) or None.
+    """
+    tensors = [features, output, weight, *([] if bias is None else [bias])]
+    if any(is_sharded(t) or t.layout != strided for t in tensors) or not output.numel():
+        return
+    l, q = weight.shape
+    x, found = features.detach().reshape(-1, q)[:_ROWS], output.detach()
+    fits = found.shape == (*features.shape[:-1], l)
+    if fits:
+        expected = nn.functional.linear(
+            x.float(), weight.detach().float(), bias if bias is None else bias.float()
+        )
+        difference = (found.reshape(-1, l)[:_ROWS].float() - expected).abs().max()
+        # Where something is not finite nothing is said of it here.
+        fits = not bool(difference > _TOLERANCE * expected.abs().max())
+    if not fits:
+        warnings.warn(
+            "LIP refits the weight of a head that computes features @ weight.T + bias, and this one computes "
+            "something else (normalised features or weights, another layout)",
+            UserWarning,
+            stacklevel=2,
         )
 
 

@@ -180,7 +180,7 @@ class WithLIP(Optimizer):
             self._check_group(group)
             if group["lip_rank"] is not None:
                 for p in group["params"]:
-                    self._make(group, p)
+                    self._make(group, p, is_new=True)
         except Exception:
             self.param_groups.pop()
             for p in group["params"]:
@@ -234,20 +234,20 @@ class WithLIP(Optimizer):
             name = next(name for name, _, p in self.named_parameters() if p is weight)
             raise ValueError(f"parameter {name!r} of a group with a lip_rank: {error}") from error
 
-    def _make(self, group: dict[str, Any], p: Tensor) -> GroupHead:
+    def _make(self, group: dict[str, Any], p: Tensor, *, is_new: bool = False) -> GroupHead:
         """LIP on the weight by the settings of its group, in place of another that there may be."""
         with self._naming(p):
             of = GroupHead(p, group, self._lip_data_group, seed=self._lip_seed, strict=self._lip_strict)
             before = self._forget(p)
-            self._call(of)
+            self._call(of, is_new=is_new)
             if before is not None:
                 of.take_over(before)
         self._lip_heads[p] = of
         return of
 
-    def _call(self, of: GroupHead) -> None:
+    def _call(self, of: GroupHead, *, is_new: bool = False) -> None:
         """Call the LIP of a weight in the steps of this optimizer, while its group has a ``lip_rank``."""
-        of.step.begin_with(GroupCaller(self, of.weight))
+        of.step.begin_with(GroupCaller(self, of.weight, is_new=is_new))
 
     def repairs(self, weight: Tensor) -> bool:
         """Whether LIP acts on a weight in the steps of this optimizer."""
@@ -296,6 +296,15 @@ class WithLIP(Optimizer):
             ValueError: its weight is in no such group.
         """
         self._of(head).watch(head)
+
+    def unwatch(self, head: nn.Module) -> None:
+        """Leave no hook on a head that :meth:`watch` was called for; ValueError as there."""
+        self._of(head).step.input.unwatch()
+
+    def discard(self) -> None:
+        """Forget what was observed since the last step, as :meth:`lip_fast.LIP.discard`."""
+        for of in self._heads():
+            of.step.discard()
 
     @overload
     def observe(self, head: nn.Module, targets: Tensor, /) -> None: ...

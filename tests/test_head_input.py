@@ -264,10 +264,10 @@ def test_a_copy_of_the_model_alone_keeps_nothing_of_its_batches() -> None:
 def test_the_hook_goes_with_its_lip() -> None:
     net = Net()
     run = Plugin(net)
-    assert len(net.head._forward_pre_hooks) == 1
+    assert len(net.head._forward_hooks) == 1
     del run
     gc.collect()
-    assert not net.head._forward_pre_hooks
+    assert not net.head._forward_hooks
 
 
 def test_another_rank_in_a_group_goes_on_watching() -> None:
@@ -278,3 +278,142 @@ def test_another_rank_in_a_group_goes_on_watching() -> None:
     run.observe(y)
     run.optimizer.step()
     assert run.applied() == 1
+
+
+def test_hooks_of_copies_do_not_pile_up() -> None:
+    """A model that is copied and given a LIP again and again, as in population based training."""
+    net = Net()
+    for _ in range(5):
+        run = Plugin(net)
+        net = copy.deepcopy(net)
+    assert len(net.head._forward_hooks) == 1
+    # The copy's hook serves nobody: it goes with the first pass.
+    net(_batch(0)[0])
+    assert not net.head._forward_hooks
+    assert not net.head._forward_hooks_with_kwargs
+    assert len(run.net.head._forward_hooks) == 1
+
+
+def test_what_hooks_before_it_make_of_the_input_is_seen() -> None:
+    seen, told = Net(), Net()
+    run = Plugin(seen)
+    seen.head.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    told.run = lambda head, x: head(2 * x)
+    other = Plugin(told)
+    for i in range(3):
+        x, y = _batch(i)
+        for each in (run, other):
+            cross_entropy(each.net(x), y).backward()
+        run.observe(y)
+        other.observe(2 * torch.tanh(told.body(x)), y)
+        for each in (run, other):
+            each.optimizer.step()
+            each.optimizer.zero_grad()
+    assert _same(seen, told)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_tools_that_trace_or_convert_the_model() -> None:
+    """They run the head otherwise, or hand its hooks to another module."""
+    seen, told = Net(), Net()
+    run = Plugin(seen)
+    for i in range(4):
+        x, y = _batch(i)
+        cross_entropy(seen(x), y).backward()
+        torch.export.export(seen, (x,))
+        torch.func.vmap(lambda row: torch.func.functional_call(seen, dict(seen.named_parameters()), (row,)))(
+            x
+        )
+        torch.jit.trace(seen, x, check_trace=False)
+        run.observe(y)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    _train(Plugin, told, alone=False)
+    assert _same(seen, told)
+    quantized = torch.ao.quantization.quantize_dynamic(seen.eval(), {nn.Linear})
+    assert quantized(_batch(0)[0]).shape == (N, L)
+
+
+# What else may be wrong with a head -------------------------------------------------------------------
+
+
+class Cosine(nn.Linear):
+    """Logits of normalised features and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = nn.functional.normalize
+        return nn.functional.linear(normalised(x), normalised(self.weight))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_head_that_is_not_linear_is_told_once(kind: type) -> None:
+    net = Net()
+    with torch.random.fork_rng(devices=[]):
+        net.head = Cosine(Q, L)
+    run = kind(net)
+    for i in range(2):
+        net(_batch(i)[0]).sum().backward()
+        if i:
+            run.observe(_batch(i)[1])
+        else:
+            with pytest.warns(UserWarning, match=r"computes features @ weight.T \+ bias"):
+                run.observe(_batch(i)[1])
+        run.optimizer.step()
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_frozen_head_is_left_alone_whatever_its_gradient_holds(kind: type) -> None:
+    """zero_grad(set_to_none=False) leaves gradients of 0."""
+    run = kind(Net())
+    before = run.net.head.weight.detach().clone()
+    run.net.head.weight.grad = torch.zeros(L, Q)
+    run.net.head.requires_grad_(False)
+    for i in range(3):
+        x, y = _batch(i)
+        cross_entropy(run.net(x), y).backward()
+        run.observe(torch.tanh(run.net.body(x)), y)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=False)
+    assert run.applied() == 0
+    assert torch.equal(run.net.head.weight, before)
+
+
+def test_an_optimizer_that_is_gone_is_said_at_once() -> None:
+    run = Plugin(Net())
+    run.optimizer = torch.optim.SGD(run.net.parameters(), lr=0.1)
+    gc.collect()
+    run.net(_batch(0)[0]).sum().backward()
+    with pytest.raises(RuntimeError, match=r"the one it was attached to is gone: call attach\(\)"):
+        run.observe(_batch(0)[1])
+    run.lip.attach(run.optimizer)
+    run.net(_batch(1)[0]).sum().backward()
+    run.observe(_batch(1)[1])
+    run.optimizer.step()
+    assert run.applied() == 1
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_parameters_may_be_swapped(kind: type) -> None:
+    """As torch.__future__.set_swap_module_params_on_conversion has it, and FSDP2."""
+    run = _train(kind, Net(), alone=True)
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        run.net.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    assert run.net.head.weight.dtype == torch.float64
+
+
+def test_an_optimizer_forgets_a_batch_that_was_left_out() -> None:
+    run = Inside(Net())
+    run.net(torch.full((N, Q), float("inf")))
+    run.observe(_batch(0)[1])
+    run.optimizer.discard()
+    for x, y in (_batch(i) for i in range(2)):
+        cross_entropy(run.net(x), y).backward()
+        run.observe(y)
+        run.optimizer.step()
+    assert run.applied() == 2
+    run.optimizer.unwatch(run.net.head)
+    assert not run.net.head._forward_hooks

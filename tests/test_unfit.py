@@ -113,7 +113,7 @@ def test_the_head_that_is_trained_beside_an_adapter_is_taken() -> None:
     class Wrapper(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.trained = nn.Linear(Q, L)
+            self.trained = nn.Linear(Q, L, bias=False)
 
         @property
         def weight(self) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """LIP as a callback of a Lightning trainer."""
 
 import copy
+import warnings
 from types import EllipsisType
 from typing import Any, overload
 
@@ -54,7 +55,7 @@ class LIPCallback(Callback):
         self._attachment: Attachment | None = None
         # Of a checkpoint that is read before the module is on its device.
         self._waiting: dict[str, Any] = {}
-        self._known = False
+        self._known = self._observed = self._warned = False
 
     @property
     def state_key(self) -> str:
@@ -95,6 +96,7 @@ class LIPCallback(Callback):
         """
         if self.lip is not None and self._head is not None and self._attachment is not None:
             if self._head.training:
+                self._observed = True
                 observe: Any = self.lip.observe
                 observe(features, targets)
         elif not self._known:
@@ -117,6 +119,17 @@ class LIPCallback(Callback):
         if self._waiting:
             self.lip.load_state_dict(self._waiting)
             self._waiting = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Say so where nothing was observed in the first batch."""
+        if not (self._observed or self._warned):
+            self._warned = True
+            warnings.warn(
+                f"expected LIP on {self._name!r} to be shown labels, got none in the first batch: call "
+                "observe(targets) of its callback in training_step",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach."""

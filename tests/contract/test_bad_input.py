@@ -285,7 +285,7 @@ def test_after_detach_nothing_of_a_lip_is_left(weights: ChangedBytes) -> None:
     run.plugin.detach()  # once more is no error
     for hooks in ("_optimizer_step_post_hooks", "_optimizer_step_pre_hooks"):
         assert not getattr(run.optimizer, hooks)
-    assert not run.model.head._forward_pre_hooks
+    assert not run.model.head._forward_hooks
     weights.check(run.steps(2, 4).weights, base.steps(2, 4).weights)
     run.plugin.attach(run.optimizer)
     assert run.steps(4, 6).plugin.stats()["applied"] == 4

@@ -409,8 +409,13 @@ def test_a_weight_has_one_lip(optimizer: type) -> None:
     plain = torch.optim.SGD(side.parameters, lr=0.1)
     with _refused(ValueError, "no other LIP acts on", "take the weight out of the group"):
         LIP(side.head, 3).attach(plain)
+    # Another one of these takes the weight over, as where the cell of a notebook runs again.
+    again = optimizer([side.head.weight], lip_rank=3)
+    again.observe(side.head, *_batch(0))
+    before = side.values
     with _refused(ValueError, "parameter '0' of a group with a lip_rank", "no other LIP acts on"):
-        optimizer([side.head.weight], lip_rank=3)
+        side.optimizer.step()
+    assert same(before, side.values)
     head = linear(Q, L)
     attached = torch.optim.SGD(head.parameters(), lr=0.1)
     plug_in = LIP(head, 3)

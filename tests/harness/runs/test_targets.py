@@ -16,7 +16,7 @@ TARGETS = {
 }
 # Other BLAS libraries and CPUs add up in another order: what that does to a loss, and to predictions later.
 LOSS, ACCURACY = 1e-3, 0.015
-# LIP at so low a rank is at the mercy of rounding: with gce two CPUs and two orders of summation gave 0.761 to
+# LIP at so low a rank is at the mercy of rounding: with gce two CPUs and two orders of sums gave 0.761 to
 # 0.817, and losses 1.2e-3 apart; the target is the middle of them.
 LIP_LOSS, LIP_ACCURACY = 2e-3, 0.05
 
