@@ -322,10 +322,10 @@ class HeadStep:
         """Check what was observed, and keep it."""
         capturing = host.capturing(weight.device)
         if features is ...:
-            output = self.input.take_output()
+            logits = self.input.take_logits()
             features = self.input.take()
-            if output is not None and weight.device.type in host.READABLE:
-                warn_unless_linear(features, output, weight, self.head.bias(len(weight)))
+            if logits is not None and weight.device.type in host.READABLE:
+                warn_unless_linear(features, logits, weight, self.head.bias(len(weight)))
         self.input.forget()
         observation = Observation.checked(features, targets, weight, capturing=capturing)
         labels = observation.targets

@@ -9,6 +9,9 @@ from torch.utils.hooks import RemovableHandle
 
 __all__ = ["HeadInput", "remove_idle_hooks"]
 
+# Rows of the first output, by which it is told whether the head is linear.
+_ROWS = 8
+
 
 class HeadInput:
     """The input of the head's forward pass in training, for observations that come without features.
@@ -20,14 +23,14 @@ class HeadInput:
 
     Attributes:
         seen: the input since the last observation or step, detached; None where there was no pass.
-        output: what the head made of it, until it was looked at once.
+        logits: the first rows of what the head made of it, until they were looked at once.
         several: whether there were several passes.
         used: whether there was one since the last step.
     """
 
     def __init__(self) -> None:
         self.seen: Tensor | None = None
-        self.output: Tensor | None = None
+        self.logits: Tensor | None = None
         self.several = self.used = False
         self._looked_at = False
         # Whether a LIP asks for what is seen, and whether the hook was ever put on a head.
@@ -67,7 +70,7 @@ class HeadInput:
 
     def forget(self) -> None:
         """Forget what was seen."""
-        self.seen, self.several, self.output = None, False, None
+        self.seen, self.several, self.logits = None, False, None
 
     @property
     def is_idle(self) -> bool:
@@ -94,13 +97,15 @@ class HeadInput:
         given = args[0] if args else next(iter(kwargs.values()), None)
         self.several, self.used = self.seen is not None, True
         self.seen = given.detach() if isinstance(given, Tensor) else None
-        if not self._looked_at and isinstance(output, Tensor):
-            self.output = output.detach()
+        # A copy of a few rows, which does not keep the others; of a DTensor it would be a collective.
+        if not self._looked_at and type(output) is Tensor and output.dim() > 1:
+            first = (slice(1),) * (output.dim() - 2) + (slice(_ROWS),)
+            self.logits = output.detach()[first].flatten(0, -2).clone()
 
-    def take_output(self) -> Tensor | None:
-        """The output of the pass that was seen, the first time it is asked for."""
-        output, self.output, self._looked_at = self.output, None, True
-        return output
+    def take_logits(self) -> Tensor | None:
+        """The first rows of the output of the pass that was seen, the first time they are asked for."""
+        logits, self.logits, self._looked_at = self.logits, None, True
+        return logits
 
     def take(self) -> Tensor:
         """The features of the one forward pass since the last observation or step.

@@ -181,6 +181,7 @@ class Observations:
         self._next, self._fresh = 0, False
         self._calls, self.untaken = 0, False
         self.input.seen, self.input.several, self.input.used = None, False, False
+        self.input.logits = None
 
     def release(self) -> None:
         """Forget the buffers too."""

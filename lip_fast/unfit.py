@@ -76,31 +76,30 @@ def check_trained(weight: Tensor, module: object) -> None:
         )
 
 
-# Rows that are looked at, and how far the logits may lie from the products, of their largest: bfloat16
-# products differ by a hundredth, another formula by as much as they are.
-_ROWS, _TOLERANCE = 8, 0.1
+# How far the logits may lie from the products, of their largest: bfloat16 products differ by a hundredth,
+# another formula by as much as they are.
+_TOLERANCE = 0.1
 
 
-def warn_unless_linear(features: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def warn_unless_linear(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Warn of a head whose output is not features M^T + bias: what LIP refits is another model.
 
     Args:
         features: (..., q) what the head was called with.
-        output: what it made of it.
+        logits: the first rows of what it made of them.
         weight: M (l, q).
         bias: (l,) or None.
     """
-    tensors = [features, output, weight, *([] if bias is None else [bias])]
-    if any(is_sharded(t) or t.layout != strided for t in tensors) or not output.numel():
+    tensors = [features, weight, *([] if bias is None else [bias])]
+    if any(is_sharded(t) or t.layout != strided for t in tensors) or not logits.numel():
         return
     l, q = weight.shape
-    x, found = features.detach().reshape(-1, q)[:_ROWS], output.detach()
-    fits = found.shape == (*features.shape[:-1], l)
+    x = features.detach().reshape(-1, q)[: len(logits)].float()
+    fits = logits.shape == (len(x), l)
     if fits:
-        expected = nn.functional.linear(
-            x.float(), weight.detach().float(), bias if bias is None else bias.float()
-        )
-        difference = (found.reshape(-1, l)[:_ROWS].float() - expected).abs().max()
+        b = None if bias is None else bias.detach().float()
+        expected = nn.functional.linear(x, weight.detach().float(), b)
+        difference = (logits.float() - expected).abs().max()
         # Where something is not finite nothing is said of it here.
         fits = not bool(difference > _TOLERANCE * expected.abs().max())
     if not fits:

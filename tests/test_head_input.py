@@ -417,3 +417,13 @@ def test_an_optimizer_forgets_a_batch_that_was_left_out() -> None:
     assert run.applied() == 2
     run.optimizer.unwatch(run.net.head)
     assert not run.net.head._forward_hooks
+
+
+def test_of_the_logits_no_more_than_a_few_rows_are_kept() -> None:
+    """Those of a language model are gigabytes."""
+    run = Plugin(Net())
+    output = run.net(_batch(0)[0])
+    logits = weakref.ref(output.untyped_storage())
+    output.sum().backward()
+    del output
+    assert logits() is None
