@@ -22,8 +22,12 @@ class Caller(Protocol):
         """Whether the optimizer is gone that was to call the LIP."""
         ...
 
-    def gives_way(self, other: "Caller") -> bool:
-        """Stop where what ``other`` calls may take the place of this LIP; whether it did."""
+    def yields_to(self, other: "Caller") -> bool:
+        """Whether what ``other`` calls may take the place of this LIP."""
+        ...
+
+    def stop(self) -> None:
+        """Leave the place to another, with no hook behind."""
         ...
 
 
@@ -63,17 +67,18 @@ class Claim:
         """Whether an optimizer was named that calls this LIP, be it still there or not."""
         return self._caller is not None
 
-    def hold(self, weight: Tensor, caller: Caller) -> None:
+    def hold(self, weight: Tensor, caller: Caller, *, later: bool = False) -> None:
         """Hold the weight for an optimizer that calls this LIP, as long as it does.
 
         Args:
             weight: in the place of which no other LIP acts.
             caller: that makes the optimizer call this LIP.
+            later: whether what yields to it may go on until it is held again.
 
         Raises:
             ValueError: another LIP acts on the weight.
         """
-        self.check(weight, caller)
+        self.check(weight, caller, only=later)
         self._caller = caller
         _CLAIMS.add(self)
 
@@ -81,22 +86,29 @@ class Claim:
         """Hold no weight any more."""
         self._caller = None
 
-    def check(self, weight: Tensor, new: Caller | None = None) -> None:
-        """ValueError where another LIP acts on this weight, and does not give way to a ``new`` one."""
+    def check(self, weight: Tensor, new: Caller | None = None, *, only: bool = False) -> None:
+        """ValueError where another LIP acts on this weight, and does not yield to a ``new`` one.
+
+        One that yields stops, unless this is ``only`` a question.
+        """
         for other in list(_CLAIMS):
             if other is self or other._tensor() is not weight:
                 continue
             caller = other._caller
             calls = caller is not None and caller.calls
-            if caller is not None and calls and (new is None or not caller.gives_way(new)):
+            if caller is not None and calls and (new is None or not caller.yields_to(new)):
                 raise ValueError(
                     "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
                     "optimizer, or part of one: call detach() of that LIP first, or take the weight out of "
                     "the group with a lip_rank, or delete that optimizer"
                 )
-            # Its optimizer has stopped calling it, and must not start again beside this LIP.
-            other.release()
-        self.known = weight
+            if not only:
+                # Its optimizer has stopped calling it, or does now, and must not start again beside this LIP.
+                if caller is not None and calls:
+                    caller.stop()
+                other.release()
+        if not only:
+            self.known = weight
 
 
 # Every claim that was held once and whose LIP is still there.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lip_fast.claims import Caller
 from lip_fast.head import Head, HeadStep, check_bias, check_matrix
+from lip_fast.head_input import HeadInput
 from lip_fast.settings import GROUP_SETTINGS, LASTING, Settings
 from lip_fast.sharded.layout import DataGroup
 from lip_fast.sharded.tensors import trained_weight
@@ -77,6 +78,8 @@ class GroupHead:
         self.weight, self.group, self._options = weight, group, options
         self.head = ParameterHead(weight)
         self._said = _said_by(group)
+        # Whether the weight was given to the optimizer, and is not used yet.
+        self.is_new = False
         # The module that is watched, as long as it is there.
         self.watched: Callable[[], nn.Module | None] = _no_module
         self.step = HeadStep(self.head, Settings.of_group(group, **options), data_group)
@@ -118,12 +121,13 @@ class GroupCaller:
     Args:
         optimizer: with LIP.
         weight: of the group.
-        is_new: whether the optimizer was just given the weight, which it then takes over from another.
+        input: of its head, whose hook goes where another takes the weight over.
+        is_new: whether the optimizer was given the weight and uses it for the first time: it takes it over.
     """
 
-    def __init__(self, optimizer: Any, weight: Tensor, *, is_new: bool) -> None:
+    def __init__(self, optimizer: Any, weight: Tensor, input: HeadInput, *, is_new: bool) -> None:
         self._optimizer, self._weight = weakref.ref(optimizer), weight
-        self.is_new = is_new
+        self._input, self.is_new = input, is_new
 
     @property
     def calls(self) -> bool:
@@ -136,9 +140,13 @@ class GroupCaller:
         """Never: it is the optimizer that is asked to observe."""
         return False
 
-    def gives_way(self, other: Caller) -> bool:
+    def yields_to(self, other: Caller) -> bool:
         """Whether ``other`` is that of a new optimizer, as a notebook makes when its cell runs again."""
         return isinstance(other, GroupCaller) and other.is_new
+
+    def stop(self) -> None:
+        """Leave no hook: a later step of the optimizer is refused."""
+        self._input.unwatch()
 
 
 def _no_module() -> None:

@@ -149,8 +149,8 @@ class HeadStep:
         self.claim = Claim(head.tensor)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy looks up the layout of its own weight.
-        return self.__dict__ | {"_layout": None}
+        # A copy looks up the layout of its own weight, maybe in a process that has loaded nothing.
+        return self.__dict__ | {"_layout": None, "_taken": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -195,14 +195,10 @@ class HeadStep:
 
     # The optimizer -----------------------------------------------------------------------------------
 
-    def begin_with(self, caller: Caller) -> None:
-        """Be called by an optimizer, while ``caller`` says so; see :meth:`lip_fast.claims.Claim.hold`.
-
-        Raises:
-            ValueError: another LIP acts on the weight.
-        """
+    def begin_with(self, caller: Caller, *, later: bool = False) -> None:
+        """Be called by an optimizer, while ``caller`` says so; see :meth:`lip_fast.claims.Claim.hold`."""
         weight = self.weight()
-        self.claim.hold(weight, caller)
+        self.claim.hold(weight, caller, later=later)
         self._counters.move(weight.device)
 
     @property
@@ -321,13 +317,14 @@ class HeadStep:
     def _keep(self, weight: Tensor, features: object, targets: object) -> None:
         """Check what was observed, and keep it."""
         capturing = host.capturing(weight.device)
-        if features is ...:
-            logits = self.input.take_logits()
-            features = self.input.take()
-            if logits is not None and weight.device.type in host.READABLE:
-                warn_unless_linear(features, logits, weight, self.head.bias(len(weight)))
-        self.input.forget()
+        seen = features is ...
+        if seen:
+            features = self.input.features()
         observation = Observation.checked(features, targets, weight, capturing=capturing)
+        logits = self.input.take_logits() if seen else None
+        if logits is not None and weight.device.type in host.READABLE:
+            warn_unless_linear(observation.features, logits, weight, self.head.bias(len(weight)))
+        self.input.forget()
         labels = observation.targets
         if self.settings.strict and not capturing and isinstance(labels, Tensor) and labels.dim() == 1:
             check_indices(labels, len(weight))

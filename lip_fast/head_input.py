@@ -24,14 +24,14 @@ class HeadInput:
     Attributes:
         seen: the input since the last observation or step, detached; None where there was no pass.
         logits: the first rows of what the head made of it, until they were looked at once.
-        several: whether there were several passes.
+        passed, several: whether there was a pass, and whether there were several.
         used: whether there was one since the last step.
     """
 
     def __init__(self) -> None:
         self.seen: Tensor | None = None
         self.logits: Tensor | None = None
-        self.several = self.used = False
+        self.passed = self.several = self.used = False
         self._looked_at = False
         # Whether a LIP asks for what is seen, and whether the hook was ever put on a head.
         self._serves = self._watched = False
@@ -70,7 +70,8 @@ class HeadInput:
 
     def forget(self) -> None:
         """Forget what was seen."""
-        self.seen, self.several, self.logits = None, False, None
+        self.seen, self.logits = None, None
+        self.several = self.passed = False
 
     @property
     def is_idle(self) -> bool:
@@ -95,10 +96,11 @@ class HeadInput:
             return
         kwargs, output = rest if len(rest) == 2 else ({}, rest[0])
         given = args[0] if args else next(iter(kwargs.values()), None)
-        self.several, self.used = self.seen is not None, True
+        self.several, self.passed, self.used = self.several or self.passed, True, True
         self.seen = given.detach() if isinstance(given, Tensor) else None
         # A copy of a few rows, which does not keep the others; of a DTensor it would be a collective.
-        if not self._looked_at and type(output) is Tensor and output.dim() > 1:
+        looks = not (self._looked_at or torch.compiler.is_compiling())
+        if looks and type(output) is Tensor and output.dim() > 1:
             first = (slice(1),) * (output.dim() - 2) + (slice(_ROWS),)
             self.logits = output.detach()[first].flatten(0, -2).clone()
 
@@ -107,15 +109,15 @@ class HeadInput:
         logits, self.logits, self._looked_at = self.logits, None, True
         return logits
 
-    def take(self) -> Tensor:
-        """The features of the one forward pass since the last observation or step.
+    def features(self) -> Tensor:
+        """The input of the one forward pass since the last observation or step.
 
         Raises:
-            ValueError: there was none, or several.
+            ValueError: there was none, or several, which are forgotten.
         """
         seen, several = self.seen, self.several
-        self.forget()
         if several:
+            self.forget()
             raise ValueError(
                 "expected one forward pass of the head in training since the last observation or step, got "
                 "several: observe after each of them, call discard() after one that does not count, or pass "

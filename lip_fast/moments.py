@@ -141,7 +141,7 @@ def moments(X: Tensor, Y: Targets, *, offset: int, here: int, classes: int) -> M
     G[:-1, :-1] = ops.gram(centred)
     G[-1, :-1] = G[:-1, -1] = centred.sum(0)
     G[-1:, -1:].fill_(rows)
-    norm = torch.linalg.vector_norm(G[:-1, :-1]).double()
+    norm = torch.linalg.vector_norm(G[:-1, :-1], dtype=torch.float64)
     return Moments(C, G, shift.double(), norm * torch.finfo(dtype).eps)
 
 

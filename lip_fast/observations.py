@@ -180,8 +180,9 @@ class Observations:
         self._pending, self._captured = [], []
         self._next, self._fresh = 0, False
         self._calls, self.untaken = 0, False
-        self.input.seen, self.input.several, self.input.used = None, False, False
-        self.input.logits = None
+        # Not by a call: a step goes through few files.
+        self.input.seen = self.input.logits = None
+        self.input.passed = self.input.several = self.input.used = False
 
     def release(self) -> None:
         """Forget the buffers too."""

@@ -43,12 +43,13 @@ class Attachment:
         """Whether the optimizer is gone, and nobody called :meth:`remove`."""
         return not self._removed and self._optimizer() is None
 
-    def gives_way(self, other: Caller) -> bool:
-        """Stop where ``other`` is an attachment to the same optimizer; whether it did."""
-        if not isinstance(other, Attachment) or self._optimizer() is not other._optimizer():
-            return False
+    def yields_to(self, other: Caller) -> bool:
+        """Whether ``other`` is an attachment to the same optimizer."""
+        return isinstance(other, Attachment) and self._optimizer() is other._optimizer()
+
+    def stop(self) -> None:
+        """As :meth:`remove`."""
         self.remove()
-        return True
 
     def remove(self) -> None:
         """Stop; no error where it has stopped."""
@@ -282,8 +283,9 @@ class LIP:
             TypeError, ValueError: features or targets do not fit the head or each other, or the buffers of a
                 captured step; on CPU also a class index out of range (on other devices it is masked and
                 counted; raised with ``strict``). What the head was called with is not one batch.
-            RuntimeError: 64 calls without a step of an attached optimizer in which the weight changed, or 64
-                steps without a gradient on a weight that requires one.
+            RuntimeError: 64 calls without a step of an attached optimizer in which the weight changed (each
+                32nd such call waits for the device to see it), 64 steps without a gradient on a weight that
+                requires one, or the optimizer that it was attached to is gone.
         """
         if targets is ...:
             features, targets = ..., features

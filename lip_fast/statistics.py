@@ -535,6 +535,8 @@ class LabelStatistics:
             if not isinstance(part, Tensor) or tuple(part.shape) != shapes[name]:
                 shape = tuple(part.shape) if isinstance(part, Tensor) else describe(part)
                 raise ValueError(f"expected {name} of shape {shapes[name]}, got {shape}")
+            if not bool(torch.isfinite(local_part(part)).all()):
+                raise ValueError(f"expected a finite {name}, got one that is not")
 
     @outside_inference_mode
     @torch.no_grad()
@@ -549,14 +551,15 @@ class LabelStatistics:
         shift = torch.zeros_like(have.shift) if shift is None else local_part(shift)
         if not isinstance(rounding, Tensor):
             # Relative, before there was a shift.
-            rounding = rounding * torch.linalg.vector_norm(G[:-1, :-1])
+            rounding = rounding * torch.linalg.vector_norm(G[:-1, :-1], dtype=torch.float64)
         for part, new in zip(have, (C, G, shift, local_part(rounding)), strict=True):
             part.copy_(new)
 
 
 def _rounded(G: Tensor) -> Tensor:
     """() float64, what one rounding of a matrix, or of its eigenvalues, makes of its norm."""
-    return (torch.linalg.vector_norm(G) * torch.finfo(G.dtype).eps).double()
+    # In float64: squares of sums in float32 overflow.
+    return torch.linalg.vector_norm(G, dtype=torch.float64) * torch.finfo(G.dtype).eps
 
 
 def _rows_of(Y: Targets, i: int, j: int) -> Targets:

@@ -141,10 +141,13 @@ class WithLIP(Optimizer):
         # Only a deep copy has LIPs that no optimizer calls; a shallow copy has those of the original.
         for of in state.get("_lip_heads", {}).values():
             if not of.step.claim.made:
-                self._call(of)
+                of.step.begin_with(self._caller_of(of))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, without the state of LIP, which is loaded by :attr:`lip`: a step without it warns."""
+        """As in torch, without the state of LIP, which is loaded by :attr:`lip`.
+
+        A step without it warns, where the state of the optimizer tells that there were steps before.
+        """
         super().load_state_dict(state_dict)
         # torch's own optimizer had no LIP that could be missed.
         self._lip_may_lag = any("lip_rank" in group for group in state_dict["param_groups"])
@@ -235,19 +238,30 @@ class WithLIP(Optimizer):
             raise ValueError(f"parameter {name!r} of a group with a lip_rank: {error}") from error
 
     def _make(self, group: dict[str, Any], p: Tensor, *, is_new: bool = False) -> GroupHead:
-        """LIP on the weight by the settings of its group, in place of another that there may be."""
+        """LIP on the weight by the settings of its group, in place of another that there may be.
+
+        A new one takes the weight over from another optimizer only once it is used: of a constructor that
+        fails nothing is left.
+        """
         with self._naming(p):
             of = GroupHead(p, group, self._lip_data_group, seed=self._lip_seed, strict=self._lip_strict)
             before = self._forget(p)
-            self._call(of, is_new=is_new)
+            of.is_new = is_new
+            of.step.begin_with(self._caller_of(of), later=is_new)
             if before is not None:
                 of.take_over(before)
         self._lip_heads[p] = of
         return of
 
-    def _call(self, of: GroupHead, *, is_new: bool = False) -> None:
-        """Call the LIP of a weight in the steps of this optimizer, while its group has a ``lip_rank``."""
-        of.step.begin_with(GroupCaller(self, of.weight, is_new=is_new))
+    def _caller_of(self, of: GroupHead) -> GroupCaller:
+        """What calls the LIP of a weight in the steps of this optimizer, while its group says so."""
+        return GroupCaller(self, of.weight, of.step.input, is_new=of.is_new)
+
+    def _use(self, of: GroupHead) -> None:
+        """Take the weight over from another optimizer."""
+        with self._naming(of.weight):
+            of.step.begin_with(self._caller_of(of))
+        of.is_new = False
 
     def repairs(self, weight: Tensor) -> bool:
         """Whether LIP acts on a weight in the steps of this optimizer."""
@@ -263,6 +277,8 @@ class WithLIP(Optimizer):
     def _head_of(self, group: dict[str, Any], p: Tensor) -> GroupHead:
         """The LIP of a weight, made anew where what its state depends on has changed in its group."""
         of = self._lip_heads.get(p)
+        if of is not None and of.is_new:
+            self._use(of)
         if of is None or not of.step.claim.made:
             return self._make(group, p)
         with self._naming(p):

@@ -211,3 +211,23 @@ def test_a_state_is_restored_to_the_bit() -> None:
         each.update(X[500:], y[500:])
     for name, value in stats.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_scale_of_the_features_does_not_matter(scale: float) -> None:
+    """Squares of sums over squares of large features are beyond float32; each of them is not."""
+    X, y = _data(0.0, torch.float32)
+    near, scaled = LabelStatistics(Q, L).update(X, y), LabelStatistics(Q, L).update(X * scale, y)
+    expected, found = near.pcr_path([Q])[0].M, scaled.pcr_path([Q])[0].M
+    assert relative_error(found * scale, expected) < 1e-4
+    assert bool(torch.isfinite(scaled.state_dict()["rounding"]))
+
+
+@pytest.mark.parametrize("name", ["C", "G", "shift", "rounding"])
+def test_a_state_that_is_not_finite_is_refused(name: str) -> None:
+    statistics = LabelStatistics(Q, L).update(*_data(0.0, torch.float32))
+    state = statistics.state_dict()
+    damaged = state | {name: torch.full_like(state[name], float("nan"))}
+    with pytest.raises(ValueError, match=f"expected a finite {name}"):
+        statistics.load_state_dict(damaged)
+    assert torch.equal(statistics.state_dict()[name], state[name])

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lip_fast.integrations.accelerate import inner_optimizer
 from lip_fast.plugin import LIP, Attachment
@@ -26,9 +25,9 @@ class LIPCallback(TrainerCallback):
         Trainer(model, args, callbacks=[LIPCallback("classifier", rank="auto", start=500)])
 
     It observes the ``labels`` that the model is called with, and as features what its head is called with:
-    whatever the model makes of its hidden states. Of causal language models the labels are shifted, as their
-    loss does. A loss of one's own, to which the Trainer hands the labels in place of the model, observes them
-    itself::
+    whatever the model makes of its hidden states. Labels of sequences are shifted by one where the loss of
+    the model does so, as that of the first batch tells. A loss of one's own, to which the Trainer hands the
+    labels in place of the model, observes them itself::
 
         lip = LIPCallback("classifier", rank="auto", start=500)
 
@@ -65,6 +64,8 @@ class LIPCallback(TrainerCallback):
         self._hooks: list[RemovableHandle | Attachment] = []
         self._optimizer: Optimizer | None = None
         self._known = self._observed = False
+        # Whether the model's loss is of shifted labels; None until a batch has told.
+        self._shifts: bool | None = None
 
     def observe(self, targets: Tensor) -> None:
         """Observe the labels of a batch that the model was called with; ignored in evaluation.
@@ -84,16 +85,19 @@ class LIPCallback(TrainerCallback):
             self.lip.observe(targets)
 
     def _observe_labels(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """After a forward pass of the model that was given labels."""
         labels = kwargs.get("labels")
-        if labels is None or not torch.is_grad_enabled():
+        if labels is None or not torch.is_grad_enabled() or self._head is None or not self._head.training:
             return
-        if _is_causal(model):
-            # The logits of a position are for the token of the next.
-            labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
-        self.observe(labels)
+        if labels.dim() > 1 and not labels.is_floating_point():
+            if self._shifts is None:
+                self._shifts = _shifts(output, labels, kwargs.get("num_items_in_batch"))
+            if self._shifts:
+                labels = _shifted(labels)
+        weight: Any = self._head.weight
+        self.observe(labels.to(weight.device))
 
     def factory(self) -> Callable[..., Optimizer]:
         """For the Trainer's ``optimizer_cls_and_kwargs``; ``optimizer``, a class, is one of the kwargs.
@@ -123,7 +127,7 @@ class LIPCallback(TrainerCallback):
             self._attach(model, optimizer)
             if state.global_step:
                 self._restore(optimizer)
-        self._observed = False
+        self._observed, self._shifts = False, None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -180,8 +184,38 @@ class LIPCallback(TrainerCallback):
             warnings.warn(f"no state of LIP on {self._name!r} was saved: it starts anew", stacklevel=2)
 
 
-def _is_causal(model: Any) -> bool:
-    """Whether a model, or the one that peft wrapped, takes the loss of labels that are shifted by one."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    named = type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return named or getattr(inner, "loss_type", None) == "ForCausalLM"
+def _shifted(labels: Tensor) -> Tensor:
+    """The label of each position as causal language models have it: the next one."""
+    return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def _shifts(output: Any, labels: Tensor, items: Tensor | int | None) -> bool:
+    """Whether the loss of a model is that of shifted labels.
+
+    Neither the class of a model nor its ``loss_type`` tells: decoders of encoder-decoder models are called
+    causal and shift nothing, models of images and text are not and do. The loss itself does.
+
+    Args:
+        output: of a model of sequences, with its loss and its logits (..., classes).
+        labels: (...) class indices that it was given.
+        items: labels in all micro-batches of the step, by which some losses are divided.
+
+    Raises:
+        ValueError: the loss is neither that of the labels nor that of the shifted ones.
+    """
+    logits, loss = getattr(output, "logits", None), getattr(output, "loss", None)
+    told = "pass the labels by compute_loss_func, and observe there those of the rows that the head sees"
+    if not isinstance(logits, Tensor) or not isinstance(loss, Tensor) or logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"expected an output with a loss, and logits for each of the labels, got others: {told}"
+        )
+    found, off = float(loss.detach()), []
+    for given in (labels, _shifted(labels)):
+        rows = logits.detach().float().flatten(0, -2)
+        total = nn.functional.cross_entropy(rows, given.flatten().to(rows.device), reduction="sum")
+        counts = [(given != IGNORE_INDEX).sum().item()] + ([] if items is None else [float(items)])
+        off.append(min(abs(float(total) / max(count, 1) - found) for count in counts))
+    # Losses that add something of their own are nearer to one of them all the same.
+    if min(off) > 0.5 * max(off) or min(off) > 0.2 * abs(found):
+        raise ValueError(f"expected the loss of the labels, shifted by one or not, got another: {told}")
+    return off[1] < off[0]

@@ -71,12 +71,31 @@ def _gpt2(kind: str, **options: Any) -> nn.Module:
     return getattr(transformers, kind)(config)
 
 
+def _bart() -> nn.Module:
+    """A decoder that is called causal, and does not shift the labels."""
+    config = transformers.BartConfig(
+        d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=WORDS,
+        max_position_embeddings=32, is_decoder=True, is_encoder_decoder=False,
+    )  # fmt: skip
+    return transformers.BartForCausalLM(config)
+
+
+def _t5() -> nn.Module:
+    """An encoder and a decoder, whose head sees scaled states and whose labels are not shifted."""
+    config = transformers.T5Config(
+        d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=WORDS, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "bert": (_bert, "classifier"),
     "distilbert": (_distilbert, "classifier"),
     "roberta": (_roberta, "classifier.out_proj"),
     "tokens": (_tokens, "classifier"),
     "causal": (lambda: _gpt2("GPT2LMHeadModel"), "lm_head"),
+    "causal by name": (_bart, "lm_head"),
+    "sequence to sequence": (_t5, "lm_head"),
 }
 
 
@@ -87,7 +106,11 @@ class Words(torch.utils.data.Dataset):
         g = torch.Generator().manual_seed(0)
         self.words = torch.randint(1, WORDS, (rows, LENGTH), generator=g)
         shape = (rows, LENGTH) if kind == "tokens" else (rows,)
-        self.labels = self.words if kind == "causal" else torch.randint(0, CLASSES, shape, generator=g)
+        self.labels = (
+            self.words
+            if "caus" in kind or kind == "sequence to sequence"
+            else torch.randint(0, CLASSES, shape, generator=g)
+        )
 
     def __len__(self) -> int:
         return len(self.words)
@@ -284,3 +307,23 @@ def test_an_optimizer_with_lip_whose_state_the_checkpoint_lacks_warns(tmp_path: 
     run("a", save_strategy="steps", save_steps=2).train()
     with pytest.warns(UserWarning, match=r"state of LIPAdamW was loaded, that of its LIP .* was not"):
         run("b", save_strategy="no").train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+
+
+def test_a_loss_of_other_labels_is_refused(tmp_path: Path) -> None:
+    """What labels the head is to be fitted to cannot be told."""
+
+    class Other(transformers.BertForTokenClassification):
+        def forward(self, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+            output = super().forward(input_ids, labels=labels, **kwargs)
+            output["loss"] = 7 * output.loss
+            return output
+
+    torch.manual_seed(0)
+    run = _trainer(
+        "tokens",
+        tmp_path,
+        callbacks=[LIPCallback("classifier", **OPTIONS)],
+        model=Other(transformers.BertConfig(**SMALL)),
+    )
+    with pytest.raises(ValueError, match="shifted by one or not, got another: pass the labels"):
+        run.train()

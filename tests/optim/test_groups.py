@@ -409,7 +409,15 @@ def test_a_weight_has_one_lip(optimizer: type) -> None:
     plain = torch.optim.SGD(side.parameters, lr=0.1)
     with _refused(ValueError, "no other LIP acts on", "take the weight out of the group"):
         LIP(side.head, 3).attach(plain)
-    # Another one of these takes the weight over, as where the cell of a notebook runs again.
+    # Another one of these takes the weight over, as where the cell of a notebook runs again; one whose
+    # constructor fails does not.
+    side.steps(0, 1)
+    with pytest.raises(ValueError, match="expected rank") as failed:
+        optimizer(
+            [{"params": [side.head.weight], "lip_rank": 3}, {"params": [linear(Q, L).weight], "lip_rank": 99}]
+        )
+    assert failed.traceback  # which keeps that one alive
+    side.steps(1, 2)
     again = optimizer([side.head.weight], lip_rank=3)
     again.observe(side.head, *_batch(0))
     before = side.values
