@@ -147,7 +147,8 @@ class Observations:
                 f"observe() was called {self._calls} times without a step of an attached optimizer, and "
                 f"{happened}. Call attach(optimizer), again where it was detached. A copy of an optimizer "
                 "loses its hooks: make a LIP for the copied head and call attach(copy). Of an optimizer that "
-                "works through another (SAM), attach to that one, whose step() is called in the end"
+                "works through another (SAM), attach to that one, whose step() is called in the end. Where "
+                "something else wrote the weight (a loaded state, averages), call discard()"
             )
 
     def add(self, observation: Observation, *, capturing: bool) -> None:

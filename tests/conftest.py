@@ -8,6 +8,7 @@ the mark; git, which answers in milliseconds, needs none. ``make test`` runs tho
 import importlib
 import multiprocessing.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -99,3 +100,11 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """By the processes that tests start: what was started in the background hands down its deafness."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,4 +1,3 @@
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,14 +9,6 @@ from lip_fast.harness.data import Dataset, load
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load("digits")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_is_heard() -> Iterator[None]:
-    """By the processes that tests start: what was started in the background hands down its deafness."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
