@@ -206,8 +206,8 @@ class LIP:
         raise TypeError(
             "expected a LIP not to be pickled, nor copied by copy.copy, since its head would not be the one "
             "that is trained: save state_dict(), or copy.deepcopy it together with the model; in a "
-            "LightningModule that is given a LIP call save_hyperparameters(ignore=[...]) with the name of that "
-            "argument"
+            "LightningModule that is given a LIP call save_hyperparameters(ignore=[...]) with the name of "
+            "that argument"
         )
 
     def attach(self, optimizer: Optimizer) -> Attachment:
