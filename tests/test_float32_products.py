@@ -140,6 +140,17 @@ PUBLIC: dict[str, Callable[[], Any]] = {
         lip_fast.repair(linear(Q, L, bias=True), _stats(), "ridge", _problem()[1:3]).head.weight
     ),
     "ops.gram": lambda: ops.gram(_problem()[1]),
+    "ops.orthonormalize": lambda: ops.orthonormalize(_columns())[0],
+    "ops.finish_svd": lambda: ops.finish_svd(_columns(), torch.eye(Q, 5), rank=3)[1],
+    "ops.tail_svd": lambda: ops.tail_svd(_columns(), rank=1)[1],
+    "ops.warm_svd": lambda: ops.warm_svd(
+        _problem()[0].mT.contiguous(),
+        _columns()[:, :2].contiguous(),
+        torch.zeros((), dtype=torch.int64),
+        fresh=1,
+        seed=0,
+        tf32=False,
+    )[1],
 }
 
 

@@ -7,8 +7,9 @@ the host.
 
 A public function checks its arguments and runs the kernel that serves them here; kernels live in
 :mod:`lip_fast.backends` and trust the checks. None of the ops is differentiable: they run inside an optimizer
-step. Kernels in plain torch take float32 products as ``torch.set_float32_matmul_precision`` and autocast say;
-a step sets both once for all of its ops (:func:`lip_fast.validation.full_precision`).
+step. Ops that decompose or make columns orthonormal never round an operand. Other products of kernels in
+plain torch are taken as ``torch.set_float32_matmul_precision`` and autocast say where an op is called by
+itself; a step sets both once for all of its ops (:func:`lip_fast.validation.full_precision`).
 """
 
 from lip_fast.ops.class_sums import ClassSums, class_sums

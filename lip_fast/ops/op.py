@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
+from lip_fast.validation import AS_THEY_ARE, PRODUCTS, full_precision
 
 __all__ = ["OPS", "Op", "on_its_device"]
 
@@ -27,6 +28,9 @@ class Op:
         outputs: makes empty tensors like those that the op returns, for tracing.
         default: the path of the kernel in plain torch, as of :class:`Kernel`.
         kernels: those that come before it where they take the arguments, best first.
+        small_algebra: whether the kernel in plain torch multiplies small matrices, whose products no switch
+            of torch may round (``torch.set_float32_matmul_precision``, autocast): a basis would not be
+            orthogonal. In a step they are off for all ops; this is for ops that are called by themselves.
 
     Attributes:
         run: the op as torch dispatches it, without the check.
@@ -40,6 +44,7 @@ class Op:
         outputs: Callable[..., Any],
         default: str,
         kernels: tuple[Kernel, ...] = (),
+        small_algebra: bool = False,
     ) -> None:
         self.name = schema.partition("(")[0]
         self.check = check
@@ -54,10 +59,11 @@ class Op:
         fallback = Kernel(default)
         backends.declare(self.name, (fallback, *kernels))
         # "default" is one kernel for every device that has none of its own.
-        torch.library.register_kernel(name, "default", self.taking(_first_that_takes([], fallback)))
+        plain = _unrounded(fallback) if small_algebra else lambda *arguments: fallback.run(*arguments)
+        torch.library.register_kernel(name, "default", self.taking(_first_that_takes([], plain)))
         for device in backends.devices():
             if found := backends.candidates(self.name, device):
-                chosen = self.taking(_first_that_takes(found, fallback))
+                chosen = self.taking(_first_that_takes(found, plain))
                 torch.library.register_kernel(
                     name, device, on_its_device(chosen) if device == "cuda" else chosen
                 )
@@ -75,14 +81,28 @@ class Op:
         return self.run(*arguments)
 
 
-def _first_that_takes(found: list[backends.Candidate], fallback: Kernel) -> Callable[..., Any]:
+def _unrounded(kernel: Kernel) -> Callable[..., Any]:
+    """A kernel whose float32 products are in float32, whatever torch's switches say."""
+    guarded = full_precision(lambda *arguments: kernel.run(*arguments))
+    first, second = PRODUCTS
+
+    def run(*arguments: Any) -> Any:
+        # Asked here, and not by the guard: a warm step goes through few functions.
+        rounds = first.fp32_precision not in AS_THEY_ARE or second.fp32_precision not in AS_THEY_ARE
+        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        return guarded(*arguments) if rounds or autocast else kernel.run(*arguments)
+
+    return run
+
+
+def _first_that_takes(found: list[backends.Candidate], fallback: Callable[..., Any]) -> Callable[..., Any]:
     choices = [(candidate.takes, candidate.kernel) for candidate in found]
 
     def chosen(*arguments: Any) -> Any:
         for takes, kernel in choices:
             if takes(*arguments):
                 return kernel.run(*arguments)
-        return fallback.run(*arguments)
+        return fallback(*arguments)
 
     return chosen
 

@@ -119,6 +119,7 @@ _WARM = Op(
     check=_check_warm,
     outputs=lambda M, basis, *how: _factors(basis, len(M), *basis.shape),
     default="default.svd:warm_svd",
+    small_algebra=True,
     kernels=_native("native.svd:warm_svd", _can_warm),
 )
 _START = Op(
@@ -126,6 +127,7 @@ _START = Op(
     check=_check_start,
     outputs=lambda basis, step, fresh, seed: basis.new_empty(basis.shape[1] + fresh, basis.shape[0]).mT,
     default="default.svd:start_basis",
+    small_algebra=True,
     kernels=_native(
         "native.svd:start_basis",
         _can_start,
@@ -138,6 +140,7 @@ _FINISH = Op(
     check=_check_finish,
     outputs=lambda Y, Z, rank: _factors(Y, len(Y), len(Z), rank),
     default="default.svd:finish_svd",
+    small_algebra=True,
     kernels=_native("native.svd:finish_svd", _can_finish),
 )
 _ORTHONORMALIZE = Op(
@@ -145,6 +148,7 @@ _ORTHONORMALIZE = Op(
     check=_check_columns,
     outputs=_thin,
     default="default.svd:orthonormalize",
+    small_algebra=True,
 )
 
 

@@ -36,6 +36,7 @@ _OP = Op(
     check=_check,
     outputs=_outputs,
     default="default.tail_svd",
+    small_algebra=True,
     kernels=(
         Kernel(
             "native.tail_svd",
