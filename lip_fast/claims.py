@@ -67,48 +67,53 @@ class Claim:
         """Whether an optimizer was named that calls this LIP, be it still there or not."""
         return self._caller is not None
 
-    def hold(self, weight: Tensor, caller: Caller, *, later: bool = False) -> None:
-        """Hold the weight for an optimizer that calls this LIP, as long as it does.
+    @property
+    def is_announced(self) -> bool:
+        """Whether an optimizer was named, and the weight not taken yet."""
+        return self.made and self.known is None
 
-        Args:
-            weight: in the place of which no other LIP acts.
-            caller: that makes the optimizer call this LIP.
-            later: whether what yields to it may go on until it is held again.
+    def announce(self, weight: Tensor, caller: Caller) -> None:
+        """Name what is to call this LIP; what would yield to it goes on until :meth:`take`.
 
         Raises:
-            ValueError: another LIP acts on the weight.
+            ValueError: another LIP acts on the weight, and does not yield.
         """
-        self.check(weight, caller, only=later)
-        self._caller = caller
+        self._check(weight, caller)
+        self._caller, self.known = caller, None
         _CLAIMS.add(self)
+
+    def take(self, weight: Tensor) -> None:
+        """Take the place of what yields; at first, and of a weight that was replaced.
+
+        Raises:
+            ValueError: another LIP acts on the weight, and does not yield.
+        """
+        # Once it has its place, it takes none from others.
+        self._check(weight, self._caller if self.is_announced else None)
+        for other in self._others(weight):
+            if other._caller is not None and other._caller.calls:
+                other._caller.stop()
+            # It must not start again beside this LIP.
+            other.release()
+        self.known = weight
 
     def release(self) -> None:
         """Hold no weight any more."""
         self._caller = None
 
-    def check(self, weight: Tensor, new: Caller | None = None, *, only: bool = False) -> None:
-        """ValueError where another LIP acts on this weight, and does not yield to a ``new`` one.
+    def _others(self, weight: Tensor) -> list["Claim"]:
+        return [other for other in _CLAIMS if other is not self and other._tensor() is weight]
 
-        One that yields stops, unless this is ``only`` a question.
-        """
-        for other in list(_CLAIMS):
-            if other is self or other._tensor() is not weight:
-                continue
+    def _check(self, weight: Tensor, new: Caller | None) -> None:
+        for other in self._others(weight):
             caller = other._caller
-            calls = caller is not None and caller.calls
-            if caller is not None and calls and (new is None or not caller.yields_to(new)):
-                raise ValueError(
-                    "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
-                    "optimizer, or part of one: call detach() of that LIP first, or take the weight out of "
-                    "the group with a lip_rank, or delete that optimizer"
-                )
-            if not only:
-                # Its optimizer has stopped calling it, or does now, and must not start again beside this LIP.
-                if caller is not None and calls:
-                    caller.stop()
-                other.release()
-        if not only:
-            self.known = weight
+            if caller is None or not caller.calls or (new is not None and caller.yields_to(new)):
+                continue
+            raise ValueError(
+                "expected a weight that no other LIP acts on, got one with a LIP that is attached to an "
+                "optimizer, or part of one: call detach() of that LIP first, or take the weight out of the "
+                "group with a lip_rank, or delete that optimizer"
+            )
 
 
 # Every claim that was held once and whose LIP is still there.

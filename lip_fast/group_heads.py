@@ -78,8 +78,6 @@ class GroupHead:
         self.weight, self.group, self._options = weight, group, options
         self.head = ParameterHead(weight)
         self._said = _said_by(group)
-        # Whether the weight was given to the optimizer, and is not used yet.
-        self.is_new = False
         # The module that is watched, as long as it is there.
         self.watched: Callable[[], nn.Module | None] = _no_module
         self.step = HeadStep(self.head, Settings.of_group(group, **options), data_group)
@@ -92,6 +90,11 @@ class GroupHead:
         """See what this module is called with."""
         self.step.input.watch(module)
         self.watched = weakref.ref(module)
+
+    def unwatch(self) -> None:
+        """Leave no hook on it."""
+        self.step.input.unwatch()
+        self.watched = _no_module
 
     def take_over(self, other: "GroupHead") -> None:
         """Watch the module that another LIP on the same weight watched."""

@@ -195,10 +195,11 @@ class HeadStep:
 
     # The optimizer -----------------------------------------------------------------------------------
 
-    def begin_with(self, caller: Caller, *, later: bool = False) -> None:
-        """Be called by an optimizer, while ``caller`` says so; see :meth:`lip_fast.claims.Claim.hold`."""
+    def begin_with(self, caller: Caller) -> None:
+        """Be called by an optimizer, while ``caller`` says so; ValueError where another LIP acts on it."""
         weight = self.weight()
-        self.claim.hold(weight, caller, later=later)
+        self.claim.announce(weight, caller)
+        self.claim.take(weight)
         self._counters.move(weight.device)
 
     @property
@@ -224,7 +225,7 @@ class HeadStep:
         self._observations.in_step = False
         weight = self.weight()
         if self.claim.known is not weight:
-            self.claim.check(weight)
+            self.claim.take(weight)
         group = group_of(optimizer, weight)
         if group is None:
             raise RuntimeError(
@@ -299,7 +300,7 @@ class HeadStep:
         """Take what the head saw, of features ``...`` what a hook saw; see :meth:`lip_fast.LIP.observe`."""
         weight = self.weight()
         if self.claim.known is not weight and self.claim.in_use:
-            self.claim.check(weight)
+            self.claim.take(weight)
         if self.claim.is_orphaned:
             raise RuntimeError(
                 "expected an optimizer that calls this LIP, but the one it was attached to is gone: call "

@@ -65,7 +65,8 @@ class HeadInput:
     def take_over(self, other: "HeadInput", module: nn.Module) -> None:
         """Watch ``module`` in place of another, with what that one has seen."""
         self.watch(module)
-        self.seen, self.several, self.used = other.seen, other.several, other.used
+        self.seen, self.logits = other.seen, other.logits
+        self.passed, self.several, self.used = other.passed, other.several, other.used
         other.unwatch()
 
     def forget(self) -> None:
@@ -84,23 +85,21 @@ class HeadInput:
 
         torch.ao registers the hooks of a module on its own ones, without keyword arguments.
         """
-        if not (self._serves and module.training and torch.is_grad_enabled()):
-            if not (self._serves or torch.compiler.is_compiling()):
+        compiling = torch.compiler.is_compiling()
+        if self.is_idle:
+            if not compiling:
                 remove_idle_hooks(module)
             return
-        if not torch.compiler.is_compiling() and (
-            torch._C._current_graph_task_id() != -1 or _is_traced(args)
-        ):
+        if torch.compiler.is_exporting() or not (module.training and torch.is_grad_enabled()):
             return
-        if torch.compiler.is_exporting():
+        if not compiling and (torch._C._current_graph_task_id() != -1 or _is_traced(args)):
             return
         kwargs, output = rest if len(rest) == 2 else ({}, rest[0])
         given = args[0] if args else next(iter(kwargs.values()), None)
         self.several, self.passed, self.used = self.several or self.passed, True, True
         self.seen = given.detach() if isinstance(given, Tensor) else None
         # A copy of a few rows, which does not keep the others; of a DTensor it would be a collective.
-        looks = not (self._looked_at or torch.compiler.is_compiling())
-        if looks and type(output) is Tensor and output.dim() > 1:
+        if not (self._looked_at or compiling) and type(output) is Tensor and output.dim() > 1:
             first = (slice(1),) * (output.dim() - 2) + (slice(_ROWS),)
             self.logits = output.detach()[first].flatten(0, -2).clone()
 
@@ -115,16 +114,15 @@ class HeadInput:
         Raises:
             ValueError: there was none, or several, which are forgotten.
         """
-        seen, several = self.seen, self.several
-        if several:
+        if self.several:
             self.forget()
             raise ValueError(
                 "expected one forward pass of the head in training since the last observation or step, got "
                 "several: observe after each of them, call discard() after one that does not count, or pass "
                 "the features, observe(features, targets)"
             )
-        if seen is not None:
-            return seen
+        if self.seen is not None:
+            return self.seen
         if not self._watched:
             raise ValueError(
                 "expected targets of a head that is watched, got one that is not: of an optimizer with LIP "

@@ -141,7 +141,7 @@ class WithLIP(Optimizer):
         # Only a deep copy has LIPs that no optimizer calls; a shallow copy has those of the original.
         for of in state.get("_lip_heads", {}).values():
             if not of.step.claim.made:
-                of.step.begin_with(self._caller_of(of))
+                of.step.begin_with(GroupCaller(self, of.weight, of.step.input, is_new=False))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, without the state of LIP, which is loaded by :attr:`lip`.
@@ -246,22 +246,15 @@ class WithLIP(Optimizer):
         with self._naming(p):
             of = GroupHead(p, group, self._lip_data_group, seed=self._lip_seed, strict=self._lip_strict)
             before = self._forget(p)
-            of.is_new = is_new
-            of.step.begin_with(self._caller_of(of), later=is_new)
+            caller = GroupCaller(self, p, of.step.input, is_new=is_new)
+            if is_new:
+                of.step.claim.announce(p, caller)
+            else:
+                of.step.begin_with(caller)
             if before is not None:
                 of.take_over(before)
         self._lip_heads[p] = of
         return of
-
-    def _caller_of(self, of: GroupHead) -> GroupCaller:
-        """What calls the LIP of a weight in the steps of this optimizer, while its group says so."""
-        return GroupCaller(self, of.weight, of.step.input, is_new=of.is_new)
-
-    def _use(self, of: GroupHead) -> None:
-        """Take the weight over from another optimizer."""
-        with self._naming(of.weight):
-            of.step.begin_with(self._caller_of(of))
-        of.is_new = False
 
     def repairs(self, weight: Tensor) -> bool:
         """Whether LIP acts on a weight in the steps of this optimizer."""
@@ -277,8 +270,9 @@ class WithLIP(Optimizer):
     def _head_of(self, group: dict[str, Any], p: Tensor) -> GroupHead:
         """The LIP of a weight, made anew where what its state depends on has changed in its group."""
         of = self._lip_heads.get(p)
-        if of is not None and of.is_new:
-            self._use(of)
+        if of is not None and of.step.claim.is_announced:
+            with self._naming(p):
+                of.step.claim.take(p)
         if of is None or not of.step.claim.made:
             return self._make(group, p)
         with self._naming(p):
@@ -315,7 +309,7 @@ class WithLIP(Optimizer):
 
     def unwatch(self, head: nn.Module) -> None:
         """Leave no hook on a head that :meth:`watch` was called for; ValueError as there."""
-        self._of(head).step.input.unwatch()
+        self._of(head).unwatch()
 
     def discard(self) -> None:
         """Forget what was observed since the last step, as :meth:`lip_fast.LIP.discard`."""

@@ -427,3 +427,25 @@ def test_of_the_logits_no_more_than_a_few_rows_are_kept() -> None:
     output.sum().backward()
     del output
     assert logits() is None
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_another_rank_between_two_passes_forgets_neither(passes: int) -> None:
+    run = _train(Inside, Net(), alone=True)
+    run.net(_batch(0)[0])
+    run.optimizer.param_groups[1]["lip_rank"] = 3
+    run.optimizer.lip.stats()
+    if passes == 2:
+        run.net(_batch(1)[0])
+        with pytest.raises(ValueError, match="got several"):
+            run.observe(_batch(1)[1])
+    else:
+        run.observe(_batch(0)[1])
+
+
+def test_what_is_watched_no_more_stays_so() -> None:
+    run = _train(Inside, Net(), alone=True)
+    run.optimizer.unwatch(run.net.head)
+    run.optimizer.param_groups[1]["lip_rank"] = 3
+    run.optimizer.lip.stats()
+    assert not run.net.head._forward_hooks

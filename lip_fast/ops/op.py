@@ -59,7 +59,7 @@ class Op:
         fallback = Kernel(default)
         backends.declare(self.name, (fallback, *kernels))
         # "default" is one kernel for every device that has none of its own.
-        plain = _unrounded(fallback) if small_algebra else lambda *arguments: fallback.run(*arguments)
+        plain = _Unrounded(fallback) if small_algebra else fallback
         torch.library.register_kernel(name, "default", self.taking(_first_that_takes([], plain)))
         for device in backends.devices():
             if found := backends.candidates(self.name, device):
@@ -81,28 +81,28 @@ class Op:
         return self.run(*arguments)
 
 
-def _unrounded(kernel: Kernel) -> Callable[..., Any]:
+class _Unrounded:
     """A kernel whose float32 products are in float32, whatever torch's switches say."""
-    guarded = full_precision(lambda *arguments: kernel.run(*arguments))
-    first, second = PRODUCTS
 
-    def run(*arguments: Any) -> Any:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._guarded = full_precision(lambda *arguments: kernel.run(*arguments))
+
+    def run(self, *arguments: Any) -> Any:
         # Asked here, and not by the guard: a warm step goes through few functions.
-        rounds = first.fp32_precision not in AS_THEY_ARE or second.fp32_precision not in AS_THEY_ARE
+        rounds = any(products.fp32_precision not in AS_THEY_ARE for products in PRODUCTS)
         autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        return guarded(*arguments) if rounds or autocast else kernel.run(*arguments)
-
-    return run
+        return (self._guarded if rounds or autocast else self._kernel.run)(*arguments)
 
 
-def _first_that_takes(found: list[backends.Candidate], fallback: Callable[..., Any]) -> Callable[..., Any]:
+def _first_that_takes(found: list[backends.Candidate], fallback: Kernel | _Unrounded) -> Callable[..., Any]:
     choices = [(candidate.takes, candidate.kernel) for candidate in found]
 
     def chosen(*arguments: Any) -> Any:
         for takes, kernel in choices:
             if takes(*arguments):
                 return kernel.run(*arguments)
-        return fallback(*arguments)
+        return fallback.run(*arguments)
 
     return chosen
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,3 +23,17 @@ def _their_own_random_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     np.random.set_state(numpy)
     for name in set(os.environ) - set(environment):
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _no_state_of_other_accelerators() -> Iterator[None]:
+    _forget_accelerators()
+    yield
+    _forget_accelerators()
+
+
+def _forget_accelerators() -> None:
+    """What accelerate keeps for the whole process, where something has imported it."""
+    if (states := sys.modules.get("accelerate.state")) is not None:
+        for state in (states.AcceleratorState, states.GradientState, states.PartialState):
+            state._reset_state()

@@ -1,6 +1,6 @@
 """LIP in loops that accelerate prepares: the bits of the plain loop, and its checkpoints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,20 +23,9 @@ from torch.optim import lr_scheduler
 from lip_fast import LIP
 
 accelerate = pytest.importorskip("accelerate", reason="needs accelerate, of the extra 'integrations'")
-from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
-
 from lip_fast.integrations.accelerate import attach, inner_optimizer  # noqa: E402
 
 pytestmark = pytest.mark.contract
-
-
-@pytest.fixture(autouse=True)
-def _no_state_of_other_accelerators() -> Iterator[None]:
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 class Run:

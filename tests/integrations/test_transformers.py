@@ -1,12 +1,12 @@
 """LIP in the Trainer of transformers: the bits of the plain loop, and its checkpoints."""
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from integrations.hugging_face import LIPCallback, transformers
 from integrations.plain import (
     OPTIMIZERS,
     OPTIONS,
@@ -25,25 +25,7 @@ from torch.optim import lr_scheduler
 
 from lip_fast import LIP
 
-with warnings.catch_warnings():
-    # Of what it imports in turn.
-    warnings.simplefilter("ignore")
-    transformers = pytest.importorskip(
-        "transformers", reason="needs transformers, of the extra 'integrations'"
-    )
-    pytest.importorskip("accelerate", reason="needs accelerate, of the extra 'integrations'")
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    from lip_fast.integrations.transformers import LIPCallback
-
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:.*pin_memory")]
-
-
-@pytest.fixture(autouse=True)
-def _no_state_of_other_accelerators() -> Iterator[None]:
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 class Named(torch.utils.data.Dataset):

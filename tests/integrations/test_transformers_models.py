@@ -1,27 +1,16 @@
 """LIP on models of transformers as they come: what their heads see, and losses of the models' own."""
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from integrations.hugging_face import LIPCallback, transformers
 from torch import Tensor, nn
 
 import lip_fast
-
-with warnings.catch_warnings():
-    # Of what it imports in turn.
-    warnings.simplefilter("ignore")
-    transformers = pytest.importorskip(
-        "transformers", reason="needs transformers, of the extra 'integrations'"
-    )
-    pytest.importorskip("accelerate", reason="needs accelerate, of the extra 'integrations'")
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    from lip_fast.integrations.transformers import LIPCallback
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore:.*pin_memory")]
 
@@ -36,13 +25,6 @@ SMALL: dict[str, Any] = {
     "num_labels": CLASSES,
 }
 OPTIONS: dict[str, Any] = {"rank": 4, "tail_rank": 4}
-
-
-@pytest.fixture(autouse=True)
-def _no_state_of_other_accelerators() -> Iterator[None]:
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def _bert() -> nn.Module:
