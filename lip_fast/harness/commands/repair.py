@@ -18,6 +18,7 @@ from lip_fast.cli.errors import UserError
 from lip_fast.cli.parser import Parser
 from lip_fast.harness.files.outputs import check_outputs, new_files, new_folder
 from lip_fast.harness.files.plain import write_json
+from lip_fast.harness.noise.labels import listed, span
 from lip_fast.harness.repairs.checkpoints import INDEX, SAFETENSORS, TORCH, find_checkpoint, read_checkpoint
 from lip_fast.harness.repairs.features import RepairData, Rows, read_features, split_off
 from lip_fast.harness.repairs.figures import save_candidates
@@ -104,13 +105,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _tell_counts(labels: Tensor, l: int) -> None:
-    counts = labels.bincount(minlength=l)
-    few, many = int(counts.min()), int(counts.max())
-    print(f"{few}{'' if few == many else f' to {many}'} rows a class", flush=True)
-    if empty := (counts == 0).nonzero()[:, 0].tolist():
-        listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+    counts = labels.bincount(minlength=l).numpy()
+    print(f"{span(counts)} rows a class", flush=True)
+    empty = (counts == 0).nonzero()[0]
+    if len(empty):
         print(
-            f"lip-fast repair: no labelled row of {len(empty)} of {l} classes: {listed}; classes are "
+            f"lip-fast repair: no labelled row of {len(empty)} of {l} classes: {listed(empty)}; classes are "
             "numbered from 0",
             file=sys.stderr,
         )

@@ -22,6 +22,8 @@ __all__ = [
     "describe_classes",
     "describe_labels",
     "label_warnings",
+    "listed",
+    "span",
     "training_labels",
 ]
 
@@ -101,8 +103,7 @@ def describe_labels(noise: str, rate: float, dataset: Dataset) -> str:
 def describe_classes(dataset: Dataset) -> str:
     """How many classes the data have and of how many samples, for a line of output."""
     counts = dataset.counts()
-    few, many = counts.min(), counts.max()
-    return f"{len(counts)} classes of {few}{'' if few == many else f' to {many}'} training samples"
+    return f"{len(counts)} classes of {span(counts)} training samples"
 
 
 def label_warnings(noise: str, dataset: Dataset) -> list[str]:
@@ -111,7 +112,7 @@ def label_warnings(noise: str, dataset: Dataset) -> list[str]:
     warnings = []
     empty = np.flatnonzero(dataset.counts() == 0)
     if len(empty):
-        which = f"class {empty[0]}" if len(empty) == 1 else f"{len(empty)} classes ({_listed(empty)})"
+        which = f"class {empty[0]}" if len(empty) == 1 else f"{len(empty)} classes ({listed(empty)})"
         warnings.append(
             f"{dataset.name} has no training sample of {which}; classes are numbered from 0"
             + (f", and wrong labels of --noise {noise} may be of classes without samples" if made else "")
@@ -145,7 +146,7 @@ def _saved_labels(path: Path, dataset: Dataset, seed: int) -> np.ndarray:
     saved = load_labels(path)
     places = np.flatnonzero(saved["seeds"] == seed)
     if len(places) != 1:
-        raise UserError(f"expected labels of seed {seed} in {path}, found seeds {_listed(saved['seeds'])}")
+        raise UserError(f"expected labels of seed {seed} in {path}, found seeds {listed(saved['seeds'])}")
     place = places[0]
     clean, indices = (
         saved[key][place] if saved[key].ndim == 2 else saved[key] for key in ("clean", "indices")
@@ -170,6 +171,13 @@ def _saved_labels(path: Path, dataset: Dataset, seed: int) -> np.ndarray:
     return noisy.astype(np.uint8)
 
 
-def _listed(numbers: Iterable[int], most: int = 10) -> str:
+def span(counts: np.ndarray) -> str:
+    """The smallest and the largest of some counts."""
+    few, many = counts.min(), counts.max()
+    return str(few) if few == many else f"{few} to {many}"
+
+
+def listed(numbers: Iterable[int], most: int = 10) -> str:
+    """The first numbers, "none" where there are none."""
     names = [str(number) for number in numbers]
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "") if names else "none"
