@@ -18,10 +18,39 @@ from lip_fast import host, ops
 from lip_fast.rounding import compute_dtype
 from lip_fast.targets import CSR, IGNORE_INDEX, Targets
 
-__all__ = ["Moments", "moments"]
+__all__ = ["Centred", "Moments", "moments"]
 
+# Eigenvalues of dependent features, which are rounding, over eps times the norm of what was rounded: measured
+# at most 1.1, of 6 to 512 features, 20 to 40000 rows, means of 0 to 1000 spreads.
+_NOISE = 4
 # Entries of a sparse label matrix expanded at a time: bounds the copy of their feature rows.
 _ENTRIES = 1 << 16
+
+
+class Centred(NamedTuple):
+    """What n rows say once features and labels are taken from a point each, mostly their means; in float64.
+
+    Attributes:
+        G: (q, q) sum of the products of the features: about the means their scatter.
+        C: (q, l) sum of the products of features and labels; a column for each class that there is here.
+        mass: (l,) sum of the labels: about the means the rows of each class, by the weight of their labels.
+        rows: () n.
+        mean_x: (q,) the point of the features.
+        mean_y: (l,) that of the labels.
+        rounding: () how far rounding may have moved G, in the Frobenius norm.
+    """
+
+    G: Tensor
+    C: Tensor
+    mass: Tensor
+    rows: Tensor
+    mean_x: Tensor
+    mean_y: Tensor
+    rounding: Tensor
+
+    def unresolved(self, eigenvalues: Tensor | None = None) -> Tensor:
+        """() eigenvalues of G up to this are rounding, with that of a decomposition which found these."""
+        return _NOISE * (self.rounding if eigenvalues is None else self.rounding + _rounded(eigenvalues))
 
 
 class Moments(NamedTuple):
@@ -86,9 +115,32 @@ class Moments(NamedTuple):
         _move(C, G, (self, point - self.shift, fade), (other, point - other.shift, 1))
         return Moments(C, G, point, other.rounding + self.rounding * fade)
 
-    def scatter(self) -> Tensor:
-        """(q, q) sum of the products of the features, both taken from the mean."""
-        return torch.addr(self.G[:-1, :-1], self.column, self.column / self.rows, alpha=-1)
+    @property
+    def unresolved(self) -> Tensor:
+        """() eigenvalues of G up to this are rounding."""
+        return self.as_they_are().unresolved()
+
+    def as_they_are(self) -> Centred:
+        """What the rows say with the features taken from c, and the labels from 0."""
+        zeros = torch.zeros_like(self.mass, dtype=torch.float64)
+        rounding = self.rounding + _rounded(self.G[:-1, :-1])
+        C, G = self.C.double(), self.G.double()
+        return Centred(G[:-1, :-1], C[:-1], C[-1], G[-1, -1], self.shift, zeros, rounding)
+
+    def centred(self) -> Centred:
+        """What the rows say with features and labels taken from their means."""
+        raw = self.as_they_are()
+        column = self.column.double()
+        off, mean_y = column / raw.rows, raw.mass / raw.rows
+        G = torch.addr(raw.G, column, off, alpha=-1)
+        C = torch.addr(raw.C, column, mean_y, alpha=-1)
+        return raw._replace(G=G, C=C, mean_x=raw.mean_x + off, mean_y=mean_y)
+
+
+def _rounded(G: Tensor) -> Tensor:
+    """() float64, what one rounding of a matrix, or of its eigenvalues, makes of its norm."""
+    # In float64: squares of sums in float32 overflow.
+    return torch.linalg.vector_norm(G, dtype=torch.float64) * torch.finfo(G.dtype).eps
 
 
 def _move(C: Tensor, G: Tensor, *shares: tuple[Moments, Tensor, float]) -> None:
@@ -141,8 +193,7 @@ def moments(X: Tensor, Y: Targets, *, offset: int, here: int, classes: int) -> M
     G[:-1, :-1] = ops.gram(centred)
     G[-1, :-1] = G[:-1, -1] = centred.sum(0)
     G[-1:, -1:].fill_(rows)
-    norm = torch.linalg.vector_norm(G[:-1, :-1], dtype=torch.float64)
-    return Moments(C, G, shift.double(), norm * torch.finfo(dtype).eps)
+    return Moments(C, G, shift.double(), _rounded(G[:-1, :-1]))
 
 
 def _cross(X: Tensor, Y: Targets, offset: int, here: int, classes: int) -> Tensor:
