@@ -6,7 +6,7 @@ from torch import Tensor
 from lip_fast.targets import CSR, Targets, as_targets
 from lip_fast.validation import check_features, check_finite, describe
 
-__all__ = ["check_holdout", "label_agreement"]
+__all__ = ["check_holdout", "label_agreement", "row_agreement"]
 
 
 def check_holdout(
@@ -46,11 +46,17 @@ def label_agreement(logits: Tensor, Y: Targets) -> float:
         logits: (n, l).
         Y: labels of the rows; rows with a negative index do not count.
     """
+    return float(row_agreement(logits, Y).mean())
+
+
+def row_agreement(logits: Tensor, Y: Targets) -> Tensor:
+    """Label weight of the predicted class (labelled rows,) in float64; arguments as above."""
     predicted = logits.argmax(1)
     if isinstance(Y, CSR):
         row = torch.repeat_interleave(Y.crow.diff(), output_size=len(Y.col))
-        return float((Y.values * (Y.col == predicted[row])).sum().double()) / len(predicted)
+        hits = torch.where(Y.col == predicted[row], Y.values, 0).double()
+        return torch.zeros(len(predicted), dtype=torch.float64, device=hits.device).index_add_(0, row, hits)
     if Y.dim() == 2:
-        return float(Y.gather(1, predicted[:, None]).double().mean())
+        return Y.gather(1, predicted[:, None])[:, 0].double()
     labelled = Y >= 0
-    return float((predicted == Y)[labelled].double().mean())
+    return (predicted == Y)[labelled].double()

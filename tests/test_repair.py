@@ -103,9 +103,9 @@ def test_lip_of_the_least_squares_head_changes_nothing(data: tuple) -> None:
 
 def test_lip_without_a_holdout_keeps_the_energy(data: tuple) -> None:
     X, y, _ = data
-    report = lip_fast.repair(_head(), _stats(X, y))
+    report = lip_fast.repair(_head(), _stats(X, y), "lip")
     S = torch.linalg.svdvals(_head().weight)
-    assert report.chosen == ("lip", lip_fast.select_rank(S), None)
+    assert report.chosen == ("lip", lip_fast.select_rank(S), None, None)
 
 
 def _noisy_problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -118,7 +118,7 @@ def _noisy_problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return X, noisy, clean
 
 
-@pytest.mark.parametrize("method", ["lip", "ridge", "pcr", "truncate", "auto"])
+@pytest.mark.parametrize("method", ["gaussian-path", "lip", "ridge", "pcr", "truncate"])
 def test_the_best_on_the_holdout_is_taken(method: str) -> None:
     X, noisy, _ = _noisy_problem()
     head = linear(Q, L, bias=True)
@@ -128,12 +128,9 @@ def test_the_best_on_the_holdout_is_taken(method: str) -> None:
     report = lip_fast.repair(head, stats, method, holdout)
     assert report.head is not head
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
-    pool = report.candidates if method == "auto" else report.candidates[1:]
-    assert report.chosen.score == max(c.score for c in pool)
+    assert report.chosen.score == max(c.score for c in report.candidates[1:])
     assert report.candidates[0].method == "trained"
-    assert {c.method for c in report.candidates} == {"trained"} | (
-        {"lip", "ridge", "pcr", "truncate"} if method == "auto" else {method}
-    )
+    assert {c.method for c in report.candidates[1:]} == {method}
     agreement = (report.head(X[600:]).argmax(1) == noisy[600:]).double().mean()
     assert float(agreement) == pytest.approx(report.chosen.score)
 
@@ -145,16 +142,100 @@ def test_auto_finds_a_good_head_from_noisy_labels_alone() -> None:
     report = lip_fast.repair(head, stats, "auto", (X[600:], noisy[600:]))
     assert float((head(X[600:]).argmax(1) == clean[600:]).double().mean()) < 0.5
     assert float((report.head(X[600:]).argmax(1) == clean[600:]).double().mean()) > 0.9
-    assert report.chosen.method in ("ridge", "pcr")
     table = report.table()
     assert table.count("<- chosen") == 1
     assert [line.split()[0] for line in table.splitlines()[1:]] == [
         "trained",
-        "lip",
+        "gaussian",
         "ridge",
         "pcr",
-        "truncate",
+        "lip",
+        "gaussian-path",
     ]
+
+
+@pytest.mark.parametrize(("against", "taken"), [(40, "gaussian"), (54, "gaussian"), (56, "trained")])
+def test_auto_leaves_the_gaussian_head_only_for_more_than_a_standard_error(against: int, taken: str) -> None:
+    """Two classes far apart: the trained head says the opposite of the Gaussian one on all 100 rows.
+
+    At 55 rows against it the difference is 0.1, and its standard error 0.1.
+    """
+    x = torch.linspace(-3, 3, 100)[:, None]
+    y = (x[:, 0] > 0).long()
+    head = linear(1, 2, bias=True)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        head.bias.zero_()
+    # As many of each class, so that a constant head is right on half of the rows.
+    labels = y.clone()
+    for rows in (slice(0, against // 2), slice(100 - against // 2, 100)):
+        labels[rows] = 1 - y[rows]
+    report = lip_fast.repair(head, LabelStatistics(1, 2).update(x, y), "auto", (10 * x, labels))
+    assert report.chosen.method == taken
+    scores = report.best()
+    assert scores["trained"].score == pytest.approx(against / 100)
+    assert scores["gaussian"].score == pytest.approx(1 - against / 100)
+
+
+def test_the_gaussian_head_is_the_default_and_auto_without_a_holdout() -> None:
+    X, noisy, _ = _noisy_problem()
+    stats, head = _float_statistics(X, noisy), linear(Q, L, bias=True)
+    expected = stats.gaussian()
+    for method in ({}, {"method": "auto"}):
+        report = lip_fast.repair(head, stats, **method)
+        assert report.chosen == ("gaussian", 0.3, None, 0.0)
+        assert torch.equal(report.head.weight, expected.M.float())
+        assert torch.equal(report.head.bias, expected.bias.float())
+    assert lip_fast.repair(head, stats, noise_rate=0.1).chosen == ("gaussian", 0.3, None, 0.1)
+    written = lip_fast.repair(head, stats, parameters=[2.0], noise_rate=0.1, inplace=True).head
+    assert written is head
+    assert relative_error(head.weight, stats.gaussian(2.0, 0.1).M) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["gaussian", "gaussian+trained", "gaussian-path", "auto"])
+def test_a_head_without_a_bias_gets_one_on_a_copy(method: str) -> None:
+    X, noisy, _ = _noisy_problem()
+    stats, head = _float_statistics(X, noisy), linear(Q, L)
+    report = lip_fast.repair(head, stats, method, (X, noisy))
+    assert head.bias is None
+    assert isinstance(report.head.bias, torch.nn.Parameter)
+    assert float((report.head(X).argmax(1) == noisy).double().mean()) == pytest.approx(report.chosen.score)
+    with pytest.raises(ValueError, match=f"expected a head with a bias, which method .*{method[:8]}"):
+        lip_fast.repair(head, stats, method, (X, noisy), inplace=True)
+    assert lip_fast.repair(head, stats, "ridge", parameters=[1.0]).head.bias is None
+
+
+def test_logits_of_both_heads_have_the_same_spread() -> None:
+    X, noisy, _ = _noisy_problem()
+    stats, head = _float_statistics(X.double(), noisy), linear(Q, L, bias=True, dtype=torch.float64)
+    gaussian = stats.gaussian()
+
+    def centred(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits - logits.mean(0)
+        return logits - logits.mean(1, keepdim=True)
+
+    first, second = X.double() @ gaussian.M.mT + gaussian.bias, head(X.double())
+    scale = centred(first).norm() / centred(second).norm()
+    together = lip_fast.repair(head, stats, "gaussian+trained").head(X.double())
+    assert relative_error(together, first + scale * second) < 1e-10
+    with torch.no_grad():
+        head.weight.copy_(torch.ones(L, Q))
+    # It tells no classes apart: nothing of it can be scaled up.
+    alone = lip_fast.repair(head, stats, "gaussian+trained").head
+    assert relative_error(alone.weight, gaussian.M) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["gaussian", "gaussian+trained"])
+def test_a_class_without_rows_is_never_predicted(dtype: torch.dtype, method: str) -> None:
+    X, noisy, _ = _noisy_problem()
+    kept = noisy != 3
+    stats = _float_statistics(X[kept], noisy[kept])
+    head = lip_fast.repair(linear(Q, L, bias=True).to(dtype), stats, method).head
+    assert float(head.bias[3].detach()) == torch.finfo(dtype).min / 2
+    logits = head(X.to(dtype))
+    assert bool(logits.isfinite().all())
+    assert not bool((logits.argmax(1) == 3).any())
 
 
 def test_auto_keeps_a_head_that_nothing_improves() -> None:
@@ -207,13 +288,19 @@ def test_other_forms_of_holdout_labels(form: str) -> None:
 def test_bad_input_is_named_and_nothing_is_written() -> None:
     X, noisy, _ = _noisy_problem()
     stats, holdout = _float_statistics(X, noisy), (X, noisy)
+    one_hot = torch.nn.functional.one_hot(noisy, L)
+    sets = _float_statistics(X, one_hot + one_hot.roll(1, 1))
     head = linear(Q, L, bias=True)
     before = copy.deepcopy(head.state_dict())
     nan = X.clone()
     nan[3, 3] = float("nan")
     cases = [
         ((head, stats, "magic", holdout), {}, ValueError, "method to be one of .*got 'magic'"),
-        ((head, stats, "auto"), {}, ValueError, "hold-out for method auto, got None"),
+        ((head, stats, "ridge"), {"noise_rate": 0.1}, ValueError, "noise_rate with gaussian.*0.1 with ridge"),
+        ((head, stats), {"noise_rate": 0.9}, ValueError, "expected noise_rate below 0"),
+        ((head, stats), {"parameters": [-1]}, ValueError, "alphas >= 0 and finite, got -1"),
+        ((head, sets), {}, ValueError, "weights sum to 1 in each row, got 2 a row"),
+        ((head, sets, "auto", holdout), {}, ValueError, "weights sum to 1 in each row, got 2 a row"),
         ((head, stats, "ridge"), {}, ValueError, "hold-out to choose among 20 candidates"),
         (
             (head, stats, "ridge", X),
