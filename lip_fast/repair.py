@@ -26,11 +26,12 @@ from lip_fast.validation import (
     full_precision,
 )
 
-__all__ = ["METHODS", "Candidate", "RepairReport", "repair"]
+__all__ = ["GAUSSIAN", "METHODS", "Candidate", "RepairReport", "repair"]
 
 METHODS = ("gaussian", "gaussian+trained", "gaussian-path", "ridge", "pcr", "lip", "truncate", "auto")
-# Whose head has a bias even where the trained one has none.
-_WITH_BIAS = ("gaussian", "gaussian+trained", "gaussian-path", "auto")
+# Gaussian heads, and what starts from one: each has a bias even where the trained head has none, needs label
+# weights that sum to 1 in each row, and may assume a rate of noise.
+GAUSSIAN = ("gaussian", "gaussian+trained", "gaussian-path", "auto")
 # What "auto" takes a candidate from, where the hold-out prefers it to the Gaussian head.
 _AUTO = ("gaussian", "ridge", "pcr", "lip", "gaussian-path")
 # Of a parameter that counts directions at most so many values are tried, evenly spaced: their accuracies
@@ -132,7 +133,7 @@ def repair(
     holdout: tuple[Tensor, Tensor] | None = None,
     *,
     parameters: Sequence[float] | None = None,
-    noise_rate: float = 0.0,
+    noise_rate: float | None = None,
     inplace: bool = False,
 ) -> RepairReport:
     """Replace a trained head by one computed from label statistics, without training.
@@ -142,7 +143,7 @@ def repair(
     ====================== =================================================== =========================
     ``"gaussian"``         linear discriminant analysis with a penalty         alpha, 0.3 unless told
     ``"gaussian+trained"`` its logits and those of the trained head together   alpha, 0.3 unless told
-    ``"gaussian-path"``    the same with correlations freed of chance          alpha, by three noise rates
+    ``"gaussian-path"``    that with correlations freed of chance              alpha, and a rate of noise
     ``"ridge"``            ridge regression on the labels (as in 2012.12896)   alpha
     ``"pcr"``              least squares on principal components               their number, 0..q
     ``"lip"``              top k directions kept, the rest refitted            k, 0..min(l, q)
@@ -171,7 +172,8 @@ def repair(
             statistics. Not needed where there is but one candidate, as of "gaussian", nor by "auto", which
             then is "gaussian", nor by "lip", which then keeps 95% of ||M||_F^2.
         parameters: the candidates to try, in place of a grid of them; not with "auto".
-        noise_rate: of "gaussian", "gaussian+trained" and "auto", see :meth:`LabelStatistics.gaussian`.
+        noise_rate: what the Gaussian heads assume, see :meth:`LabelStatistics.gaussian`. Unless told 0;
+            "gaussian-path" and "auto" then try 0, 0.3 and 0.5 on the path.
         inplace: write weight and bias of ``head`` itself, after everything was computed.
 
     Returns:
@@ -186,16 +188,14 @@ def repair(
         raise ValueError(f"expected method to be one of {METHODS}, got {method!r}")
     if method == "auto" and parameters is not None:
         raise ValueError("expected no parameters with method auto, got some")
-    if noise_rate and method not in ("gaussian", "gaussian+trained", "auto"):
-        raise ValueError(
-            f"expected noise_rate with gaussian, gaussian+trained or auto, got {noise_rate} with {method}"
-        )
+    if noise_rate is not None and method not in GAUSSIAN:
+        raise ValueError(f"expected noise_rate with {', '.join(GAUSSIAN)}, got {noise_rate} with {method}")
     if inplace and head.weight.is_inference():
         raise ValueError(
             "expected a head that can be written with inplace, got one that was made inside of "
             "torch.inference_mode(): repair a copy of it (inplace=False)"
         )
-    if inplace and head.bias is None and method in _WITH_BIAS:
+    if inplace and head.bias is None and method in GAUSSIAN:
         raise ValueError(
             f"expected a head with a bias, which method {method} needs, to be written with inplace, got one "
             "without: repair a copy of it (inplace=False)"
@@ -226,7 +226,7 @@ def repair(
         target.weight.copy_(made.M)
         if target.bias is not None:
             target.bias.copy_(made.bias)
-        elif method in _WITH_BIAS:
+        elif method in GAUSSIAN:
             target.bias = nn.Parameter(made.bias, requires_grad=target.weight.requires_grad)
     return RepairReport(target, chosen.candidate, tuple(each.candidate for each in tried))
 
@@ -280,7 +280,7 @@ def _family(
     head: nn.Linear,
     stats: LabelStatistics,
     parameters: Sequence[float] | None,
-    noise_rate: float,
+    noise_rate: float | None,
     alone: bool,
 ) -> _Family:
     dtype, M = stats.dtype, head.weight.detach().to(stats.dtype)
@@ -294,12 +294,14 @@ def _family(
     bias = torch.zeros(l, dtype=dtype, device=M.device) if head.bias is None else head.bias.detach().to(dtype)
     if method in ("gaussian", "gaussian+trained"):
         alphas = [_GAUSSIAN_ALPHA] if parameters is None else parameters
-        made = [stats.gaussian(alpha, noise_rate) for alpha in alphas]
+        rate = 0.0 if noise_rate is None else noise_rate
+        made = [stats.gaussian(alpha, rate) for alpha in alphas]
         if method == "gaussian+trained":
             made = [_together(each, LinearWeight(M, bias), stats) for each in made]
-        return _of_weights(alphas, made.__getitem__, noise_rate)
+        return _of_weights(alphas, made.__getitem__, rate)
     if method == "gaussian-path":
-        path = stats.gaussian_path(_PATH_ALPHAS if parameters is None else parameters, _PATH_RATES)
+        rates = _PATH_RATES if noise_rate is None else (noise_rate,)
+        path = stats.gaussian_path(_PATH_ALPHAS if parameters is None else parameters, rates)
         members = [
             _Member(alpha, partial(path.__getitem__, i), rate)
             for i, (alpha, rate) in enumerate(path.parameters)

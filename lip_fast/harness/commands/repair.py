@@ -20,17 +20,19 @@ from lip_fast.harness.files.outputs import check_outputs, new_files, new_folder
 from lip_fast.harness.files.plain import write_json
 from lip_fast.harness.noise.labels import listed, span
 from lip_fast.harness.repairs.checkpoints import INDEX, SAFETENSORS, TORCH, find_checkpoint, read_checkpoint
-from lip_fast.harness.repairs.features import RepairData, Rows, read_features, split_off
+from lip_fast.harness.repairs.features import RepairData, Rows, read_features, split_off, unit_weights
 from lip_fast.harness.repairs.figures import save_candidates
 from lip_fast.harness.repairs.layers import Layer
 from lip_fast.harness.training.processes import refuse_several
-from lip_fast.repair import METHODS, RepairReport, repair
+from lip_fast.repair import GAUSSIAN, METHODS, RepairReport, repair
 from lip_fast.statistics import LabelStatistics
 
 __all__ = ["main"]
 
 # Methods that have a grid of parameters and no rule of their own to take one.
-_TO_CHOOSE = ("ridge", "pcr", "truncate")
+_TO_CHOOSE = ("gaussian-path", "ridge", "pcr", "truncate")
+# Those whose parameters are penalties; all else is counted.
+_PENALISED = ("gaussian", "gaussian+trained", "gaussian-path", "ridge")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,6 +66,12 @@ def main(arguments: Sequence[str]) -> int:
     checkpoint = read_checkpoint(checkpoint_path)
     layer = checkpoint.layer(options.layer)
     l, q = layer.weight.shape
+    if layer.bias is None and options.method in GAUSSIAN:
+        others = ", ".join(method for method in METHODS if method not in GAUSSIAN)
+        raise UserError(
+            f"expected a layer with a bias for --method {options.method}, found {layer.full_name} without: "
+            f"the model could not load one; --method {others} need none"
+        )
     data = read_features(Path(options.features), q=q, l=l)
     used, holdout = _split(data, options, q=q, l=l)
     _check_choice(holdout, options)
@@ -170,11 +178,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--method",
         choices=METHODS,
         default="auto",
-        help="default: auto, whichever agrees best with the hold-out. Without one: lip, or another with one "
-        "of --parameters",
+        help="default: auto, the Gaussian head, or another one where the hold-out says that it is better",
     )
     parser.add_argument(
         "--parameters", nargs="+", metavar="P", help="candidates of the method to try; not with auto"
+    )
+    parser.add_argument(
+        "--noise-rate",
+        type=float,
+        metavar="R",
+        help="share of the labels that Gaussian heads take for replaced by random ones, in [0, 1) (default: "
+        "0, and what gaussian-path tries)",
     )
     parser.add_argument(
         "--holdout-fraction",
@@ -209,11 +223,17 @@ def _check_options(options: argparse.Namespace) -> None:
         path = getattr(options, name)
         if path is not None and Path(path).suffix.lower() != suffix:
             raise UserError(f"expected --{name} to end in {suffix}, got {path}")
+    if options.noise_rate is not None:
+        if not 0 <= options.noise_rate < 1:
+            raise UserError(f"expected --noise-rate in [0, 1), got {options.noise_rate}")
+        if options.method not in GAUSSIAN:
+            raise UserError(
+                f"expected --noise-rate with --method {', '.join(GAUSSIAN)}, got {options.method}"
+            )
     if options.parameters is not None:
         if options.method == "auto":
             raise UserError("expected no --parameters with --method auto, got some: name one method")
-        # Penalties are real numbers, all else is counted.
-        kind = float if options.method == "ridge" else int
+        kind = float if options.method in _PENALISED else int
         try:
             options.parameters = [kind(value) for value in options.parameters]
         except ValueError:
@@ -294,14 +314,15 @@ def _check_choice(holdout: Rows | None, options: argparse.Namespace) -> None:
         return
     if options.figure is not None:
         raise UserError(f"expected a hold-out for --figure, got none: {_ADVICE}")
-    if options.method == "auto":
+    tried = len(options.parameters or ())
+    if options.method == "gaussian-path" and options.noise_rate is None:
+        # At several rates of noise.
         raise UserError(
-            f"expected a hold-out to choose among methods, got none: {_ADVICE}; or name a method: --method "
-            f"lip keeps 95% of the weight's energy, {', '.join(_TO_CHOOSE)} take one of --parameters"
+            "expected a hold-out for gaussian-path, or --noise-rate and one of --parameters, got none: "
+            f"{_ADVICE}"
         )
-    tried = options.parameters
-    if len(tried or ()) > 1 or (tried is None and options.method in _TO_CHOOSE):
-        got = "a grid of them" if tried is None else f"{len(tried)}"
+    if tried > 1 or (not tried and options.method in _TO_CHOOSE):
+        got = "a grid of them" if not tried else f"{tried}"
         raise UserError(
             f"expected a hold-out to choose among --parameters of {options.method}, got none and {got}: "
             f"{_ADVICE}; or give one of --parameters"
@@ -318,8 +339,15 @@ def _repair(
     try:
         statistics = LabelStatistics(layer.weight.shape[1], layer.weight.shape[0])
         for X, Y in rows.blocks(used):
-            statistics.update(X, Y)
-        report = repair(_head(layer), statistics, options.method, holdout, parameters=options.parameters)
+            statistics.update(X, unit_weights(Y) if options.method in GAUSSIAN else Y)
+        report = repair(
+            _head(layer),
+            statistics,
+            options.method,
+            holdout,
+            parameters=options.parameters,
+            noise_rate=options.noise_rate,
+        )
     # RuntimeError: a decomposition of numbers at the edge of their range does not converge.
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the repair failed: {error}") from error

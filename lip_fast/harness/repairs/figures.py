@@ -6,17 +6,31 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lip_fast.repair import RepairReport
+from lip_fast.repair import Candidate, RepairReport
 
 __all__ = ["save_candidates"]
 
+_PENALTY = "penalty"
+# By rate of noise, in the order in which they are tried.
+_LINES = ("-", "--", ":")
+_NAMES = {"-": "solid", "--": "dashed", ":": "dotted"}
 # Okabe and Ito's palette, as in the figure of the spectrum.
 _STYLES = {
+    "gaussian": ("Gaussian head", _PENALTY, "#E69F00", "D"),
+    "gaussian+trained": ("Gaussian and trained", _PENALTY, "#56B4E9", "P"),
+    "gaussian-path": ("Gaussian path", _PENALTY, "#000000", "X"),
     "lip": ("LIP", "directions kept", "#0072B2", "s"),
-    "ridge": ("ridge regression", "penalty", "#009E73", "o"),
+    "ridge": ("ridge regression", _PENALTY, "#009E73", "o"),
     "pcr": ("principal components", "components", "#CC79A7", "^"),
     "truncate": ("truncated head", "eigenvectors kept", "#D55E00", "v"),
 }
+
+
+def _point(candidate: Candidate) -> tuple[float, float]:
+    """Where a candidate with a parameter and a score lies in its panel."""
+    assert candidate.parameter is not None
+    assert candidate.score is not None
+    return candidate.parameter, 100 * candidate.score
 
 
 def save_candidates(path: Path, report: RepairReport, title: str) -> None:
@@ -38,19 +52,20 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
         trained_label += " (chosen)"
     for axes, method in zip(panels, methods, strict=True):
         name, parameter, colour, marker = _STYLES[method]
-        tried = sorted(
-            (c.parameter, 100 * c.score)
-            for c in candidates
-            if c.method == method and c.parameter is not None and c.score is not None
-        )
-        values, scores = zip(*tried, strict=True)
-        size = 4 if len(values) < 30 else 2.5
-        axes.plot(values, scores, color=colour, marker=marker, markersize=size, linewidth=1.2, zorder=3)
+        tried = [c for c in candidates if c.method == method]
+        rates = list(dict.fromkeys(c.noise_rate for c in tried))
+        size = 4 if len(tried) < 30 else 2.5
+        for rate, line in zip(rates, _LINES, strict=False):
+            points = zip(*sorted(_point(c) for c in tried if c.noise_rate == rate), strict=True)
+            axes.plot(*points, line, color=colour, marker=marker, markersize=size, lw=1.2, zorder=3)
+        if len(rates) > 1:
+            lines = ", ".join(f"{rate:g} {_NAMES[line]}" for rate, line in zip(rates, _LINES, strict=False))
+            parameter = f"{parameter}\n(noise rate: {lines})"
         handles[trained_label] = axes.axhline(
             100 * trained.score, color="black", linestyle="--", linewidth=1.2, zorder=2
         )
         if report.chosen.method == method and report.chosen.score is not None:
-            (handles[f"chosen: {name}, {parameter} {report.chosen.parameter:.4g}"],) = axes.plot(
+            (handles[f"chosen: {name}, {_STYLES[method][1]} {report.chosen.parameter:.4g}"],) = axes.plot(
                 report.chosen.parameter,
                 100 * report.chosen.score,
                 linestyle="none",
@@ -60,7 +75,8 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
                 markeredgecolor="black",
                 zorder=4,
             )
-        if method == "ridge":
+        if _STYLES[method][1] == _PENALTY:
+            values = [_point(c)[0] for c in tried]
             positive = [value for value in values if value > 0]
             # A penalty of 0 has no place on a logarithmic axis.
             if len(positive) == len(values):
@@ -69,7 +85,7 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
                 axes.set_xscale("symlog", linthresh=min(positive))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        axes.set_title(f"{name}: at best {max(scores):.2f}%", fontsize="medium")
+        axes.set_title(f"{name}: at best {max(_point(c)[1] for c in tried):.2f}%", fontsize="medium")
         axes.set_xlabel(parameter)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("agreement with held-out labels (%)")

@@ -115,8 +115,8 @@ def test_whole_run_with_everything(files: Files) -> None:
     lines = process.stdout.splitlines()
     assert lines[-1] == f"checkpoint: {out}"
     assert lines[0] == f"layer head: {L} classes, {Q} features; {N} rows for the statistics, {HELD} held out"
-    for method in ("method", "trained", "lip", "ridge", "pcr", "truncate"):
-        assert sum(line.startswith(method) for line in lines) == 1
+    names = [line.split()[0] for line in process.stdout.partition("held-out labels")[2].splitlines()[1:-2]]
+    assert names == ["trained", "gaussian", "ridge", "pcr", "lip", "gaussian-path"]
     assert process.stdout.count("<- chosen") == 1
     check_repaired(load_file(out), files, files.repaired())
     with safe_open(out, "pt") as file:
@@ -214,6 +214,27 @@ def test_forms_of_labels(files: Files, kind: str) -> None:
     torch.testing.assert_close(new["head.weight"], head.weight.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_candidate_sets_count_by_their_sizes_for_gaussian_heads(files: Files) -> None:
+    X, y = files.rows
+    sets = nn.functional.one_hot(y, L) | nn.functional.one_hot((y + 1) % L, L)
+    sets[::2] = nn.functional.one_hot(y[::2], L)
+    files.features = files.save_features(labels=sets.bool().numpy())
+    assert main(files.arguments("--method", "gaussian")) == 0
+    statistics = lip_fast.LabelStatistics(Q, L).update(X, sets / sets.sum(1, keepdim=True))
+    expected = lip_fast.repair(files.head(), statistics).head
+    check_repaired(load_file(files.folder / "m-repaired.safetensors"), files, expected)
+
+
+def test_a_layer_without_a_bias_gets_no_gaussian_head(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del files.state["head.bias"]
+    save_file(files.state, files.model)
+    told = "expected a layer with a bias for --method auto, found head without: .* --method ridge, pcr, lip"
+    refused(files, capsys, [], told)
+    assert main(files.arguments("--method", "ridge")) == 0
+
+
 def test_split_is_by_seed_and_of_labelled_rows(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     labels = files.rows[1].clone()
     labels[::3] = -100
@@ -302,7 +323,8 @@ FEATURES = [
     ({"labels": np.zeros(N - 1, np.int64)}, f"expected {N} class indices .* found {N - 1}"),
     ({"labels": np.zeros((N, L + 1))}, rf"shape \({N},\) or \({N}, {L}\), found float64 of shape \({N}, 5\)"),
     ({"labels": np.full((N, L), np.inf)}, "labels of .* to be finite"),
-    ({"labels": np.full((N, L), 1e300)}, "overflow|finite"),
+    ({"labels": np.full((N, L), 1e308)}, "labels whose weights sum to 1 in each row, got 0 a row"),
+    ({"labels": -np.ones((N, L))}, "labels whose weights sum to 1 in each row, got 0 a row"),
     ({"labels": np.full(N, -100)}, "at least one row with a label"),
     ({"labels": np.full(N, "a")}, "array of real numbers .* found <U1 .* return_inverse=True"),
     ({"features": np.zeros((N, 1, 2, 3), np.float32)}, "what comes into the layer, neither images nor"),
@@ -368,6 +390,9 @@ def test_missing_keys(files: Files, capsys: pytest.CaptureFixture[str], suffix: 
         ),
         (["--holdout", "none.npz"], "expected a file of features, found no file at none.npz"),
         (["--parameters", "1"], "no --parameters with --method auto"),
+        (["--noise-rate", "1"], r"--noise-rate in \[0, 1\), got 1.0"),
+        (["--noise-rate", "0.9"], "expected noise_rate below 0"),
+        (["--method", "ridge", "--noise-rate", "0.1"], "--noise-rate with --method gaussian, .*, got ridge"),
         (["--method", "lip", "--parameters", "1.5"], "of lip as whole numbers, got 1.5"),
         (["--method", "lip", "--parameters", "5"], "parameters of lip in 0..4, got 5"),
         (["--method", "pcr", "--parameters", "7"], "parameters of pcr in 0..6, got 7"),
@@ -401,8 +426,14 @@ NEW = r"add features and labels of samples that the network was not trained on \
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], rf"hold-out to choose among methods, got none: {NEW} .*; or name a method: --method lip keeps"),
-        (["--holdout-fraction", "0"], f"hold-out to choose among methods, got none: {NEW}"),
+        (
+            ["--method", "gaussian-path", "--parameters", "1"],
+            f"hold-out for gaussian-path, or --noise-rate and one of --parameters, got none: {NEW}",
+        ),
+        (
+            ["--method", "gaussian", "--parameters", "1", "2"],
+            f"--parameters of gaussian, got none and 2: {NEW}",
+        ),
         (["--method", "ridge"], f"among --parameters of ridge, got none and a grid of them: {NEW}"),
         (["--method", "pcr", "--parameters", "1", "2"], f"--parameters of pcr, got none and 2: {NEW}"),
         (["--method", "lip", "--parameters", "1", "2"], f"--parameters of lip, got none and 2: {NEW}"),
@@ -418,17 +449,35 @@ def test_nothing_is_chosen_by_rows_of_which_none_is_said_to_be_new(
 
 
 @pytest.mark.parametrize(
-    ("method", "parameters"), [("lip", None), ("lip", [2]), ("ridge", [3.0]), ("pcr", [4]), ("truncate", [5])]
+    ("method", "parameters", "rate"),
+    [
+        ("auto", None, None),
+        ("auto", None, 0.1),
+        ("gaussian", None, None),
+        ("gaussian", [0.5], 0.1),
+        ("gaussian+trained", [0.5], None),
+        ("gaussian-path", [0.5], 0.4),
+        ("lip", None, None),
+        ("lip", [2], None),
+        ("ridge", [3.0], None),
+        ("pcr", [4], None),
+        ("truncate", [5], None),
+    ],
 )
 def test_a_method_that_has_nothing_to_choose_needs_no_hold_out(
-    files: Files, capsys: pytest.CaptureFixture[str], method: str, parameters: list | None
+    files: Files,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    parameters: list | None,
+    rate: float | None,
 ) -> None:
     files.features = files.save_features(drop=("holdout_features", "holdout_labels"))
     given = [] if parameters is None else ["--parameters", *parameters]
+    given += [] if rate is None else ["--noise-rate", rate]
     assert main(files.arguments("--method", method, *given)) == 0
     assert f"{N} rows for the statistics, 0 held out" in capsys.readouterr().out
     statistics = lip_fast.LabelStatistics(Q, L).update(*files.rows)
-    report = lip_fast.repair(files.head(), statistics, method, parameters=parameters)
+    report = lip_fast.repair(files.head(), statistics, method, parameters=parameters, noise_rate=rate)
     check_repaired(load_file(files.folder / "m-repaired.safetensors"), files, report.head)
 
 
