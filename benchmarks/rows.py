@@ -72,6 +72,18 @@ ROWS: tuple[Row, ...] = (
         gates=("distance",),
         targets=(Target("time", "one alpha", at_most=2),),
     ),
+    Row(
+        "gaussian",
+        "gaussian",
+        l=100,
+        q=512,
+        k=0,
+        tail_rank=None,
+        n=8192,
+        peers=("solve",),
+        gates=("distance",),
+        targets=(Target("time", "solve", at_most=2),),
+    ),
     *(_small_svd(m) for m in (10, 24, 48, 64, 128)),
     Row(
         "tail-svd-10x512",

@@ -1,4 +1,4 @@
-"""Label statistics streamed over a million rows against their products; ridge regression for many alphas."""
+"""Label statistics streamed over a million rows against their products, and heads that are made of them."""
 
 from typing import Any
 
@@ -97,3 +97,35 @@ def _ridge(size: Row) -> Case:
 def test_ridge_path(benchmark: Any, key: str) -> None:
     size = row(key)
     run(benchmark, size, lambda: _ridge(size), seconds=4)
+
+
+def _gaussian(size: Row) -> Case:
+    X, y = _batches(size.q, size.l)[0]
+    statistics = LabelStatistics(size.q, size.l).update(X, y)
+    centred = X.double() - X.double().mean(0)
+    G, counts = centred.mT @ centred, y.bincount(minlength=size.l).double()
+    means = (centred.mT @ torch.nn.functional.one_hot(y, size.l).double()) / counts
+    identity = torch.eye(size.q, dtype=torch.float64)
+
+    def head(alpha: float) -> torch.Tensor:
+        S = G + alpha * G.diagonal().mean() * identity - means * counts @ means.mT
+        return len(X) * torch.cholesky_solve(means, torch.linalg.cholesky(S)).mT
+
+    def solve() -> torch.Tensor:
+        return torch.cholesky_solve(means, torch.linalg.cholesky(G))
+
+    gates = [
+        Gate(
+            "distance",
+            distance(statistics.gaussian().M, head(0.3)),
+            RIDGE_DISTANCE,
+            distance(head(0.6), head(0.3)),
+        )
+    ]
+    return Case(gates, [Variant("gaussian", statistics.gaussian), Variant("solve", solve)])
+
+
+@pytest.mark.parametrize("key", ["gaussian"])
+def test_gaussian(benchmark: Any, key: str) -> None:
+    size = row(key)
+    run(benchmark, size, lambda: _gaussian(size), seconds=4)

@@ -6,17 +6,20 @@ from benchmarks.results import Result
 __all__ = ["KINDS", "TITLE", "summary"]
 
 TITLE = "Label statistics"
-KINDS = ("statistics", "ridge-path")
+KINDS = ("statistics", "ridge-path", "gaussian")
 
 
 def summary(result: Result) -> str:
-    """Streaming and ridge regression."""
+    """Streaming, ridge regression and the Gaussian head."""
     lines = []
-    for entry in (*result.of("statistics"), *result.of("ridge-path")):
+    for entry in (entry for kind in KINDS for entry in result.of(kind)):
         row = entry.row
         if row.kind == "statistics":
             what = f"`update`, {row.n} rows streamed"
             others = {"products": "X\u1d40 X alone"}
+        elif row.kind == "gaussian":
+            what = "`gaussian`"
+            others = {"solve": "one `torch.cholesky_solve` of the size"}
         else:
             what = f"`ridge_path`, {row.k} alphas"
             others = {"one alpha": "one alpha", "solve": "`torch.linalg.solve`, one alpha"}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from distributed.faults import raised_by
 from distributed.heads import MAKERS, Problem, distance, make_head, make_problem, shard, take_step, whole
 from distributed.layouts import equal_everywhere, quietly, rows_of
 from torch import Tensor, nn
@@ -583,6 +584,21 @@ def _errors(
         max(distance(whole(a.M), b.M), distance(whole(a.bias), b.bias)) for a, b in zip(*paths, strict=True)
     )
     x = problem.features[0]
+    if problem.targets[0].dim() == 1:
+        heads = made.gaussian(0.5, 0.05), plain.gaussian(0.5, 0.05)
+        errors["gaussian"] = max(distance(whole(a), b) for a, b in zip(*heads, strict=True))
+        families = made.gaussian_path(alphas, [0.0, 0.4]), plain.gaussian_path(alphas, [0.0, 0.4])
+        paths = families
+        errors["gaussian path"] = max(
+            max(distance(whole(a.M), b.M), distance(whole(a.bias), b.bias))
+            for a, b in zip(*families, strict=True)
+        )
+    else:
+        # Their weights do not sum to 1: each process says so.
+        told = [raised_by(lambda: s.gaussian()) for s in (made, plain)]  # noqa: B023
+        errors["gaussian refused"] = (
+            0.0 if str(told[0]) == str(told[1]) and "sum to 1" in str(told[0]) else 1.0
+        )
     both = zip(paths[0].logits(x), paths[1].logits(x), strict=True)
     errors["logits"] = max(distance(whole(a), b) for a, b in both)
     other = lip_fast.LabelStatistics.for_head(weight, decay=plain.decay)
