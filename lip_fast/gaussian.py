@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lip_fast.linear_path import Branch, LinearPath, LinearWeight, check_alphas, eigen, never, placed
-from lip_fast.moments import Centred
+from lip_fast.linear_path import Branch, LinearPath, LinearWeight, check_alphas, never, placed
+from lip_fast.moments import Centred, eigen
 from lip_fast.sharded.collectives import explained
 from lip_fast.sharded.layout import Sharding
 from lip_fast.validation import check_sequence
@@ -64,7 +64,7 @@ def gaussian_path(
     """The heads of :meth:`lip_fast.LabelStatistics.gaussian_path`; arguments as of :func:`gaussian_head`."""
     alphas, noise_rates = check_alphas(alphas), _check_rates(noise_rates)
     _check_labels(rows, sharding)
-    eigenvalues, V = eigen(rows.G)
+    eigenvalues, V = rows.eigen
     least = rows.unresolved(eigenvalues)
     means = V.mT @ _class_means(rows)
     kappas = 1 / (1 - torch.tensor(noise_rates, dtype=means.dtype, device=means.device))
@@ -93,7 +93,16 @@ def gaussian_path(
 
 
 def spread(rows: Centred, M: Tensor) -> float:
-    """See :meth:`lip_fast.LabelStatistics.spread`; M (l, q) is whole."""
+    """How far the logits X M^T of a head lie apart.
+
+    Args:
+        rows: what they say about their means.
+        M: (l, q), whole.
+
+    Returns:
+        Their root mean square over rows and classes, each logit taken from the mean of its class over the
+        rows and from the mean of its row over the classes: what predictions depend on.
+    """
     M = M.double()
     M = M - M.mean(0)
     return math.sqrt(max(float(((M @ rows.G) * M).sum() / (rows.rows * len(M))), 0))

@@ -16,7 +16,6 @@ __all__ = [
     "LinearPath",
     "LinearWeight",
     "check_alphas",
-    "eigen",
     "never",
     "pcr_path",
     "placed",
@@ -193,13 +192,7 @@ def _path(
 ) -> LinearPath:
     """The heads that ``weigh`` makes of the eigenvalues of G, descending."""
     # In float64: without a penalty what rounding adds to the smallest eigenvalues would count most.
-    eigenvalues, V = eigen(rows.G)
+    eigenvalues, V = rows.eigen
     VC, w = (V.mT @ rows.C).to(dtype), weigh(eigenvalues).to(dtype)
     branch = Branch(V.to(dtype), VC, w, rows.mean_y.expand(len(w), -1))
     return LinearPath(tuple(parameters), (branch,), rows.mean_x, sharding)
-
-
-def eigen(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, descending and none below 0, and eigenvectors of a scatter."""
-    eigenvalues, V = torch.linalg.eigh(G)
-    return eigenvalues.flip(0).clamp(min=0), V.flip(1)

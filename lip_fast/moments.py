@@ -9,6 +9,8 @@ Products in float64 would do without a mean, but take twice the time on a CPU an
 would not help accumulators in float32.
 """
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from lip_fast import host, ops
 from lip_fast.rounding import compute_dtype
 from lip_fast.targets import CSR, IGNORE_INDEX, Targets
 
-__all__ = ["Centred", "Moments", "moments"]
+__all__ = ["Centred", "Moments", "eigen", "moments"]
 
 # Eigenvalues of dependent features, which are rounding, over eps times the norm of what was rounded: measured
 # at most 1.1, of 6 to 512 features, 20 to 40000 rows, means of 0 to 1000 spreads.
@@ -27,7 +29,8 @@ _NOISE = 4
 _ENTRIES = 1 << 16
 
 
-class Centred(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Centred:
     """What n rows say once features and labels are taken from a point each, mostly their means; in float64.
 
     Attributes:
@@ -47,6 +50,11 @@ class Centred(NamedTuple):
     mean_x: Tensor
     mean_y: Tensor
     rounding: Tensor
+
+    @cached_property
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of G, descending and none below 0, and its eigenvectors (q, q)."""
+        return eigen(self.G)
 
     def unresolved(self, eigenvalues: Tensor | None = None) -> Tensor:
         """() eigenvalues of G up to this are rounding, with that of a decomposition which found these."""
@@ -134,7 +142,13 @@ class Moments(NamedTuple):
         off, mean_y = column / raw.rows, raw.mass / raw.rows
         G = torch.addr(raw.G, column, off, alpha=-1)
         C = torch.addr(raw.C, column, mean_y, alpha=-1)
-        return raw._replace(G=G, C=C, mean_x=raw.mean_x + off, mean_y=mean_y)
+        return replace(raw, G=G, C=C, mean_x=raw.mean_x + off, mean_y=mean_y)
+
+
+def eigen(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, descending and none below 0, and eigenvectors of a sum of squares."""
+    eigenvalues, V = torch.linalg.eigh(G)
+    return eigenvalues.flip(0).clamp(min=0), V.flip(1)
 
 
 def _rounded(G: Tensor) -> Tensor:

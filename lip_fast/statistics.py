@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lip_fast import host, ops
-from lip_fast.gaussian import gaussian_head, gaussian_path, spread
+from lip_fast.gaussian import gaussian_head, gaussian_path
 from lip_fast.linear_path import LinearPath, LinearWeight, pcr_path, ridge_path
 from lip_fast.moments import Centred, Moments, moments
 from lip_fast.sharded.group import Group
@@ -403,7 +404,7 @@ class LabelStatistics:
         Raises:
             ValueError: no rows, no alphas, or a negative or non-finite one.
         """
-        return ridge_path(self._rows(intercept), alphas, self.dtype, self._of_classes)
+        return ridge_path(self.centred(intercept), alphas, self.dtype, self._of_classes)
 
     @full_precision
     @torch.no_grad()
@@ -420,7 +421,7 @@ class LabelStatistics:
         Raises:
             ValueError: no rows, or a number out of range.
         """
-        return pcr_path(self._rows(intercept), components, self.dtype, self._of_classes)
+        return pcr_path(self.centred(intercept), components, self.dtype, self._of_classes)
 
     @full_precision
     @torch.no_grad()
@@ -452,7 +453,7 @@ class LabelStatistics:
             ValueError: no rows, label weights that do not sum to 1, a singular S, or a ``noise_rate`` with
                 which S is not positive definite.
         """
-        return gaussian_head(self._rows(), alpha, noise_rate, self.dtype, self._of_classes)
+        return gaussian_head(self.centred(), alpha, noise_rate, self.dtype, self._of_classes)
 
     @full_precision
     @torch.no_grad()
@@ -474,15 +475,7 @@ class LabelStatistics:
         Raises:
             ValueError: as :meth:`gaussian`, but for S.
         """
-        return gaussian_path(self._rows(), alphas, noise_rates, self.dtype, self._of_classes)
-
-    @full_precision
-    @torch.no_grad()
-    def spread(self, M: Tensor) -> float:
-        """How far the logits X M^T of a head M (l, q) lie apart: their root mean square over rows and
-        classes, taken from the mean of each class over the rows and of each row over the classes.
-        """
-        return spread(self._rows(), M)
+        return gaussian_path(self.centred(), alphas, noise_rates, self.dtype, self._of_classes)
 
     @full_precision
     @torch.no_grad()
@@ -499,17 +492,15 @@ class LabelStatistics:
         G = self._about_zero().G[:-1, :-1]
         return torch.linalg.eigh(G).eigenvectors.flip(1)[:, :d].to(self.dtype).contiguous()
 
-    def _rows(self, intercept: bool = True) -> Centred:
-        """What the rows say about their means, or as they are where there is no intercept to fit."""
+    @full_precision
+    @torch.no_grad()
+    def centred(self, intercept: bool = True) -> Centred:
+        """What the rows say about their means, or as they are where there is no ``intercept`` to fit."""
         self.check_rows()
         if intercept:
             return self._moments.centred()
         raw = self._about_zero().as_they_are()
-        return raw._replace(rounding=self._moments.as_they_are().rounding)
-
-    def mean_eigenvalue(self, *, intercept: bool = True) -> float:
-        """Mean eigenvalue of X^T X, a scale of penalties; of centred features with an ``intercept``."""
-        return float(self._rows(intercept).G.diagonal().mean())
+        return replace(raw, rounding=self._moments.as_they_are().rounding)
 
     def check_shape(self, q: int, l: int) -> None:
         """ValueError where these are no statistics of ``q`` features and ``l`` classes."""

@@ -9,6 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from lip_fast import LabelStatistics
+from lip_fast.gaussian import spread
 
 Q, L, N = 14, 6, 150
 
@@ -258,5 +259,6 @@ def test_the_spread_of_logits_is_that_over_the_rows() -> None:
     logits = X @ M.mT
     logits = logits - logits.mean(0)
     logits = logits - logits.mean(1, keepdim=True)
-    assert _statistics(X, y).spread(M) == pytest.approx(float(logits.square().mean().sqrt()), rel=1e-10)
-    assert _statistics(X, y).spread(torch.ones(L, Q)) == pytest.approx(0, abs=1e-6)
+    rows = _statistics(X, y).centred()
+    assert spread(rows, M) == pytest.approx(float(logits.square().mean().sqrt()), rel=1e-10)
+    assert spread(rows, torch.ones(L, Q)) == pytest.approx(0, abs=1e-6)
