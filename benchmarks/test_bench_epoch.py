@@ -61,7 +61,7 @@ def _epoch(size: Row) -> Case:
 
     def of_harness(training: Any) -> object:
         training.run_epoch()
-        return evaluate(evaluate.look(training.model, whole=False), training.model.head)
+        return evaluate(evaluate.look(training.model), training.model.head)
 
     def weight(module: nn.Module) -> Tensor:
         return nn.utils.parameters_to_vector(module.parameters()).detach()

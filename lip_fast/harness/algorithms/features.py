@@ -9,7 +9,7 @@ from torch import Tensor
 import lip_fast
 from lip_fast.harness.models import Network
 
-__all__ = ["features_of", "statistics_of"]
+__all__ = ["features_of", "label_weights", "statistics_of"]
 
 # Rows that go through the network at a time: bounds what its layers keep.
 _ROWS = 1000
@@ -25,19 +25,27 @@ def features_of(model: Network, inputs: Tensor) -> Tensor:
         return torch.cat([model.features(block) for block in inputs.split(_ROWS)])
 
 
-def statistics_of(model: Network, inputs: Tensor, targets: Tensor) -> lip_fast.LabelStatistics:
-    """Label statistics of the features of ``inputs`` in float64, without keeping the features.
+def statistics_of(
+    model: Network, inputs: Tensor, targets: Tensor, dtype: torch.dtype = torch.float64
+) -> lip_fast.LabelStatistics:
+    """Label statistics of the features of ``inputs``, without keeping the features.
 
     Args:
         model: the network, see :func:`features_of`.
         inputs: (n, d).
-        targets: (n,) int64 or (n, l), as :meth:`lip_fast.LabelStatistics.update` takes them.
+        targets: (n,) int64, or candidate sets (n, l), of which :func:`label_weights` are taken.
+        dtype: in which products of features are taken; they are summed in float64.
     """
     head = model.head
     statistics = lip_fast.LabelStatistics(head.in_features, head.out_features, device=inputs.device)
     for x, y in zip(inputs.split(_ROWS), targets.split(_ROWS), strict=True):
-        statistics.update(features_of(model, x).double(), y)
+        statistics.update(features_of(model, x).to(dtype), label_weights(y))
     return statistics
+
+
+def label_weights(targets: Tensor) -> Tensor:
+    """Labels that weigh 1 in each row: (n,) int64 as they are, candidate sets (n, l) over their sizes."""
+    return targets if targets.ndim == 1 else targets / targets.sum(1, keepdim=True)
 
 
 @contextmanager

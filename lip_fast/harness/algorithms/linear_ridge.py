@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lip_fast.harness.algorithms.algorithm import Algorithm, one_hot
+from lip_fast.harness.algorithms.algorithm import Algorithm
 from lip_fast.harness.algorithms.features import statistics_of
 from lip_fast.harness.models import Network
 
@@ -44,8 +44,7 @@ class LinearRidge(Algorithm):
     @torch.no_grad()
     def fit(self, model: Network) -> None:
         """Set the head to W^T and b; the body stays."""
-        Y = one_hot(self.task.targets, self.task.classes, torch.float64)
-        statistics = statistics_of(model, self.task.features, Y / Y.sum(1, keepdim=True))
+        statistics = statistics_of(model, self.task.features, self.task.targets)
         W = statistics.ridge_path([self.options["alpha"]])[0]
         model.head.weight.copy_(W.M)
         model.head.bias.copy_(W.bias)

@@ -104,8 +104,8 @@ def _study(config: StudyConfig, dataset: Dataset, progress: Progress) -> None:
     ) as bar:
         for seed, rate in every[done:]:
             bar.set_description(f"seed {seed}, rate {rate:g}", refresh=False)
-            network, seen = train_network(config.training(rate), dataset, seed, lambda loss: bar.update())
-            progress.add(network, seen, seed, rate)
+            trained = train_network(config.training(rate), dataset, seed, lambda loss: bar.update())
+            progress.add(*trained, seed, rate)
     assert progress.clean is not None
     q, l = progress.clean.W.shape
     study = Study(progress.measured, (q, l), config.rank)

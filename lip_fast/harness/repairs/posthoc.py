@@ -24,29 +24,28 @@ RULES = (*map(str, _FRACTIONS), "95% of the energy", "Gavish-Donoho", "held-out 
 
 @torch.no_grad()
 def repaired_head(
-    method: str, config: TrainConfig, head: nn.Linear, trained: Rows, held_out: Rows
+    method: str, config: TrainConfig, head: nn.Linear, statistics: lip_fast.LabelStatistics, held_out: Rows
 ) -> tuple[nn.Linear, int | None]:
     """A copy of a head, repaired.
 
     Args:
-        method: "post-hoc" (LIP, see :func:`repaired_weight`), or "ridge" or "auto" of
-            :func:`lip_fast.repair`, chosen by the held-out labels.
+        method: "post-hoc" (LIP, see :func:`repaired_weight`), or another one of ``REPAIRS``, which
+            :func:`lip_fast.repair` has by the same name.
         config: the settings; of those of LIP only ``rank_afterwards`` matters.
         head: the trained head; it is not changed.
-        trained: what the head sees of the samples it was trained on.
-        held_out: the same of others; there must be some for the methods of :func:`lip_fast.repair`.
+        statistics: of what the head sees of the samples it was trained on.
+        held_out: what it sees of others, whose labels choose; there must be some for "ridge".
 
     Returns:
         the head, and the number of directions LIP kept; None where LIP was not what repaired it.
     """
     if method == "post-hoc":
         repaired = copy.deepcopy(head)
-        weight, rank = repaired_weight(config, head, trained, held_out)
+        weight, rank = repaired_weight(config, head, statistics, held_out)
         repaired.weight.copy_(weight)
         return repaired, rank
-    statistics = lip_fast.LabelStatistics(head.in_features, head.out_features, device=head.weight.device)
-    statistics.update(*trained)
-    report = lip_fast.repair(head, statistics, method, (held_out.X, held_out.Y))
+    holdout = (held_out.X, held_out.Y) if held_out.size else None
+    report = lip_fast.repair(head, statistics, method, holdout)
     chosen = report.chosen
     if chosen.method == "lip" and chosen.parameter is not None:
         return report.head, int(chosen.parameter)
@@ -57,7 +56,7 @@ def repaired_head(
 def rank_path(
     config: TrainConfig,
     head: nn.Linear,
-    trained: Rows,
+    statistics: lip_fast.LabelStatistics,
     held_out: Rows,
     score: Callable[[nn.Linear], tuple[float, float | None]],
 ) -> dict[str, Any]:
@@ -66,8 +65,8 @@ def rank_path(
     Args:
         config: the settings.
         head: the trained head; it is not changed.
-        trained: what the head sees of the samples it was trained on.
-        held_out: the same of others; there may be none.
+        statistics: of what the head sees of the samples it was trained on.
+        held_out: what it sees of others; there may be none.
         score: test accuracy and agreement with held-out labels of a head.
 
     Returns:
@@ -75,7 +74,7 @@ def rank_path(
         the names in ``RULES``, "held-out labels" only where there are some.
     """
     largest = min(head.weight.shape)
-    path = lip_fast.lip_path(head.weight.T, *trained, bias=head.bias)
+    path = lip_fast.lip_path(head.weight.T, statistics, bias=head.bias)
     rules = {str(fraction): math.ceil(fraction * largest) for fraction in _FRACTIONS}
     rules["95% of the energy"] = lip_fast.select_rank(path)
     rules["Gavish-Donoho"] = lip_fast.select_rank(path, method="gavish-donoho")

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from lip_fast.harness.reports.collect import Result
 from lip_fast.harness.reports.tables import comparisons, titles_of
 from lip_fast.harness.runs.figures import STYLES
+from lip_fast.harness.runs.summary import selected
 from lip_fast.harness.settings.train import METHODS
 
 __all__ = ["FIGURES"]
@@ -68,7 +69,7 @@ def save_ranks(path: Path, results: Sequence[Result]) -> bool:
     """Draw accuracy against the rank that LIP keeps afterwards, by result; False where there is nothing."""
 
     def draw(axes: Axes, result: Result) -> None:
-        last = [records["plain"].test_accuracy[-1] for records in result.seeds.values()]
+        last = [selected(records["plain"]).last for records in result.seeds.values()]
         # A rank that a rule took may have been tried with one seed only: the line has the ranks of all seeds.
         paths = [records["post-hoc"].path for records in result.seeds.values()]
         ranks = sorted(set.intersection(*(set(p["ranks"]) for p in paths)))
@@ -108,7 +109,7 @@ def save_curves(path: Path, results: Sequence[Result]) -> bool:
     def draw(axes: Axes, result: Result) -> None:
         for method in next(iter(result.seeds.values())):
             records = [seed[method] for seed in result.seeds.values()]
-            accuracy = 100 * np.array([record.test_accuracy for record in records])
+            accuracy = 100 * np.array([record.test_accuracy for record in records], dtype=float)
             colour, marker, _ = STYLES[method]
             epochs = np.arange(1, accuracy.shape[1] + 1)
             axes.plot(epochs, accuracy.mean(0), color=colour, marker=marker, markersize=3,

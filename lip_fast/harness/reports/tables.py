@@ -11,7 +11,7 @@ from lip_fast.harness.runs.paired import Difference, holm, paired_difference
 from lip_fast.harness.runs.records import Record
 from lip_fast.harness.runs.summary import SELECTIONS, selected, summarise
 from lip_fast.harness.runs.table import percent
-from lip_fast.harness.settings.train import METHODS, REPAIRS
+from lip_fast.harness.settings.train import METHODS, OF_PLAIN
 
 __all__ = ["LEVEL", "Comparison", "Table", "comparisons", "plain_numbers", "tables_of", "titles_of"]
 
@@ -181,7 +181,7 @@ def _rules(results: Sequence[Result]) -> Table:
     titles = titles_of(results)
     for place, result in enumerate(results):
         paths = [
-            (records["post-hoc"].path, records["plain"].test_accuracy[-1])
+            (records["post-hoc"].path, selected(records["plain"]).last)
             for records in result.seeds.values()
             if "post-hoc" in records and records["post-hoc"].path and "plain" in records
         ]
@@ -217,7 +217,7 @@ def _costs(results: Sequence[Result]) -> Table:
     for place, result in enumerate(results):
         for method, summary in summarise(list(result.seeds.values())).items():
             base = summary.step_seconds - summary.lip_seconds
-            trained = method not in REPAIRS
+            trained = method not in OF_PLAIN
             rows.append(
                 (
                     f"{result.data}, {result.labels}",
@@ -256,7 +256,7 @@ def _methods(result: Result) -> list[str]:
 
 
 def _last(result: Result, method: str) -> list[float]:
-    return [records[method].test_accuracy[-1] for records in result.seeds.values()]
+    return [selected(records[method]).last for records in result.seeds.values()]
 
 
 def _p(difference: Difference) -> float:

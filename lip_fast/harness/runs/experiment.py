@@ -2,27 +2,27 @@
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lip_fast.cli.errors import UserError
+from lip_fast.harness.algorithms.features import features_of
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.files.labels import labels_sha256
 from lip_fast.harness.files.reading import explain_error
 from lip_fast.harness.models import Network
-from lip_fast.harness.repairs.posthoc import rank_path, repaired_head
+from lip_fast.harness.runs.afterwards import Afterwards
 from lip_fast.harness.runs.plan import Plan, plan_of
 from lip_fast.harness.runs.records import Record, SeedResult, as_plain
-from lip_fast.harness.settings.train import METHODS, REPAIRS, TrainConfig
-from lip_fast.harness.training.evaluation import Evaluator, Seen
+from lip_fast.harness.settings.train import METHODS, TrainConfig
+from lip_fast.harness.training.evaluation import Evaluator, Scores, Seen
 from lip_fast.harness.training.loop import DivergedError, Training
 from lip_fast.harness.training.problem import Problem
 from lip_fast.harness.training.processes import ALONE, Processes
@@ -82,8 +82,7 @@ def run_seed(
 ) -> SeedResult:
     """Train and score every method of the settings.
 
-    Repairs are scored at each epoch, on a copy of the plain network's head: what they give if training
-    stopped there.
+    Methods without a training of their own are scored beside the plain network, see :class:`Afterwards`.
 
     Args:
         config: the settings.
@@ -109,16 +108,13 @@ def run_seed(
         with restoring("the saved state"):
             check_labels(seed, problem.labels, state["labels_sha256"])
             saved = copy.deepcopy(state["records"])  # the lists grow from here
-            records = {method: Record(**saved[method]) for method in METHODS}
+            # A run that an earlier version began has no methods that came later.
+            records = {method: Record(**saved.get(method, {})) for method in METHODS}
             chosen = None if state["chosen"] is None else torch.tensor(state["chosen"])
     else:
         chosen = problem.choose_rows(lambda accuracy: on_epoch(FOLD, accuracy))
     evaluate, learned = problem.evaluator(), problem.learned(chosen)
-    repairs = [method for method in REPAIRS if method in config.methods]
-    for method in repairs:
-        # A repair is of the plain network, and shares the losses and times of its training.
-        for shared in ("train_loss", "step_seconds", "lip_seconds"):
-            setattr(records[method], shared, getattr(records["plain"], shared))
+    afterwards = Afterwards(config, records, evaluate)
     for method in plan.trained:
         if len(records[method].train_loss) == plan.epochs:
             continue
@@ -129,28 +125,15 @@ def run_seed(
         state_of = partial(_state, sha256, chosen, records, method, training)
         for epoch in range(training.epoch, plan.epochs):
             try:
-                repaired = method == "plain" and bool(repairs)
-                seen = _run_epoch(
-                    training, records[method], evaluate, partial(keep, state_of, False), whole=repaired
-                )
-                if repaired:
-                    last = epoch + 1 == plan.epochs
-                    _repair(
-                        repairs,
-                        config,
-                        training,
-                        problem.trained(seen, chosen),
-                        seen,
-                        records,
-                        evaluate,
-                        last,
-                    )
+                seen, scores = _run_epoch(training, records[method], evaluate, partial(keep, state_of, False))
+                if method == "plain":
+                    afterwards.score(training, seen, last=epoch + 1 == plan.epochs)
             except DivergedError as error:
                 raise UserError(
                     f"training diverged with --lr {config.lr}, epoch {epoch + 1} of {METHODS[method]}, "
                     f"seed {seed}: {error}"
                 ) from error
-            on_epoch(method, records[method].test_accuracy[-1])
+            on_epoch(method, scores.test_accuracy)
             keep(state_of, True)
     return SeedResult(
         seed, problem.labels, {method: records[method] for method in METHODS if method in config.methods}
@@ -159,7 +142,7 @@ def run_seed(
 
 def train_network(
     config: TrainConfig, dataset: Dataset, seed: int, on_epoch: Callable[[float], None]
-) -> tuple[Network, Seen]:
+) -> tuple[Network, Rows, Rows]:
     """Train the plain network of a seed alone.
 
     Args:
@@ -169,15 +152,15 @@ def train_network(
         on_epoch: called after each epoch with the mean loss.
 
     Returns:
-        the network, and what its head sees of the samples it was trained on, of those held out
-        and of the test part.
+        the network, and what its head sees of the samples it was trained on and of the test part.
 
     Raises:
         UserError: training diverged, or the labels cannot be had.
     """
     plan = plan_of(config, dataset)
     problem = Problem(config, dataset, seed, plan.algorithm, plan.epochs)
-    training = problem.training(problem.learned(None), "plain")
+    task = problem.learned(None)
+    training = problem.training(task, "plain")
     for epoch in range(plan.epochs):
         try:
             loss = training.run_epoch().loss
@@ -186,7 +169,8 @@ def train_network(
         if loss is not None and not math.isfinite(loss):
             raise UserError(f"training diverged with --lr {config.lr}, epoch {epoch + 1}, seed {seed}")
         on_epoch(math.nan if loss is None else loss)
-    return training.model, problem.evaluator().look(training.model, whole=True)
+    trained = Rows(features_of(training.model, task.features), task.targets)
+    return training.model, trained, problem.evaluator().look(training.model).test
 
 
 def _state(
@@ -202,9 +186,9 @@ def _state(
 
 
 def _run_epoch(
-    training: Training, record: Record, evaluate: Evaluator, on_step: Callable[[], None], *, whole: bool
-) -> Seen:
-    """Train for an epoch and score the network; returns what its head sees then."""
+    training: Training, record: Record, evaluate: Evaluator, on_step: Callable[[], None]
+) -> tuple[Seen, Scores]:
+    """Train for an epoch and score the network; returns what its head sees then, and its scores."""
     epoch = training.run_epoch(on_step)
     model = training.model
     finite = epoch.loss is None or math.isfinite(epoch.loss)
@@ -213,41 +197,13 @@ def _run_epoch(
     record.train_loss.append(epoch.loss)
     record.step_seconds.append(epoch.step_seconds)
     record.lip_seconds.append(epoch.lip_seconds)
-    seen = evaluate.look(model, whole=whole)
+    seen = evaluate.look(model)
     classifier = training.algorithm.classifier(model)
-    record.score(evaluate(seen, classifier), classifier)
+    scores = evaluate(seen, classifier)
+    record.score(scores, classifier)
     if training.lip is not None:
         record.lip = training.lip.stats()
         record.rank = record.lip["rank"]
     elif training.rank is not None:
         record.rank = training.rank
-    return seen
-
-
-def _repair(
-    methods: Sequence[str],
-    config: TrainConfig,
-    training: Training,
-    trained: Rows,
-    seen: Seen,
-    records: Mapping[str, Record],
-    evaluate: Evaluator,
-    last: bool,
-) -> None:
-    """Score every repair of the plain network; in the ``last`` epoch every rank of LIP too."""
-    with torch.no_grad():
-        head = training.algorithm.classifier(training.model)
-    assert isinstance(head, nn.Linear)  # the plan refuses repairs for any other classifier
-    for method in methods:
-        record = records[method]
-        start = time.perf_counter()
-        try:
-            repaired, record.rank = repaired_head(method, config, head, trained, seen.held)
-        except ValueError as error:  # weights or features too large to be summed
-            raise DivergedError(str(error)) from error
-        record.repair_seconds.append(time.perf_counter() - start)
-        record.score(evaluate(seen, repaired), repaired)
-        if method == "post-hoc" and last:
-            record.path = rank_path(
-                config, head, trained, seen.held, lambda repaired: evaluate(seen, repaired)[:2]
-            )
+    return seen, scores

@@ -13,14 +13,17 @@ from lip_fast.harness.settings.train import METHODS
 
 __all__ = ["STYLES", "save_curves", "save_spectrum"]
 
-# Okabe and Ito's palette: told apart with any colour vision, and by marker in print.
+# Okabe and Ito's palette, and brown: told apart with any colour vision, and by marker in print.
 # The last number moves a method's points sideways, for methods often have the same values.
 STYLES = {
     "plain": ("#000000", "o", -0.12),
+    "early-stop": ("#999999", "X", -0.06),
     "in-step": ("#0072B2", "s", 0.0),
     "per-epoch": ("#56B4E9", "P", 0.06),
     "post-hoc": ("#D55E00", "^", 0.12),
     "ridge": ("#009E73", "D", 0.24),
+    "gaussian": ("#E69F00", "*", -0.18),
+    "gaussian+trained": ("#8C6D31", "p", 0.18),
     "auto": ("#CC79A7", "v", -0.24),
 }
 
@@ -63,7 +66,7 @@ def save_curves(path: Path, results: Sequence[SeedResult], title: str) -> None:
     """
     figure, axes = _figure(title)
     for method, records in _by_method(results).items():
-        accuracy = 100 * np.array([record.test_accuracy for record in records])
+        accuracy = 100 * np.array([record.test_accuracy for record in records], dtype=float)
         epochs = np.arange(1, accuracy.shape[1] + 1)
         _band(axes, method, epochs, accuracy, METHODS[method])
         memorised = [record.memorised for record in records]
@@ -94,5 +97,8 @@ def _band(axes: Axes, method: str, x: np.ndarray, values: np.ndarray, label: str
     colour, marker, _ = STYLES[method]
     # A marker at each of many epochs would hide the line.
     every = max(1, len(x) // 12)
+    if np.isnan(values).any():  # repaired after some epochs alone: shown where every seed was
+        axes.plot(x, values.mean(0), color=colour, marker=marker, markersize=4, linestyle="none", label=label)
+        return
     axes.plot(x, values.mean(0), color=colour, marker=marker, markersize=4, markevery=every, label=label)
     axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)

@@ -13,7 +13,7 @@ from lip_fast.harness.files.reading import explain_error
 from lip_fast.harness.models import make_model
 from lip_fast.harness.noise.labels import training_labels
 from lip_fast.harness.seeding import initialisation
-from lip_fast.harness.settings.train import METHODS, REPAIRS, TrainConfig
+from lip_fast.harness.settings.train import METHODS, OF_PLAIN, REPAIRS, TrainConfig
 from lip_fast.harness.training.lip import check_lip
 from lip_fast.harness.training.problem import split
 
@@ -110,6 +110,6 @@ def _why(algorithm: type[Algorithm]) -> str:
 
 
 def trained_methods(config: TrainConfig) -> list[str]:
-    """The methods that need a training of their own: repairs share the plain one."""
-    wanted = {"plain" if method in REPAIRS else method for method in config.methods}
+    """The methods that need a training of their own: early stopping and repairs share the plain one."""
+    wanted = {"plain" if method in OF_PLAIN else method for method in config.methods}
     return [method for method in METHODS if method in wanted]

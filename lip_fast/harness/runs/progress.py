@@ -117,7 +117,8 @@ class Progress:
             return
         place = f"the checkpoint in {folder.path}"
         with restoring(place):
-            self.notes = self._origin.check(state, folder.path)
+            settings = self._config.completed(state["settings"])
+            self.notes = self._origin.check({**state, "settings": settings}, folder.path)
             self.results = [
                 self._result(seed, saved, dataset)
                 for seed, saved in enumerate(state["finished"], self._config.first_seed)

@@ -35,22 +35,23 @@ class Summary:
 
     Attributes:
         last: test accuracy after the last epoch, a fraction.
-        last_five: its mean over the last five epochs.
+        last_five: its mean over the last five epochs; None where one of them was not scored.
         chosen: after the epoch that agrees best with held-out labels, noisy as they are, the latest of
             equals; None without a hold-out.
-        best: the highest of any epoch; it looks at the test part, so it bounds what a perfect choice of the
-            epoch would give.
+        best: the highest of any scored epoch; it looks at the test part, so it bounds what a perfect choice
+            of the epoch would give.
         gain: what ``last`` gains on plain training, seed by seed; None for that itself, and where it is not
             known.
         memorised: share of the wrong training labels predicted after the last epoch; None without any.
         step_seconds: median over all epochs of the mean step of an epoch. The mean counts the steps LIP
             leaves out (``every``), the median leaves out epochs in which the machine was disturbed.
         lip_seconds: likewise, LIP's part of it.
-        repair_seconds: median time of one repair after the training; None for a method that trains.
+        repair_seconds: median time of one repair after the training, label statistics included; None for a
+            method that trains.
     """
 
     last: Spread
-    last_five: Spread
+    last_five: Spread | None
     chosen: Spread | None
     best: Spread
     gain: Difference | None
@@ -64,19 +65,21 @@ class Selected(NamedTuple):
     """The test accuracy of one seed by how the epoch is taken, see :class:`Summary` and ``SELECTIONS``."""
 
     last: float
-    last_five: float
+    last_five: float | None
     chosen: float | None
     best: float
 
 
 def selected(record: Record) -> Selected:
     """The test accuracies of a record by how the epoch is taken."""
-    accuracy = record.test_accuracy
-    validation = [v for v in record.validation if v is not None]
-    chosen = None
-    if len(validation) == len(accuracy):
-        chosen = accuracy[max(range(len(accuracy)), key=lambda epoch: (validation[epoch], epoch))]
-    return Selected(accuracy[-1], statistics.fmean(accuracy[-_LAST:]), chosen, max(accuracy))
+    accuracy, epoch = record.test_accuracy, record.chosen_epoch
+    last = [value for value in accuracy[-_LAST:] if value is not None]
+    return Selected(
+        last=last[-1],
+        last_five=statistics.fmean(last) if len(last) == len(accuracy[-_LAST:]) else None,
+        chosen=None if epoch is None else accuracy[epoch],
+        best=max(value for value in accuracy if value is not None),
+    )
 
 
 def summarise(seeds: Sequence[Mapping[str, Record]]) -> dict[str, Summary]:
@@ -85,34 +88,34 @@ def summarise(seeds: Sequence[Mapping[str, Record]]) -> dict[str, Summary]:
     Args:
         seeds: the records of each seed by method, at least one, with the same methods.
     """
-    plain = [records["plain"] for records in seeds] if "plain" in seeds[0] else None
+    plain = [selected(records["plain"]).last for records in seeds] if "plain" in seeds[0] else None
     return {
         method: _summary([records[method] for records in seeds], plain if method != "plain" else None)
         for method in seeds[0]
     }
 
 
-def _summary(records: Sequence[Record], plain: Sequence[Record] | None) -> Summary:
+def _summary(records: Sequence[Record], plain: Sequence[float] | None) -> Summary:
     accuracies = [selected(record) for record in records]
     memorised = [r.memorised[-1] for r in records if r.memorised[-1] is not None]
     repairs = [seconds for r in records for seconds in r.repair_seconds]
-    chosen = [a.chosen for a in accuracies if a.chosen is not None]
-    gain = None
-    if plain is not None:
-        gain = paired_difference(
-            [record.test_accuracy[-1] for record in records], [record.test_accuracy[-1] for record in plain]
-        )
     return Summary(
         last=_spread([a.last for a in accuracies]),
-        last_five=_spread([a.last_five for a in accuracies]),
-        chosen=_spread(chosen) if len(chosen) == len(records) else None,
+        last_five=_spread_of_all([a.last_five for a in accuracies]),
+        chosen=_spread_of_all([a.chosen for a in accuracies]),
         best=_spread([a.best for a in accuracies]),
-        gain=gain,
+        gain=None if plain is None else paired_difference([a.last for a in accuracies], plain),
         memorised=_spread(memorised) if memorised else None,
         step_seconds=statistics.median(seconds for r in records for seconds in r.step_seconds),
         lip_seconds=statistics.median(seconds for r in records for seconds in r.lip_seconds),
         repair_seconds=statistics.median(repairs) if repairs else None,
     )
+
+
+def _spread_of_all(values: Sequence[float | None]) -> Spread | None:
+    """The spread; None where a seed has no value."""
+    known = [value for value in values if value is not None]
+    return _spread(known) if len(known) == len(values) else None
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -82,7 +82,8 @@ def parse_stored(path: Path, kind: type[C], *, whole: bool) -> C:
     Args:
         path: the file.
         kind: whose settings they are.
-        whole: refuse a file without all settings; an earlier version of this package may have written it.
+        whole: refuse a file without all settings, those aside that earlier versions of this package did not
+            have.
 
     Raises:
         UserError: it cannot be read, or holds other things than settings of that kind.
@@ -98,7 +99,7 @@ def parse_stored(path: Path, kind: type[C], *, whole: bool) -> C:
                 f"expected settings of lip-fast {kind.COMMAND} in {path}, "
                 f"found those of lip-fast {other.COMMAND}"
             )
-    missing = [name for name in known if name not in stored]
+    missing = [name for name in known if name not in kind.completed(stored)]
     if whole and missing:
         raise UserError(f"expected all settings of a run in {path}, found none of {', '.join(missing)}")
     return parse(["--config", str(path)], kind).config

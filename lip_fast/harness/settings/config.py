@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class Config:
         COMMAND: name of the subcommand.
         DESCRIPTION: what its ``--help`` says of it.
         RESUME: what ``--help`` says of ``--resume``.
+        LATER: settings that runs of earlier versions do not have; their defaults are what those runs did.
 
     Raises:
         UserError: a field without None among its types is None: the parser lets a null of YAML through
@@ -39,6 +41,7 @@ class Config:
     COMMAND: ClassVar[str]
     DESCRIPTION: ClassVar[str]
     RESUME: ClassVar[str]
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
@@ -49,6 +52,12 @@ class Config:
         """The settings as plain values (lists, not tuples), for YAML."""
         values = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings as plain values, those of ``LATER`` that are missing with their defaults."""
+        defaults = {one.name: one.default for one in dataclasses.fields(cls) if one.name in cls.LATER}
+        return {**defaults, **settings}
 
     @classmethod
     def names(cls) -> list[str]:

@@ -12,20 +12,38 @@ from lip_fast.harness.noise import NOISES
 from lip_fast.harness.noise.labels import check_source
 from lip_fast.harness.settings.config import Config, option, setting
 
-__all__ = ["CHOOSING", "DEVICES", "METHODS", "OPTIMIZERS", "REPAIRS", "SCHEDULES", "TrainConfig"]
+__all__ = [
+    "CHOOSING",
+    "DEVICES",
+    "METHODS",
+    "OF_PLAIN",
+    "OPTIMIZERS",
+    "REPAIRS",
+    "REPAIR_EPOCHS",
+    "SCHEDULES",
+    "TrainConfig",
+]
 
 METHODS = {
     "plain": "plain",
+    "early-stop": "plain, epoch by hold-out",
     "in-step": "LIP in the step",
     "per-epoch": "LIP each epoch",
     "post-hoc": "LIP afterwards",
     "ridge": "ridge afterwards",
+    "gaussian": "Gaussian head",
+    "gaussian+trained": "Gaussian + trained",
     "auto": "best repair",
 }
-# Methods that repair the head of the plain network instead of training a network of their own; of these,
-# the ones that choose by held-out labels.
-REPAIRS = ("post-hoc", "ridge", "auto")
-CHOOSING = ("ridge", "auto")
+# Methods that repair the head of the plain network instead of training a network of their own.
+REPAIRS = ("post-hoc", "ridge", "gaussian", "gaussian+trained", "auto")
+# All methods whose training is the plain one's.
+OF_PLAIN = ("early-stop", *REPAIRS)
+# Methods that do nothing without held-out labels. LIP afterwards has another rule for its rank, and the best
+# repair is the Gaussian head then.
+CHOOSING = ("early-stop", "ridge")
+# After which epochs repairs are computed.
+REPAIR_EPOCHS = ("all", "best")
 DEFAULT_METHODS = ("plain", "in-step", "per-epoch", "post-hoc")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
@@ -47,10 +65,11 @@ class TrainConfig(Config):
 
     COMMAND = "train"
     DESCRIPTION = (
-        "Train a network on wrong labels: plain, with LIP in the step and after each epoch, and with LIP and "
-        "other repairs applied to the trained plain network."
+        "Train a network on wrong labels: plain, stopped early, with LIP in the step and after each epoch, "
+        "and with LIP and other repairs applied to the trained plain network."
     )
     RESUME = "continue the interrupted run in this folder from its last checkpoint, to the same bits"
+    LATER = ("repair_epochs",)
 
     data: str = setting(
         "digits",
@@ -121,6 +140,11 @@ class TrainConfig(Config):
         "directions that LIP keeps when it is applied to all samples at once, after an epoch or after the "
         "training: a number, a fraction, or auto: chosen by held-out labels, without them by energy",
     )
+    repair_epochs: str = setting(
+        "all",
+        "epochs after which the plain network is repaired, which may take longer than the epoch did: all, or "
+        "best: those that agree best so far with the held-out labels, and the last",
+    )
     tail_rank: int | str | None = setting(
         None,
         "directions below them that LIP refits in the step; null: those that remain, at most 104 of larger "
@@ -160,6 +184,7 @@ class TrainConfig(Config):
             ("algorithm", self.algorithm, (*ALGORITHMS, AUTO)),
             ("augmentation", self.augment, AUGMENTATIONS),
             ("schedule", self.schedule, SCHEDULES),
+            ("value of --repair-epochs", self.repair_epochs, REPAIR_EPOCHS),
             ("device", self.device, DEVICES),
             *(("method", method, METHODS) for method in self.methods),
         ):

@@ -4,6 +4,7 @@ import numpy as np
 
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset
+from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.files.labels import labels_sha256
 from lip_fast.harness.models import Network
 from lip_fast.harness.noise.labels import training_labels
@@ -12,7 +13,6 @@ from lip_fast.harness.runs.folder import RunFolder
 from lip_fast.harness.runs.origin import Origin
 from lip_fast.harness.settings.study import StudyConfig
 from lip_fast.harness.studies.results import CleanNetwork, Measured, check_directions
-from lip_fast.harness.training.evaluation import Seen
 from lip_fast.harness.training.problem import split
 
 __all__ = ["Progress", "trainings"]
@@ -64,8 +64,15 @@ class Progress:
                 )
             check_labels(came[-1][0], self._labels(*came[-1]), state["labels_sha256"])
 
-    def add(self, network: Network, seen: Seen, seed: int, rate: float) -> None:
+    def add(self, network: Network, trained: Rows, test: Rows, seed: int, rate: float) -> None:
         """Compare a network with the clean one of its seed, and save what came of it.
+
+        Args:
+            network: it was trained on labels of this ``seed`` and ``rate``.
+            trained: what its head sees of the samples it was trained on.
+            test: likewise of the test part.
+            seed: of the labels.
+            rate: how many of them are wrong.
 
         Raises:
             UserError: training diverged, or there is too little to compare.
@@ -73,12 +80,11 @@ class Progress:
         if rate == 0:
             kept = split(self._config.training(rate), len(self._labels(seed, rate)), seed)[0]
             labels = {rate: self._labels(seed, rate)[kept] for rate in self._config.rates}
-            assert seen.train is not None  # train_network looks at the training part too
-            self.clean = CleanNetwork.of(network, seen.train, seed, self._config.ridge, labels)
+            self.clean = CleanNetwork.of(network, trained, seed, self._config.ridge, labels)
             check_directions(self.clean.directions, self.clean.W.shape, self._config.rank)
             self.penalties.append(self.clean.penalty)
         assert self.clean is not None  # rate 0 comes first
-        self.measured.append(self.clean.measure(network, seen.test, rate))
+        self.measured.append(self.clean.measure(network, test, rate))
         self.folder.save(
             {
                 **self._origin.state_dict(),

@@ -16,13 +16,11 @@ class Seen(NamedTuple):
     """What the head of one network sees of the samples.
 
     Attributes:
-        train: of the training part, with the labels that are learned from; None where nobody asked for it.
-        wrong: of its samples whose label is wrong, (w, q).
+        wrong: of the training samples whose label is wrong, (w, q).
         held: of the samples held out, with such labels; there may be none.
         test: of the test part, with clean labels.
     """
 
-    train: Rows | None
     wrong: Tensor
     held: Rows
     test: Rows
@@ -65,18 +63,11 @@ class Evaluator:
         self._wrong = wrong.nonzero()[:, 0]
         self._wrong_labels = wrong_labels[self._wrong]
 
-    def look(self, model: Network, *, whole: bool) -> Seen:
-        """Compute the features that the head of ``model`` sees of the samples.
-
-        Args:
-            model: the network.
-            whole: of the whole training part too, which takes a third of the time of an epoch; scores need
-                its wrongly labelled samples alone.
-        """
-        train = features_of(model, self._train.X) if whole else None
-        wrong = features_of(model, self._train.X[self._wrong]) if train is None else train[self._wrong]
+    def look(self, model: Network) -> Seen:
+        """Compute the features that the head of ``model`` sees of the samples that are scored."""
+        wrong = features_of(model, self._train.X[self._wrong])
         held, test = (Rows(features_of(model, part.X), part.Y) for part in (self._held, self._test))
-        return Seen(None if train is None else Rows(train, self._train.Y), wrong, held, test)
+        return Seen(wrong, held, test)
 
     @torch.no_grad()
     def __call__(self, seen: Seen, classifier: nn.Module) -> Scores:

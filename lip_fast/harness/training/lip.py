@@ -75,7 +75,7 @@ def _detached() -> Iterator[None]:
 
 @torch.no_grad()
 def repaired_weight(
-    config: TrainConfig, head: nn.Linear, trained: Rows, held_out: Rows
+    config: TrainConfig, head: nn.Linear, statistics: lip_fast.LabelStatistics, held_out: Rows
 ) -> tuple[Tensor, int]:
     """Apply LIP once to a head, with all samples: the new weight (l, q) and the number of directions kept.
 
@@ -85,14 +85,15 @@ def repaired_weight(
     Args:
         config: the settings, of which ``rank_afterwards`` matters here.
         head: the trained head; it is not changed.
-        trained: what the head sees of the samples it was trained on.
-        held_out: the same of others; there may be none.
+        statistics: of what the head sees of the samples it was trained on.
+        held_out: what it sees of others; there may be none.
 
     Raises:
         ValueError: weights or features that are not finite, or too large to be summed.
     """
     rank = fixed_rank(config, head)
-    path = lip_fast.lip_path(head.weight.T, *trained, None if rank is None else [rank], bias=head.bias)
+    ks = None if rank is None else [rank]
+    path = lip_fast.lip_path(head.weight.T, statistics, ks=ks, bias=head.bias)
     if rank is None and held_out.size:
         rank = lip_fast.select_rank(path, method="holdout", holdout=(held_out.X, held_out.Y), bias=head.bias)
     elif rank is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lip_fast
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import Algorithm, Task
-from lip_fast.harness.algorithms.features import features_of
+from lip_fast.harness.algorithms.features import features_of, statistics_of
 from lip_fast.harness.data.augmentation import AUGMENTATIONS
 from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.models import make_model
@@ -249,12 +249,16 @@ class Training:
         return self._processes.part(change(images, generator).flatten(1))
 
     def _apply_once(self) -> None:
-        trained = Rows(features_of(self.model, self._task.features), self._task.targets)
         held_out = Rows(features_of(self.model, self._held_out.X), self._held_out.Y)
         head = self.model.head
-        weight, self.rank = repaired_weight(self._config, head, trained, held_out)
+        weight, self.rank = repaired_weight(self._config, head, self.statistics(), held_out)
         with torch.no_grad():
             head.weight.copy_(weight)
+
+    def statistics(self) -> lip_fast.LabelStatistics:
+        """Label statistics of what the head sees of the training data now."""
+        task = self._task
+        return statistics_of(self.model, task.features, task.targets, self.model.head.weight.dtype)
 
     def _now(self) -> float:
         if self._task.features.is_cuda:

@@ -17,7 +17,7 @@ from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.noise.labels import as_targets, training_labels
 from lip_fast.harness.seeding import stream
 from lip_fast.harness.settings.train import TrainConfig
-from lip_fast.harness.training.evaluation import Evaluator, Seen
+from lip_fast.harness.training.evaluation import Evaluator
 from lip_fast.harness.training.loop import DivergedError, Training
 from lip_fast.harness.training.processes import ALONE, Processes
 
@@ -100,14 +100,6 @@ class Problem:
         order = stream(self._seed, "clean").permutation(len(clean))
         taken = [order[clean[order] == c][: self._config.clean_per_class] for c in np.unique(clean)]
         return torch.from_numpy(np.sort(np.concatenate(taken))).to(self._device)
-
-    def trained(self, seen: Seen, chosen: Tensor | None) -> Rows:
-        """The samples that a head was trained on, among those that it sees."""
-        assert seen.train is not None  # repairs asked for it
-        if chosen is None:
-            return seen.train
-        rows = chosen.to(self._device)
-        return Rows(seen.train.X[rows], seen.train.Y[rows])
 
     def training(self, task: Task, method: str) -> Training:
         """A fresh network on ``task``, see :class:`Training`."""

@@ -103,6 +103,13 @@ def test_seeds_of_the_same_settings_are_one_row(sweep: Path) -> None:
     assert results[0].config.name is None
 
 
+def test_runs_of_earlier_versions_are_rows_of_later_ones(sweep: Path) -> None:
+    path = sweep / "a" / "seed-0" / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if k not in TrainConfig.LATER}))
+    assert [list(result.seeds) for result in collect([sweep])[0]] == [[0, 1, 2], [0]]
+
+
 def test_runs_of_several_seeds_and_folders_are_put_together(tmp_path: Path) -> None:
     first = write_run(tmp_path / "x", [1, 2])
     second = write_run(tmp_path / "y", [0], device="cpu", checkpoint_every=3, tensorboard=True)

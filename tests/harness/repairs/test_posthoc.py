@@ -11,8 +11,10 @@ from lip_fast.harness.settings.train import TrainConfig
 from lip_fast.harness.training.evaluation import agreement
 
 
-def problem(n: int = 200, q: int = 8, l: int = 5, seed: int = 0) -> tuple[nn.Linear, Rows, Rows, Rows]:
-    """A head in float64, and rows it was trained on, held out and tested on."""
+def problem(
+    n: int = 200, q: int = 8, l: int = 5, seed: int = 0
+) -> tuple[nn.Linear, lip_fast.LabelStatistics, Rows, Rows]:
+    """A head in float64, statistics of the rows it was trained on, and rows held out and tested on."""
     generator = torch.Generator().manual_seed(seed)
     head = nn.utils.skip_init(nn.Linear, q, l, dtype=torch.float64)
     centres = torch.randn(l, q, generator=generator, dtype=torch.float64)
@@ -26,7 +28,7 @@ def problem(n: int = 200, q: int = 8, l: int = 5, seed: int = 0) -> tuple[nn.Lin
         wrong = torch.rand(count, generator=generator) < 0.3
         return Rows(X, torch.where(wrong, torch.randint(l, (count,), generator=generator), Y))
 
-    return head, rows(n), rows(60), rows(60)
+    return head, lip_fast.LabelStatistics(q, l).update(*rows(n)), rows(60), rows(60)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -45,7 +47,7 @@ def test_a_path_is_lip_at_every_rank(seed: int) -> None:
     assert path["ranks"] == [0, 1, 2, 3, 4, 5]
     with torch.no_grad():
         for k, found in zip(path["ranks"], heads, strict=True):
-            expected = lip_fast.lip(head.weight.T, *trained, k, bias=head.bias).T
+            expected = lip_fast.lip(head.weight.T, trained, k=k, bias=head.bias).T
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
         for part, name in ((test, "test_accuracy"), (held, "validation")):
             assert path[name] == [

@@ -8,7 +8,7 @@ import torch
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.runs.plan import plan_of, trained_methods
-from lip_fast.harness.settings.train import CHOOSING, METHODS, TrainConfig
+from lip_fast.harness.settings.train import CHOOSING, METHODS, REPAIRS, TrainConfig
 
 # No images, and two classes.
 VECTORS = Dataset(
@@ -56,8 +56,8 @@ def refusal(dataset: Dataset, settings: dict[str, Any]) -> str:
             "expected no method post-hoc with --algorithm pl-knn: it has no linear head",
         ),
         (
-            {"algorithm": "pl-knn", "noise": "partial", "model": "linear", "methods": CHOOSING},
-            "expected no method ridge, auto with",
+            {"algorithm": "pl-knn", "noise": "partial", "model": "linear", "methods": REPAIRS},
+            "expected no method post-hoc, ridge, gaussian, gaussian+trained, auto with",
         ),
         (
             {"algorithm": "linear-ridge", "methods": ("plain",)},
@@ -99,6 +99,7 @@ def test_what_does_not_fit_the_data_is_refused(settings: dict[str, Any], expecte
         ({"methods": ("plain", "perepoch")}, "unknown method 'perepoch'"),
         ({"methods": ("plain", "perepoch")}, "the nearest is 'per-epoch'"),
         ({"schedule": "cosinus"}, "the nearest is 'cosine'"),
+        ({"repair_epochs": "beast"}, "unknown value of --repair-epochs 'beast': known are all, best"),
         ({"augment": "crop"}, "unknown augmentation 'crop'"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"first_seed": -1}, "expected --first-seed at least 0, got -1"),

@@ -515,6 +515,21 @@ def test_what_cannot_be_resumed_is_said_in_one_line(
     assert before == ({path.name for path in interrupted.iterdir()} if interrupted.exists() else set())
 
 
+def test_a_run_of_an_earlier_version_goes_on(interrupted: Path, tmp_path: Path) -> None:
+    assert main(["train", *SMALL, "--out", "straight"]) == 0
+    settings = yaml.safe_load((interrupted / "config.yaml").read_text())
+    state = torch.load(interrupted / "checkpoint.pt", weights_only=True)
+    for name in TrainConfig.LATER:
+        del settings[name], state["settings"][name]
+    for method in ("early-stop", "gaussian", "gaussian+trained"):
+        del state["current"]["records"][method]
+    (interrupted / "config.yaml").write_text(yaml.safe_dump(settings))
+    torch.save(state, interrupted / "checkpoint.pt")
+    assert main(["train", "--resume", str(interrupted)]) == 0
+    numbers = [results(folder)["metrics.json"] for folder in (interrupted, Path("straight/a"))]
+    assert numbers[0] == numbers[1]
+
+
 def changed(path: Path, **settings: object) -> None:
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **settings}))
 

@@ -9,7 +9,7 @@ import lip_fast
 from lip_fast import reference
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import ALGORITHMS
-from lip_fast.harness.algorithms.features import features_of
+from lip_fast.harness.algorithms.features import features_of, statistics_of
 from lip_fast.harness.data import Dataset
 from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.models import MLP, Network
@@ -114,15 +114,10 @@ def test_lip_each_epoch_is_lip_of_the_plain_head_then(digits: Dataset) -> None:
     plain.run_epoch()
     epoch = each.run_epoch()
     assert same_weights(plain.model.body, each.model.body)
-    labels = problem_of(digits).labels
+    rows = torch.from_numpy(digits.train_features), torch.from_numpy(problem_of(digits).labels)
     with torch.no_grad():
-        expected = lip_fast.lip(
-            plain.model.head.weight.T,
-            features_of(plain.model, torch.from_numpy(digits.train_features)),
-            torch.from_numpy(labels),
-            4,
-            bias=plain.model.head.bias,
-        ).T
+        statistics = statistics_of(plain.model, *rows, torch.float32)
+        expected = lip_fast.lip(plain.model.head.weight.T, statistics, k=4, bias=plain.model.head.bias).T
     assert torch.equal(each.model.head.weight, expected)
     assert 0 < epoch.lip_seconds < epoch.step_seconds
     assert each.rank == 4
@@ -136,10 +131,11 @@ def test_the_rank_of_auto_is_chosen_by_the_hold_out(digits: Dataset, fraction: f
     training = problem.training(problem.learned(None), "plain")
     for _ in range(30):
         training.run_epoch()
-    seen = problem.evaluator().look(training.model, whole=True)
-    head, rank = repaired_head("post-hoc", config, training.model.head, seen.train, seen.held)
+    seen = problem.evaluator().look(training.model)
+    statistics = training.statistics()
+    head, rank = repaired_head("post-hoc", config, training.model.head, statistics, seen.held)
     weight, bias = training.model.head.weight.detach(), training.model.head.bias
-    path = lip_fast.lip_path(weight.T, *seen.train, bias=bias)
+    path = lip_fast.lip_path(weight.T, statistics, bias=bias)
     if fraction == 0:
         assert rank == lip_fast.select_rank(path)
     else:
@@ -164,7 +160,7 @@ def test_training_learns(digits: Dataset) -> None:
     losses = [training.run_epoch().loss for _ in range(5)]
     assert losses[-1] < losses[0] / 2
     evaluate = problem.evaluator()
-    scores = evaluate(evaluate.look(training.model, whole=False), training.model.head)
+    scores = evaluate(evaluate.look(training.model), training.model.head)
     assert scores.test_accuracy > 0.9
     assert scores.memorised is None  # no label is wrong
     assert scores.validation is None  # none is held out
@@ -212,7 +208,7 @@ def test_repaired_head_is_the_papers(digits: Dataset, rank: int | float | str, k
     rows = rows_of(digits.train_features.astype(np.float64), labels)
     before = model.head.weight.clone()
     head, k = repaired_head(
-        "post-hoc", TrainConfig(rank_afterwards=rank), model.head, seen_by(model, rows), NOTHING
+        "post-hoc", TrainConfig(rank_afterwards=rank), model.head, statistics_of(model, *rows), NOTHING
     )
     assert 0 < k < 10
     assert kept in (k, None)
@@ -245,7 +241,7 @@ def test_evaluator_counts_right_memorised_and_held_out(digits: Dataset) -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.arange(10) == 4)  # says 4, whatever comes
-    scores = evaluate(evaluate.look(model, whole=True), model.head)
+    scores = evaluate(evaluate.look(model), model.head)
     assert scores.test_accuracy == pytest.approx((digits.test_labels == 4).mean())
     assert scores.memorised == pytest.approx((labels[:100] == 4).mean())
     assert scores.validation == pytest.approx((labels[1000:] == 4).mean())
@@ -314,17 +310,6 @@ def test_a_rate_beyond_float32_is_divergence(digits: Dataset, settings: dict) ->
         run_seed(config, digits, 0, lambda method, accuracy: None)
 
 
-def test_scores_are_the_same_whether_or_not_repairs_look_at_everything(digits: Dataset) -> None:
-    problem = problem_of(digits)
-    training = problem.training(problem.learned(None), "plain")
-    training.run_epoch()
-    evaluate = problem.evaluator()
-    whole, needed = (evaluate.look(training.model, whole=whole) for whole in (True, False))
-    assert needed.train is None
-    torch.testing.assert_close(whole.wrong, needed.wrong)
-    assert evaluate(whole, training.model.head) == evaluate(needed, training.model.head)
-
-
 def test_all_methods_hold_the_same_samples_out_of_every_training(digits: Dataset) -> None:
     config = TrainConfig(**SMALL, methods=("plain", "in-step", "ridge", "auto"), holdout_fraction=0.2)
     result = run_seed(config, digits, 0, lambda method, accuracy: None)
@@ -351,9 +336,9 @@ def test_held_out_samples_choose_and_nothing_else(digits: Dataset) -> None:
         seen_by(model, rows_of(digits.train_features[part], labels[part]))
         for part in (slice(0, 1000), slice(1000, None))
     )
-    head, rank = repaired_head("ridge", TrainConfig(), model.head, rows, held)
+    statistics = lip_fast.LabelStatistics(16, 10).update(*rows)
+    head, rank = repaired_head("ridge", TrainConfig(), model.head, statistics, held)
     with torch.no_grad():
-        statistics = lip_fast.LabelStatistics(16, 10).update(*rows)
         report = lip_fast.repair(model.head, statistics, "ridge", tuple(held))
         assert torch.equal(head.weight, report.head.weight)
         agreement = (head(held.X).argmax(1) == held.Y).double().mean()
