@@ -25,6 +25,8 @@ SUFFIXES = (".yaml", ".yml")
 _OWN = ("out", "name")
 # Options of lip-fast train that are not settings.
 _OTHERS = ("config", "resume")
+# What a file may hold beside settings: groups of settings that change together.
+_TOGETHER = "together"
 # Settings whose value is a list.
 _LISTS = {s.name for s in dataclasses.fields(TrainConfig) if typing.get_origin(s.type) is tuple}
 
@@ -79,7 +81,12 @@ def read_rows(paths: Sequence[Path], overrides: Sequence[str]) -> list[Row]:
 
     A file holds settings of ``lip-fast train``. A setting given as a list takes each of its values in turn,
     and several such settings all combinations; a setting that is a list itself, such as ``methods``, takes a
-    list of lists.
+    list of lists. Settings that change together are entries of a group, and ``together`` is a list of groups,
+    of each of which one entry holds at a time, over what the file says otherwise; its name tells it::
+
+        together:
+        - few: {noise_rate: 0.2, epochs: 20}
+          many: {noise_rate: 0.6, epochs: 10}
 
     Args:
         paths: files, or folders whose files are taken, in the order of their names.
@@ -93,13 +100,12 @@ def read_rows(paths: Sequence[Path], overrides: Sequence[str]) -> list[Row]:
             raise UserError(f"expected no {option(name)} after --: the sweep names the folders of its runs")
     rows: dict[str, Row] = {}
     for path, name in _files(paths):
-        settings = _settings(path)
-        for changes, label in _combinations(settings):
+        for settings, label in _combinations(_settings(path)):
             row = name + label
             if row in rows:
                 raise UserError(f"expected rows of different names, got two named {row}")
             try:
-                rows[row] = Row(row, parse_values({**settings, **changes}, TrainConfig, overrides))
+                rows[row] = Row(row, parse_values(settings, TrainConfig, overrides))
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
     if not rows:
@@ -127,29 +133,43 @@ def _settings(path: Path) -> dict[str, Any]:
         json.dumps(settings, default=str, skipkeys=True)  # refuses a list or mapping that holds itself
     if not isinstance(settings, dict):
         raise UserError(f"expected settings in {path}, found none")
-    for name in _OWN:
-        if name in settings:
-            raise UserError(f"expected no {name} in {path}: the sweep names the folders of its runs")
-    for name in _OTHERS:
-        if name in settings:
-            raise UserError(f"expected settings in {path}, got {name}, which is none")
+    groups = settings.get(_TOGETHER, [])
+    if not isinstance(groups, list) or not all(
+        isinstance(group, dict) and group and all(isinstance(entry, dict) for entry in group.values())
+        for group in groups
+    ):
+        raise UserError(
+            f"expected {_TOGETHER} in {path} as a list of groups, each of entries with a name and settings, "
+            f"got {groups}"
+        )
+    for part in (settings, *(entry for group in groups for entry in group.values())):
+        for name in _OWN:
+            if name in part:
+                raise UserError(f"expected no {name} in {path}: the sweep names the folders of its runs")
+        for name in _OTHERS:
+            if name in part:
+                raise UserError(f"expected settings in {path}, got {name}, which is none")
     for name, value in settings.items():
-        if value == [] and name not in _LISTS:
+        if value == [] and name not in (*_LISTS, _TOGETHER):
             raise UserError(f"expected at least one value of {name} in {path}, got none")
     return settings
 
 
 def _combinations(settings: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The settings that vary, with each combination of their values, and a text that tells it from others."""
-    varied = {
-        name: values
-        for name, values in settings.items()
+    """All settings with each combination of those that vary, and a text that tells it from others."""
+    fixed = dict(settings)
+    groups = [[(entry, _label(name)) for name, entry in group.items()] for group in fixed.pop(_TOGETHER, [])]
+    choices = [
+        [({name: value}, f"{name}={_label(value)}") for value in values]
+        for name, values in fixed.items()
         if isinstance(values, list)
         and (name not in _LISTS or (values and all(isinstance(value, list) for value in values)))
-    }
-    for values in itertools.product(*varied.values()):
-        changes = dict(zip(varied, values, strict=True))
-        yield changes, "".join(f",{name}={_label(value)}" for name, value in changes.items())
+    ]
+    for chosen in itertools.product(*choices, *groups):
+        combined = dict(fixed)
+        for changes, _ in chosen:
+            combined |= changes
+        yield combined, "".join(f",{label}" for _, label in chosen)
 
 
 def _label(value: Any) -> str:

@@ -71,6 +71,21 @@ def test_names_tell_the_values(tmp_path: Path, settings: dict[str, Any], names: 
     assert [getattr(row.config, varied) for row in rows] == settings[varied]
 
 
+def test_settings_change_together(tmp_path: Path) -> None:
+    groups = [
+        {"few": {"noise_rate": 0.2, "epochs": 5}, "many": {"noise_rate": 0.6}},
+        {"both": {"methods": ["plain", "ridge"]}, "step": {"methods": ["in-step"], "rank": 0.5}},
+    ]
+    path = write(tmp_path / "a.yaml", epochs=9, lr=[0.1, 0.2], together=groups)
+    rows = {
+        row.name: (row.config.lr, row.config.epochs, row.config.noise_rate, row.config.methods)
+        for row in read_rows([path], [])
+    }
+    assert len(rows) == 8
+    assert rows["a,lr=0.1,few,both"] == (0.1, 5, 0.2, ("plain", "ridge"))
+    assert rows["a,lr=0.2,many,step"] == (0.2, 9, 0.6, ("in-step",))
+
+
 def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.yml", "a.yaml", "c.txt"):
         write(tmp_path / "set" / name, epochs=1)
@@ -116,6 +131,11 @@ def test_the_sweep_names_folders_itself(tmp_path: Path, setting: str) -> None:
         ("epochs: [1", "expected a file of settings"),
         ("\x00", "expected a file of settings"),
         ("lr: []", "expected at least one value of lr in"),
+        ("together: {a: {lr: 1}}", "as a list of groups, each of entries with a name and settings, got {'a'"),
+        ("together: [{}]", "each of entries with a name and settings, got [{}]"),
+        ("together: [{a: 3}]", "each of entries with a name and settings, got [{'a': 3}]"),
+        ("together: [{a: {name: x}}]", "expected no name in"),
+        ("together: [{a: {epoch: 3}}]", "a.yaml: unknown setting 'epoch'"),
     ],
 )
 def test_a_mistake_names_the_file(tmp_path: Path, text: str, expected: str) -> None:
