@@ -15,12 +15,12 @@ from lip_fast.harness.files.slots import Slot
 from lip_fast.harness.reports.collect import Result, collect
 from lip_fast.harness.reports.figures import FIGURES
 from lip_fast.harness.reports.pages import as_html, as_markdown, table_as_markdown
-from lip_fast.harness.reports.tables import plain_numbers, tables_of
+from lip_fast.harness.reports.tables import main_table, plain_numbers, problem_numbers, tables_of
 from lip_fast.harness.training.processes import refuse_several
 
 __all__ = ["main"]
 
-_ACCURACIES = Slot("results")
+_RESULTS = Slot("results")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,14 +34,17 @@ def main(arguments: Sequence[str]) -> int:
     folders = [Path(folder) for folder in options.runs]
     results, unfinished = collect(folders)
     out = folders[0] if options.out is None else Path(options.out)
+    part = None
     if options.into is not None:
-        _ACCURACIES.filled(Path(options.into), "")  # a page without the markers is refused at once
+        _RESULTS.filled(Path(options.into), "")  # a page without the markers is refused at once
+        table = main_table(results, options.only, options.columns)
+        part = f"{table.note}\n\n{table_as_markdown(table)}"
     try:
         out.mkdir(parents=True, exist_ok=True)
         figures = _draw(out, results)
         _write(out, options.title, results, unfinished, figures)
-        if options.into is not None:
-            write_whole(Path(options.into), _ACCURACIES.filled(Path(options.into), _accuracies(results)))
+        if part is not None:
+            write_whole(Path(options.into), _RESULTS.filled(Path(options.into), part))
     except OSError as error:
         raise UserError(f"expected a folder that can be written, got {out}: {error}") from error
     runs = sum(len(result.seeds) for result in results)
@@ -52,18 +55,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _draw(out: Path, results: Sequence[Result]) -> dict[str, str]:
-    """Captions of the figures that there are data for, by file name."""
+    """Captions of the figures that there are data for, by file name; a figure may have several pages."""
     captions = {}
-    for name, (caption, save) in FIGURES.items():
-        drawn = []
-        with replacing(out / name) as temporary:
-            drawn.append(save(temporary, results))
-            if not drawn[0]:
-                temporary.touch()
-        if drawn[0]:
-            captions[name] = caption
-        else:
-            (out / name).unlink()
+    for stem, (caption, draw) in FIGURES.items():
+        pages = draw(results)
+        for number, figure in enumerate(pages, 1):
+            name = f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+            captions[name] = caption if len(pages) == 1 else f"{caption} ({number} of {len(pages)})"
+            with replacing(out / name) as temporary:
+                figure.savefig(temporary, format="png")
+        for path in (out / f"{stem}.png", *out.glob(f"{stem}-*.png")):
+            if path.name not in captions:  # of an earlier report
+                path.unlink(missing_ok=True)
     return captions
 
 
@@ -75,7 +78,11 @@ def _write(
     write_whole(out / "report.md", as_markdown(title, lead, tables, figures, foot))
     inside = {out / name: caption for name, caption in figures.items()}
     write_whole(out / "report.html", as_html(title, lead, tables, inside, foot))
-    numbers: dict[str, Any] = {"environment": results[0].environment, "rows": plain_numbers(results)}
+    numbers: dict[str, Any] = {
+        "environment": results[0].environment,
+        "early_stopping": problem_numbers(results),
+        "rows": plain_numbers(results),
+    }
     with replacing(out / "report.json") as temporary:
         write_json(temporary, numbers)
 
@@ -102,12 +109,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
-def _accuracies(results: Sequence[Result]) -> str:
-    """The first table with its note, as Markdown."""
-    first = tables_of(results)[0]
-    return f"{first.note}\n\n{table_as_markdown(first)}"
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="lip-fast report",
@@ -121,10 +122,26 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--into",
         metavar="FILE.md",
-        help=f"write the table of accuracies into this file too, between {_ACCURACIES.begin} and "
-        f"{_ACCURACIES.end}",
+        help=f"write the first table into this file too, between {_RESULTS.begin} and {_RESULTS.end}",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="with --into, of the rows those with a result of this name alone, such as 'digits,*', and no "
+        "intervals",
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="with --into, of the columns these alone, e.g. plain robust in-step gaussian, and no intervals",
     )
     options = parser.parse_all(arguments)
+    if options.into is None and (options.only or options.columns):
+        raise UserError("expected --into FILE.md with --only and --columns, which are of the table in it")
     if options.into is not None and not os.path.isfile(options.into):
         raise UserError(f"expected --into to be a file, found none at {options.into}")
     return options

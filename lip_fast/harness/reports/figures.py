@@ -1,7 +1,7 @@
 """Figures of a report."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,63 +10,143 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lip_fast.harness.reports.collect import Result
-from lip_fast.harness.reports.tables import comparisons, titles_of
+from lip_fast.harness.reports.problems import (
+    Column,
+    Comparison,
+    Problem,
+    columns_of,
+    compared,
+    problems_of,
+)
+from lip_fast.harness.reports.tables import titles_of
 from lip_fast.harness.runs.figures import STYLES
 from lip_fast.harness.runs.summary import selected
 from lip_fast.harness.settings.train import METHODS
 
 __all__ = ["FIGURES"]
 
-# The number of panels in a row.
+# The number of panels in a row, and of rows of them on a page: with its legend 10 inches high at most.
 _COLUMNS = 3
+_ROWS = 3
+# Of the figure of differences, in inches: the height of a page, what of it title, legend and axis take, what
+# is between two panels, the height of a mark with its interval, and what is between two rows.
+_PAGE = 10.0
+_AROUND = 1.9
+_AROUND_PANEL = 0.6
+_MARK = 0.065
+_BETWEEN = 0.12
+# Of the best robust loss, and further markers for LIP in the step at other ranks.
+_ROBUST = ("#56B4E9", "<")
+_MORE_MARKERS = ("d", "h", "p", "8")
 
 
-def save_gains(path: Path, results: Sequence[Result]) -> bool:
-    """Draw what each method adds to plain training, with confidence intervals; False if nothing."""
-    compared = comparisons(results)
-    methods = [method for method in METHODS if any(key[1] == method for key in compared)]
-    places = sorted({place for place, _ in compared})
-    if not methods:
-        return False
-    height = 1.2 + len(places) * (0.25 + 0.13 * len(methods))
-    figure = Figure(figsize=(8.5, height), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for offset, method in enumerate(methods):
-        colour, marker, _ = STYLES[method]
-        # Rows go downwards, and so do the methods in them.
-        shift = (offset - (len(methods) - 1) / 2) * 0.75 / len(methods)
-        shown = [place for place in places if (place, method) in compared]
-        found = [compared[place, method] for place in shown]
-        mean = np.array([100 * c.difference.mean for c in found])
-        low = np.array([_percent(c.difference.low, c.difference.mean) for c in found])
-        high = np.array([_percent(c.difference.high, c.difference.mean) for c in found])
-        y = np.array([places.index(place) for place in shown]) + shift
-        axes.errorbar(
-            mean, y, xerr=[mean - low, high - mean], color=colour, fmt="none", elinewidth=1.2, capsize=2
-        )
-        for x, row, comparison in zip(mean, y, found, strict=True):
-            axes.plot(
-                x, row, marker=marker, color=colour, markersize=5,
-                markerfacecolor=colour if comparison.significant else "white", linestyle="none",
-            )  # fmt: skip
-        axes.plot([], [], marker=marker, color=colour, linestyle="none", label=METHODS[method])
-    for row in range(1, len(places), 2):
-        axes.axhspan(row - 0.5, row + 0.5, color="#000000", alpha=0.04, linewidth=0)
-    axes.axvline(0, color="#000000", linewidth=1)
-    titles = titles_of(results)
-    labels = [_label(results[place], titles[place]) for place in places]
-    axes.set_yticks(range(len(places)), labels, fontsize="small")
-    axes.set_ylim(len(places) - 0.5, -0.5)
-    axes.set_xlabel("test accuracy, difference to plain training (points)")
-    axes.set_title("95% confidence intervals; filled: significant after Holm's correction", fontsize="small")
-    axes.grid(axis="x", alpha=0.3)
+@dataclass(frozen=True)
+class _Panel:
+    """Some of the problems of one data set, one below the other.
+
+    Attributes:
+        title: the data set.
+        places: of the problems.
+    """
+
+    title: str
+    places: list[int]
+
+
+def draw_gains(results: Sequence[Result]) -> list[Figure]:
+    """What each column of the first table has over early stopping: a panel for each data set."""
+    problems = problems_of(results)
+    comparisons, columns = compared(problems, "chosen"), columns_of(problems)
+    if not comparisons:
+        return []
+    row = _MARK * len(columns) + _BETWEEN
+    most = max(1, int((_PAGE - _AROUND) / row))
+    panels = [
+        _Panel(data, places[first : first + most])
+        for data, places in _by_data(problems).items()
+        for first in range(0, len(places), most)
+    ]
+    return [_gains_page(page, problems, comparisons, columns, row) for page in _pages(panels, row)]
+
+
+def _by_data(problems: Sequence[Problem]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for place, problem in enumerate(problems):
+        found.setdefault(problem.data, []).append(place)
+    return found
+
+
+def _pages(panels: Sequence[_Panel], row: float) -> list[list[_Panel]]:
+    """Panels that fit below each other on a page."""
+    pages: list[list[_Panel]] = []
+    left = 0.0
+    for panel in panels:
+        height = _AROUND_PANEL + row * len(panel.places)
+        if not pages or height > left:
+            pages.append([])
+            left = _PAGE - _AROUND + _AROUND_PANEL
+        pages[-1].append(panel)
+        left -= height
+    return pages
+
+
+def _gains_page(
+    panels: Sequence[_Panel],
+    problems: Sequence[Problem],
+    comparisons: Mapping[tuple[int, Column], Comparison],
+    columns: Sequence[Column],
+    row: float,
+) -> Figure:
+    heights = [row * len(panel.places) for panel in panels]
+    height = sum(heights) + _AROUND_PANEL * (len(panels) - 1) + _AROUND
+    figure = Figure(figsize=(8.5, min(height, _PAGE)), dpi=150, layout="constrained")
+    grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, panel in zip(grid, panels, strict=True):
+        for offset, column in enumerate(columns):
+            # Rows go downwards, and so do the columns of the table in them.
+            shift = (offset - (len(columns) - 1) / 2) * _MARK / row
+            for line, place in enumerate(panel.places):
+                if (comparison := comparisons.get((place, column))) is not None:
+                    _mark(axes, line + shift, comparison, _style(column, columns))
+        for line in range(1, len(panel.places), 2):
+            axes.axhspan(line - 0.5, line + 0.5, color="#000000", alpha=0.04, linewidth=0)
+        axes.axvline(0, color="#000000", linewidth=1)
+        labels = [f"{problems[place].labels}\n{problems[place].model}" for place in panel.places]
+        axes.set_yticks(range(len(labels)), labels, fontsize="x-small")
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.tick_params(axis="x", labelsize="small")
+        axes.set_title(panel.title, fontsize="small", loc="left", fontweight="bold")
+        axes.grid(axis="x", alpha=0.3)
+    grid[-1].set_xlabel("test accuracy, difference to early stopping (points)", fontsize="small")
+    for column in columns:
+        colour, marker = _style(column, columns)
+        grid[0].plot([], [], marker=marker, color=colour, linestyle="none", label=column.title)
+    figure.suptitle("95% confidence intervals; filled: significant after Holm's correction", fontsize="small")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small")
-    figure.savefig(path)
-    return True
+    return figure
 
 
-def save_ranks(path: Path, results: Sequence[Result]) -> bool:
-    """Draw accuracy against the rank that LIP keeps afterwards, by result; False where there is nothing."""
+def _mark(axes: Axes, y: float, comparison: Comparison, style: tuple[str, str]) -> None:
+    difference, (colour, marker) = comparison.difference, style
+    low, high = (_percent(end, difference.mean) for end in (difference.low, difference.high))
+    axes.plot([low, high], [y, y], color=colour, linewidth=1, solid_capstyle="butt")
+    axes.plot(
+        100 * difference.mean, y, marker=marker, color=colour, markersize=4, linestyle="none",
+        markerfacecolor=colour if comparison.significant else "white", markeredgewidth=0.8,
+    )  # fmt: skip
+
+
+def _style(column: Column, columns: Sequence[Column]) -> tuple[str, str]:
+    """Colour and marker; LIP in the step has a marker for each rank."""
+    if column.name == "robust":
+        return _ROBUST
+    colour, marker, _ = STYLES[column.name]
+    alike = [other for other in columns if other.name == column.name]
+    return colour, (marker, *_MORE_MARKERS)[alike.index(column) % (1 + len(_MORE_MARKERS))]
+
+
+def draw_ranks(results: Sequence[Result]) -> list[Figure]:
+    """Accuracy against the rank that LIP keeps afterwards, a panel for each result."""
 
     def draw(axes: Axes, result: Result) -> None:
         last = [selected(records["plain"]).last for records in result.seeds.values()]
@@ -100,11 +180,11 @@ def save_ranks(path: Path, results: Sequence[Result]) -> bool:
         for result in results
         if all("plain" in r and "post-hoc" in r and r["post-hoc"].path for r in result.seeds.values())
     ]
-    return _panels(path, shown, draw, "accuracy (%)")
+    return _panels(shown, draw, "accuracy (%)")
 
 
-def save_curves(path: Path, results: Sequence[Result]) -> bool:
-    """Draw test accuracy over the epochs of every method, by result; False where there is nothing."""
+def draw_curves(results: Sequence[Result]) -> list[Figure]:
+    """Test accuracy over the epochs of every method, a panel for each result."""
 
     def draw(axes: Axes, result: Result) -> None:
         for method in next(iter(result.seeds.values())):
@@ -116,22 +196,33 @@ def save_curves(path: Path, results: Sequence[Result]) -> bool:
                       markevery=max(1, len(epochs) // 8), linewidth=1, label=METHODS[method])  # fmt: skip
         axes.set_xlabel("epoch")
 
-    return _panels(path, [r for r in results if _epochs(r) > 1], draw, "test accuracy (%)")
+    return _panels([r for r in results if _epochs(r) > 1], draw, "test accuracy (%)")
 
 
-# By file name, in the order of the report: the caption, and the function, which returns False if it had
-# nothing to draw.
-FIGURES: dict[str, tuple[str, Callable[[Path, Sequence[Result]], bool]]] = {
-    "gains.png": ("What each method adds to plain training", save_gains),
-    "ranks.png": ("The rank of LIP afterwards: by rule, and swept", save_ranks),
-    "curves.png": ("Test accuracy over the epochs", save_curves),
+# By the name of the file, in the order of the report: the caption, and the function that draws the pages,
+# none where there is nothing to draw.
+FIGURES: dict[str, tuple[str, Callable[[Sequence[Result]], list[Figure]]]] = {
+    "gains": ("Beside early stopping", draw_gains),
+    "ranks": ("The rank of LIP afterwards: by rule, and swept", draw_ranks),
+    "curves": ("Test accuracy over the epochs", draw_curves),
 }
 
 
-def _panels(path: Path, results: Sequence[Result], draw: Callable[[Axes, Result], None], ylabel: str) -> bool:
-    if not results:
-        return False
-    columns, titles = min(_COLUMNS, len(results)), titles_of(results)
+def _panels(results: Sequence[Result], draw: Callable[[Axes, Result], None], ylabel: str) -> list[Figure]:
+    titles = titles_of(results)
+    pages = range(0, len(results), _COLUMNS * _ROWS)
+    return [
+        _panels_page(
+            results[first : first + _COLUMNS * _ROWS], titles[first : first + _COLUMNS * _ROWS], draw, ylabel
+        )
+        for first in pages
+    ]
+
+
+def _panels_page(
+    results: Sequence[Result], titles: Sequence[str], draw: Callable[[Axes, Result], None], ylabel: str
+) -> Figure:
+    columns = min(_COLUMNS, len(results))
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.4, 2.7 * rows + 0.7), dpi=130, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -157,8 +248,7 @@ def _panels(path: Path, results: Sequence[Result], draw: Callable[[Axes, Result]
         ncols=min(4, len(entries)),
         fontsize="small",
     )
-    figure.savefig(path)
-    return True
+    return figure
 
 
 def _label(result: Result, title: str) -> str:

@@ -1,24 +1,55 @@
 """The tables of a report, made from the results of many runs."""
 
+import dataclasses
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
+from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.repairs.posthoc import RULES
 from lip_fast.harness.reports.collect import Result
-from lip_fast.harness.runs.paired import Difference, holm, paired_difference
+from lip_fast.harness.reports.problems import (
+    MOMENTS,
+    Comparison,
+    Problem,
+    adjusted,
+    columns_of,
+    compared,
+    problems_of,
+)
+from lip_fast.harness.runs.paired import paired_difference
 from lip_fast.harness.runs.records import Record
-from lip_fast.harness.runs.summary import SELECTIONS, selected, summarise
+from lip_fast.harness.runs.summary import SELECTIONS, selected, spread_of, summarise
 from lip_fast.harness.runs.table import percent
 from lip_fast.harness.settings.train import METHODS, OF_PLAIN
 
-__all__ = ["LEVEL", "Comparison", "Table", "comparisons", "plain_numbers", "tables_of", "titles_of"]
+__all__ = ["Table", "comparisons", "main_table", "plain_numbers", "problem_numbers", "tables_of", "titles_of"]
 
-# A difference is marked if its p-value, adjusted for the number of differences in the report, is below this.
-LEVEL = 0.05
-
-
+# Columns of the table of early stopping before those that are compared with it.
+_LEADING = 4
+_TITLES = {
+    "chosen": "Beside early stopping",
+    "last": "Without stopping early",
+}
+_HOW = (
+    "Early stopping: test accuracy of plain training (cross entropy, CC for candidate sets) at the epoch "
+    "that agrees best with held-out labels, which are wrong as often as others, in %, mean ± standard "
+    "deviation over seeds. Other columns: the difference to it in points, paired seed by seed, with its 95% "
+    "confidence interval (Student's t). Bold: significant at 5% after Holm's correction for all differences "
+    "of the whole table. "
+)
+_EARLY_NOTES = {
+    "chosen": _HOW
+    + "Every network that is trained is taken at the epoch that the held-out labels choose for it; repairs "
+    "are of the plain network of early stopping. The robust loss is, seed by seed, the one of those run "
+    "(GCE, SCE, ELR; PRODEN for candidate sets) that agrees best with the held-out labels.",
+    "last": _HOW
+    + "In the other columns every network is taken after its last epoch, as by someone who cannot stop "
+    "early, and repairs are of the plain network then.",
+}
 # Settings that have a place of their own in the tables, so that titles need not name them.
 _SHOWN = ("data", "methods")
 
@@ -42,35 +73,15 @@ class Table:
     names: int = 2
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A method against plain training, on the same seeds.
-
-    Attributes:
-        difference: of the test accuracies after the last epoch.
-        adjusted: its p-value, adjusted for the number of comparisons; None of a single seed.
-    """
-
-    difference: Difference
-    adjusted: float | None
-
-    @property
-    def significant(self) -> bool:
-        """Whether the adjusted p-value is below :data:`LEVEL`."""
-        return self.adjusted is not None and self.adjusted < LEVEL
-
-
 def comparisons(results: Sequence[Result]) -> dict[tuple[int, str], Comparison]:
-    """Every method against plain training, by the place of the result and the method."""
+    """Every method against plain training after the last epoch, by the place of the result and the method."""
     differences = {
         (place, method): paired_difference(_last(result, method), _last(result, "plain"))
         for place, result in enumerate(results)
         for method in _methods(result)
         if method != "plain" and "plain" in _methods(result)
     }
-    tested = [key for key, difference in differences.items() if difference.p is not None]
-    adjusted = dict(zip(tested, holm([_p(differences[key]) for key in tested]), strict=True))
-    return {key: Comparison(difference, adjusted.get(key)) for key, difference in differences.items()}
+    return adjusted(differences)
 
 
 def titles_of(results: Sequence[Result]) -> list[str]:
@@ -93,12 +104,74 @@ def titles_of(results: Sequence[Result]) -> list[str]:
 
 def tables_of(results: Sequence[Result]) -> list[Table]:
     """All tables that there are data for."""
-    tables = [_accuracies(results), _selections(results), _rules(results), _costs(results)]
+    problems = problems_of(results)
+    tables = [
+        *(_early_stopping(problems, moment) for moment in MOMENTS),
+        *(_accuracies(results), _selections(results), _rules(results), _costs(results)),
+    ]
     return [table for table in tables if table.rows]
 
 
+def main_table(results: Sequence[Result], only: Sequence[str] = (), columns: Sequence[str] = ()) -> Table:
+    """The first of the tables, or a part of it without intervals.
+
+    Args:
+        results: of all its rows, and more.
+        only: patterns as of shells; of the rows those are taken of which a result's name fits one. None: all.
+        columns: names of those that are taken, see :class:`Column`. None: all.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    problems = problems_of(results)
+    table = _early_stopping(problems, "chosen", brief=bool(only or columns))
+    rows = [
+        row
+        for problem, row in zip(problems, table.rows, strict=True)
+        if not only or any(fnmatch(name, pattern) for name in problem.names for pattern in only)
+    ]
+    if not rows:
+        raise UserError(
+            "expected runs of plain training with a hold-out"
+            + (f" whose rows fit {' '.join(only)}, found only {', '.join(_names(problems))}" if only else "")
+        )
+    known = columns_of(problems)
+    for name in columns:
+        if name not in (names := dict.fromkeys(column.name for column in known)):
+            raise unknown_name("column", name, names)
+    shown = [True] * _LEADING + [not columns or column.name in columns for column in known]
+    header, *cells = (tuple(itertools.compress(row, shown)) for row in (table.header, *rows))
+    return dataclasses.replace(table, header=header, rows=cells)
+
+
+def problem_numbers(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What the tables of early stopping are made from, as plain values for JSON: one entry for each row."""
+    problems = problems_of(results)
+    comparisons = {moment: compared(problems, moment) for moment in MOMENTS}
+    return [
+        {
+            "results": problem.names,
+            "data": problem.data,
+            "labels": problem.labels,
+            "network": problem.model,
+            "early_stopping": problem.early,
+            **{
+                moment: {
+                    column.title: {
+                        "test_accuracy": scores,
+                        "adjusted_p": comparisons[moment][place, column].adjusted,
+                    }
+                    for column, scores in problem.scores[moment].items()
+                }
+                for moment in MOMENTS
+            },
+        }
+        for place, problem in enumerate(problems)
+    ]
+
+
 def plain_numbers(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """What the tables are made from, as plain values for JSON: one entry for each row."""
+    """What the other tables are made from, as plain values for JSON: one entry for each row."""
     compared = comparisons(results)
     return [
         {
@@ -126,6 +199,23 @@ def plain_numbers(results: Sequence[Result]) -> list[dict[str, Any]]:
 # Tables ----------------------------------------------------------------------------------------------
 
 
+def _early_stopping(problems: Sequence[Problem], moment: str, *, brief: bool = False) -> Table:
+    comparisons, columns = compared(problems, moment), columns_of(problems)
+    rows = []
+    for place, problem in enumerate(problems):
+        cells = [f"{problem.data}, {problem.labels}", problem.model, str(len(problem.early))]
+        cells.append(percent(spread_of(list(problem.early.values()))))
+        for column in columns:
+            comparison = comparisons.get((place, column))
+            if comparison is None:
+                cells.append("")
+                continue
+            cells.append(_gain(comparison, of=len(problem.early), brief=brief))
+        rows.append(tuple(cells))
+    header = ("data", "network", "seeds", "early stopping", *(column.title for column in columns))
+    return Table(_TITLES[moment], _EARLY_NOTES[moment], header, rows)
+
+
 def _accuracies(results: Sequence[Result]) -> Table:
     compared = comparisons(results)
     methods = [method for method in METHODS if any(method in _methods(result) for result in results)]
@@ -149,7 +239,7 @@ def _accuracies(results: Sequence[Result]) -> Table:
         "What it speaks of are other noise, splits and initialisations of these data, not other data."
     )
     header = ("data", "algorithm", "seeds", *(METHODS[method] for method in methods))
-    return Table("Accuracy, and what LIP and the repairs add", note, header, rows)
+    return Table("Beside the last epoch, by algorithm", note, header, rows)
 
 
 def _selections(results: Sequence[Result]) -> Table:
@@ -236,13 +326,19 @@ def _costs(results: Sequence[Result]) -> Table:
     return Table("What it costs", note, header, rows, names=3)
 
 
-def _gain(comparison: Comparison) -> str:
+def _gain(comparison: Comparison, *, of: int | None = None, brief: bool = False) -> str:
+    """A difference; with the number of its seeds, where they are not all ``of`` the row."""
     difference = comparison.difference
     text = f"{100 * difference.mean:+.1f}"
-    if difference.low is None or difference.high is None:
-        return text
-    text = f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    if difference.low is not None and difference.high is not None and not brief:
+        text = f"{text} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    if of not in (None, difference.pairs):
+        text = f"{text} (of {difference.pairs} seeds)"
     return f"**{text}**" if comparison.significant else text
+
+
+def _names(problems: Sequence[Problem]) -> list[str]:
+    return [name for problem in problems for name in problem.names]
 
 
 def _range(values: Iterable[int]) -> str:
@@ -257,8 +353,3 @@ def _methods(result: Result) -> list[str]:
 
 def _last(result: Result, method: str) -> list[float]:
     return [selected(records[method]).last for records in result.seeds.values()]
-
-
-def _p(difference: Difference) -> float:
-    assert difference.p is not None
-    return difference.p

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lip_fast.harness.runs.paired import Difference, paired_difference
 from lip_fast.harness.runs.records import Record
 
-__all__ = ["SELECTIONS", "Selected", "Spread", "Summary", "selected", "summarise"]
+__all__ = ["SELECTIONS", "Selected", "Spread", "Summary", "selected", "spread_of", "summarise"]
 
 # Number of epochs in the mean of the last ones.
 _LAST = 5
@@ -100,24 +100,25 @@ def _summary(records: Sequence[Record], plain: Sequence[float] | None) -> Summar
     memorised = [r.memorised[-1] for r in records if r.memorised[-1] is not None]
     repairs = [seconds for r in records for seconds in r.repair_seconds]
     return Summary(
-        last=_spread([a.last for a in accuracies]),
-        last_five=_spread_of_all([a.last_five for a in accuracies]),
-        chosen=_spread_of_all([a.chosen for a in accuracies]),
-        best=_spread([a.best for a in accuracies]),
+        last=spread_of([a.last for a in accuracies]),
+        last_five=_of_all([a.last_five for a in accuracies]),
+        chosen=_of_all([a.chosen for a in accuracies]),
+        best=spread_of([a.best for a in accuracies]),
         gain=None if plain is None else paired_difference([a.last for a in accuracies], plain),
-        memorised=_spread(memorised) if memorised else None,
+        memorised=spread_of(memorised) if memorised else None,
         step_seconds=statistics.median(seconds for r in records for seconds in r.step_seconds),
         lip_seconds=statistics.median(seconds for r in records for seconds in r.lip_seconds),
         repair_seconds=statistics.median(repairs) if repairs else None,
     )
 
 
-def _spread_of_all(values: Sequence[float | None]) -> Spread | None:
+def _of_all(values: Sequence[float | None]) -> Spread | None:
     """The spread; None where a seed has no value."""
     known = [value for value in values if value is not None]
-    return _spread(known) if len(known) == len(values) else None
+    return spread_of(known) if len(known) == len(values) else None
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread_of(values: Sequence[float]) -> Spread:
+    """Mean and deviation of one value for each seed."""
     sd = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), sd)

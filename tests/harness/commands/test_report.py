@@ -170,7 +170,7 @@ def cells(sweep: Path, title: str) -> list[dict[str, str]]:
 
 
 def test_accuracies_and_differences(sweep: Path) -> None:
-    first, second = cells(sweep, "Accuracy, and what LIP and the repairs add")
+    first, second = cells(sweep, "Beside the last epoch, by algorithm")
     assert first["data"] == "digits, 40% symmetric label noise"
     assert (first["seeds"], second["seeds"]) == ("3", "1")
     assert first["plain"] == "60.0 ± 10.0"
@@ -238,7 +238,7 @@ def test_without_repairs_hold_out_or_plain_training() -> None:
     only = {"in-step": record(0.5, validation=[None, None], memorised=[None, None])}
     result = Result("a", TrainConfig(), "d", "l", "ce", {0: only}, environment(), 1.0)
     tables = {table.title: table.rows for table in tables_of([result])}
-    assert tables["Accuracy, and what LIP and the repairs add"] == [("d, l", "ce", "1", "50.0")]
+    assert tables["Beside the last epoch, by algorithm"] == [("d, l", "ce", "1", "50.0")]
     assert tables["Which epoch"][0][-5:] == ("50.0", "51.0", "-", "52.0", "-")
     assert "Which rank" not in tables
 
@@ -309,6 +309,9 @@ def test_a_report_is_one_page_markdown_figures_and_numbers(sweep: Path, capsys) 
     assert "<b>+5.0 [" in text
     numbers = json.loads((sweep / "report.json").read_text())
     assert numbers["rows"][0]["methods"]["in-step"]["last"] == LIP
+    lip = numbers["early_stopping"][0]["last"]["LIP in the step, rank 0.9"]
+    assert lip["test_accuracy"] == {str(seed): accuracy for seed, accuracy in enumerate(LIP)}
+    assert numbers["early_stopping"][1]["chosen"]["plain, last epoch"]["adjusted_p"] is None
     assert numbers["rows"][0]["methods"]["plain"]["adjusted_p"] is None
     assert numbers["rows"][0]["seeds"] == [0, 1, 2]
     assert numbers["rows"][1]["methods"]["post-hoc"]["best"] == [pytest.approx(AFTER[0] + 0.02)]
@@ -338,7 +341,7 @@ def test_a_report_can_be_written_again_elsewhere_and_with_less(sweep: Path, tmp_
     assert main(["report", str(sweep), "--out", str(out)]) == 0
     # What there are no data for any more is gone.
     assert sorted(path.name for path in out.iterdir()) == [
-        "curves.png", "report.html", "report.json", "report.md"
+        "curves.png", "gains.png", "report.html", "report.json", "report.md"
     ]  # fmt: skip
     assert not (sweep / "report.md").exists()
 
@@ -356,10 +359,23 @@ def test_the_accuracies_go_between_the_marks(sweep: Path, tmp_path: Path) -> Non
         assert text.startswith(f"before é\n{MARKS[0]}\n")
         assert text.endswith(f"\n{MARKS[1]}\nafter\n")
         assert "earlier" not in text
-        assert text.count("| data | algorithm | seeds |") == 1
-        assert "60.0 ± 10.0" in text
+        assert text.count("| data | network | seeds | early stopping | plain, last epoch |") == 1
+        assert text.count("62.0 ± 10.0 | -2.0 | ") == 1
+        assert "| 52.0 |" in text
         texts.append(text)
     assert texts[0] == texts[1]
+
+
+def test_rows_and_columns_between_the_marks(sweep: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(MARKS), encoding="utf-8")
+    shown = ["--into", str(readme), "--only", "a", "--columns", "in-step"]
+    assert main(["report", str(sweep), *shown]) == 0
+    table = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert table[0] == "| data | network | seeds | early stopping | LIP in the step, rank 0.9 |"
+    assert table[2:] == ["| digits, 40% symmetric label noise | mlp, lr 0.002 | 3 | 62.0 ± 10.0 | **+5.0** |"]
+    # The report has all.
+    assert "mlp, lr 0.5" in (sweep / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -381,6 +397,7 @@ def test_without_the_marks_a_file_is_left_alone(sweep: Path, tmp_path: Path, cap
         (["s", "--titel", "x"], "unknown option '--titel'"),
         (["s", "--titel", "x"], "nearest is '--title'"),
         (["s", "--into", "nowhere.md"], "expected --into to be a file, found none at nowhere.md"),
+        (["s", "--only", "a"], "expected --into FILE.md with --only and --columns"),
         (["s", "--out", "s/a/seed-0/config.yaml"], "expected a folder that can be written"),
     ],
 )
