@@ -43,6 +43,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "in-step, some directions": {**IN_STEP, "rank": 2, "tail_rank": 2, "every": 3},
     "in-step, automatic": {**IN_STEP, "rank": "auto", "optimizer": "adamw", "lr": 1e-3},
     "afterwards": {"methods": ("plain", "per-epoch", "post-hoc", "ridge", "auto")},
+    "passing": {"methods": ("plain", "per-epoch", "post-hoc", "gaussian"), "statistics": "passing"},
     "augmented": {"augment": "crop-flip"},
     "gce": {"algorithm": "gce"},
     "sce": {"algorithm": "sce"},

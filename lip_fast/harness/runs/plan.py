@@ -72,6 +72,10 @@ def plan_of(config: TrainConfig, dataset: Dataset) -> Plan:
         raise UserError(
             f"expected --model linear with --algorithm {name}, which trains no network, got {config.model}"
         )
+    if algorithm.WHOLE and config.statistics == "passing":
+        raise UserError(
+            f"expected --statistics separate with --algorithm {name}, which takes no steps, got passing"
+        )
     if config.augment != "none" and dataset.image_shape is None:
         raise UserError(f"expected --augment none, for {dataset.name} has no images, got {config.augment}")
     if config.device == "cuda" and not torch.cuda.is_available():

@@ -21,6 +21,7 @@ __all__ = [
     "REPAIRS",
     "REPAIR_EPOCHS",
     "SCHEDULES",
+    "STATISTICS",
     "TrainConfig",
 ]
 
@@ -44,6 +45,8 @@ OF_PLAIN = ("early-stop", *REPAIRS)
 CHOOSING = ("early-stop", "ridge")
 # After which epochs repairs are computed.
 REPAIR_EPOCHS = ("all", "best")
+# Where their label statistics come from.
+STATISTICS = ("separate", "passing")
 DEFAULT_METHODS = ("plain", "in-step", "per-epoch", "post-hoc")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
@@ -69,7 +72,7 @@ class TrainConfig(Config):
         "and with LIP and other repairs applied to the trained plain network."
     )
     RESUME = "continue the interrupted run in this folder from its last checkpoint, to the same bits"
-    LATER = ("repair_epochs",)
+    LATER = ("repair_epochs", "statistics")
 
     data: str = setting(
         "digits",
@@ -145,6 +148,12 @@ class TrainConfig(Config):
         "epochs after which the plain network is repaired, which may take longer than the epoch did: all, or "
         "best: those that agree best so far with the held-out labels, and the last",
     )
+    statistics: str = setting(
+        "separate",
+        "what repairs, and LIP after each epoch, know of features and labels: separate: a pass over the "
+        "training samples after the epoch; passing: what passed in the steps of the epoch, without a pass of "
+        "its own",
+    )
     tail_rank: int | str | None = setting(
         None,
         "directions below them that LIP refits in the step; null: those that remain, at most 104 of larger "
@@ -185,6 +194,7 @@ class TrainConfig(Config):
             ("augmentation", self.augment, AUGMENTATIONS),
             ("schedule", self.schedule, SCHEDULES),
             ("value of --repair-epochs", self.repair_epochs, REPAIR_EPOCHS),
+            ("value of --statistics", self.statistics, STATISTICS),
             ("device", self.device, DEVICES),
             *(("method", method, METHODS) for method in self.methods),
         ):

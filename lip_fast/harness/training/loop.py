@@ -12,12 +12,12 @@ from torch import Tensor, nn
 import lip_fast
 from lip_fast.cli.errors import UserError
 from lip_fast.harness.algorithms import Algorithm, Task
-from lip_fast.harness.algorithms.features import features_of, statistics_of
+from lip_fast.harness.algorithms.features import features_of, label_weights, statistics_of
 from lip_fast.harness.data.augmentation import AUGMENTATIONS
 from lip_fast.harness.data.rows import Rows
 from lip_fast.harness.models import make_model
 from lip_fast.harness.seeding import BatchOrder, initialisation, torch_stream
-from lip_fast.harness.settings.train import TrainConfig
+from lip_fast.harness.settings.train import REPAIRS, TrainConfig
 from lip_fast.harness.training.lip import make_lip, repaired_weight
 from lip_fast.harness.training.processes import ALONE, Processes
 
@@ -113,14 +113,20 @@ class Training:
             self._optimizer.register_step_post_hook(self._base_ends)
             self.lip.attach(self._optimizer)
             self._optimizer.register_step_pre_hook(self._base_starts)
+        repaired = method == "per-epoch" or (method == "plain" and any(m in REPAIRS for m in config.methods))
+        self._collects = repaired and config.statistics == "passing"
         self.epoch = 0
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        """Set the counts of the epoch under way to 0: steps, timed steps, the sum of losses, seconds."""
+        """Set what is summed over the epoch under way to 0: steps, losses, seconds, statistics."""
         self._batch, self._timed = 0, 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._task.features.device)
-        self._seconds = self._lip_seconds = 0.0
+        self._seconds = self._lip_seconds = self._collect_seconds = 0.0
+        self._collected: lip_fast.LabelStatistics | None = None
+        if self._collects:
+            weight, group = self.model.head.weight, self._processes.group
+            self._collected = lip_fast.LabelStatistics.for_head(weight, data_group=group)
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> Epoch:
         """Pass once over the training data in a fresh order, or end the pass that was loaded.
@@ -142,6 +148,8 @@ class Training:
             else:
                 epoch = self._pass(on_step)
             self.algorithm.end_epoch(self.model)
+        if self._collected is not None:
+            self._passed = self._collected, self._collect_seconds / self._timed * self._batch
         self.epoch += 1
         self._begin_epoch()
         return epoch
@@ -163,6 +171,7 @@ class Training:
             self._apply_once()
             self._processes.copy_from_first_([self.model.head.weight])
             lip_seconds = (self._now() - start) / len(batches)
+            lip_seconds += self._collect_seconds / max(self._timed, 1)
         step_seconds = self._seconds / max(self._timed, 1)
         if self._method == "per-epoch":
             step_seconds += lip_seconds
@@ -181,6 +190,11 @@ class Training:
         features, loss = self._backward(rows) if alone else self._backward_together(rows)
         self.algorithm.before_step(self.model)
         timed = not loss.is_cuda or self._batch % _TIMED == 0
+        if self._collected is not None:
+            start = self._now() if timed else 0.0
+            weights = label_weights(self._task.targets[self._processes.part(rows)])
+            self._collected.update(features.detach(), weights)
+            self._collect_seconds += self._now() - start if timed else 0.0
         start = self._now() if timed else 0.0
         if self.lip is not None:
             self.lip.observe(features, self._task.targets[self._processes.part(rows)])
@@ -251,14 +265,21 @@ class Training:
     def _apply_once(self) -> None:
         held_out = Rows(features_of(self.model, self._held_out.X), self._held_out.Y)
         head = self.model.head
-        weight, self.rank = repaired_weight(self._config, head, self.statistics(), held_out)
+        statistics = self.statistics()[0] if self._collected is None else self._collected
+        weight, self.rank = repaired_weight(self._config, head, statistics, held_out)
         with torch.no_grad():
             head.weight.copy_(weight)
 
-    def statistics(self) -> lip_fast.LabelStatistics:
-        """Label statistics of what the head sees of the training data now."""
-        task = self._task
-        return statistics_of(self.model, task.features, task.targets, self.model.head.weight.dtype)
+    def statistics(self) -> tuple[lip_fast.LabelStatistics, float]:
+        """Label statistics of what the head sees of the training data, after an epoch, and their time.
+
+        They are of a pass now, or of what passed in the steps of the epoch (``statistics`` of the settings).
+        """
+        if self._collects:
+            return self._passed
+        task, start = self._task, self._now()
+        found = statistics_of(self.model, task.features, task.targets, self.model.head.weight.dtype)
+        return found, self._now() - start
 
     def _now(self) -> float:
         if self._task.features.is_cuda:
@@ -289,6 +310,8 @@ class Training:
             "loss_sum": self._loss_sum.item(),
             "seconds": self._seconds,
             "lip_seconds": self._lip_seconds,
+            "collected": None if self._collected is None else self._collected.state_dict(),
+            "collect_seconds": self._collect_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -307,6 +330,10 @@ class Training:
         self.epoch, self._batch, self._timed = state["epoch"], state["batch"], state["timed"]
         self._loss_sum.fill_(state["loss_sum"])
         self._seconds, self._lip_seconds = state["seconds"], state["lip_seconds"]
+        if self._collected is not None:
+            # Only states of earlier versions, which knew no such settings, are without these entries.
+            self._collected.load_state_dict(state["collected"])
+            self._collect_seconds = state["collect_seconds"]
 
 
 @contextmanager

@@ -63,6 +63,10 @@ def refusal(dataset: Dataset, settings: dict[str, Any]) -> str:
             {"algorithm": "linear-ridge", "methods": ("plain",)},
             "expected --model linear with --algorithm linear-ridge, which trains no network, got mlp",
         ),
+        (
+            {"algorithm": "linear-ridge", "model": "linear", "methods": ("plain",), "statistics": "passing"},
+            "expected --statistics separate with --algorithm linear-ridge, which takes no steps, got passing",
+        ),
         ({"augment": "crop-flip"}, "expected --augment none, for vectors has no images, got crop-flip"),
         ({"model": "cnn"}, "expected images for model cnn, got vectors of 5 features"),
         ({"samples": 41}, "expected --samples of at most the 40 there are, got 41"),
@@ -99,6 +103,7 @@ def test_what_does_not_fit_the_data_is_refused(settings: dict[str, Any], expecte
         ({"methods": ("plain", "perepoch")}, "unknown method 'perepoch'"),
         ({"methods": ("plain", "perepoch")}, "the nearest is 'per-epoch'"),
         ({"schedule": "cosinus"}, "the nearest is 'cosine'"),
+        ({"statistics": "past"}, "unknown value of --statistics 'past': known are separate, passing"),
         ({"repair_epochs": "beast"}, "unknown value of --repair-epochs 'beast': known are all, best"),
         ({"augment": "crop"}, "unknown augmentation 'crop'"),
         ({"device": "gpu"}, "unknown device 'gpu'"),

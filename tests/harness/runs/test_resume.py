@@ -260,6 +260,10 @@ TRICKY: dict[str, dict[str, object]] = {
     "subset, hold-out 0": {"samples": 60, "holdout_fraction": 0, "methods": ("plain", "in-step")},
     "cnn, augmentation, cosine": {"model": "cnn", "augment": "crop-flip", "schedule": "cosine"},
     "ridge": {"algorithm": "linear-ridge", "model": "linear", "methods": ("plain", "post-hoc", "ridge")},
+    "passing": {"statistics": "passing", "methods": ("plain", "per-epoch", "post-hoc", "gaussian")},
+    "passing, candidate sets": {
+        "statistics": "passing", "noise": "partial", "methods": ("plain", "ridge", "gaussian+trained")
+    },
     "nearest neighbours": {
         "algorithm": "pl-knn", "noise": "partial", "model": "linear", "methods": ("plain",)
     },
@@ -307,6 +311,18 @@ def test_what_an_algorithm_keeps_makes_a_difference(name: str) -> None:
     assert state["algorithm"]
     other.load_state_dict({**state, "algorithm": other.algorithm.state_dict()})
     assert other.run_epoch().loss != straight.run_epoch().loss
+
+
+def test_what_has_passed_makes_a_difference() -> None:
+    """Without these sums the repairs would not be the same: the test above can fail."""
+    config = TrainConfig(hidden=(8,), epochs=1, batch_size=30, statistics="passing", methods=("gaussian",))
+    problem = Problem(config, images(), 2, ALGORITHMS["cross-entropy"], 1)
+    states: list[dict[str, Any]] = []
+    straight, other = (problem.training(problem.learned(None), "plain") for _ in range(2))
+    straight.run_epoch(lambda: states.append(copied(straight.state_dict())))
+    other.load_state_dict({**states[1], "collected": other.state_dict()["collected"]})
+    other.run_epoch()
+    assert (straight.statistics()[0].rows, other.statistics()[0].rows) == (81, 21)
 
 
 def test_killed_in_the_folds_and_after_them(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -16,7 +16,7 @@ from lip_fast.harness.models import MLP, Network
 from lip_fast.harness.repairs.posthoc import repaired_head
 from lip_fast.harness.runs.experiment import run_seed
 from lip_fast.harness.runs.plan import plan_of, trained_methods
-from lip_fast.harness.seeding import initialisation
+from lip_fast.harness.seeding import BatchOrder, initialisation
 from lip_fast.harness.settings.train import TrainConfig
 from lip_fast.harness.training import problem as problems
 from lip_fast.harness.training.evaluation import Evaluator
@@ -132,7 +132,7 @@ def test_the_rank_of_auto_is_chosen_by_the_hold_out(digits: Dataset, fraction: f
     for _ in range(30):
         training.run_epoch()
     seen = problem.evaluator().look(training.model)
-    statistics = training.statistics()
+    statistics, _ = training.statistics()
     head, rank = repaired_head("post-hoc", config, training.model.head, statistics, seen.held)
     weight, bias = training.model.head.weight.detach(), training.model.head.bias
     path = lip_fast.lip_path(weight.T, statistics, bias=bias)
@@ -146,6 +146,48 @@ def test_the_rank_of_auto_is_chosen_by_the_hold_out(digits: Dataset, fraction: f
                 scores[k] = (logits.argmax(1) == seen.held.Y).double().mean().item()
         assert rank == max(scores, key=lambda k: (scores[k], k))
     assert torch.equal(head.weight, path.weight(rank).T)
+
+
+@pytest.mark.parametrize("method", ["plain", "per-epoch"])
+def test_statistics_of_what_passed(digits: Dataset, method: str) -> None:
+    settings = {"statistics": "passing", "methods": ("gaussian",), "rank_afterwards": 4}
+    training, expected = fresh(digits, method, **settings), lip_fast.LabelStatistics(16, 10)
+    labels, order = torch.from_numpy(problem_of(digits).labels), BatchOrder(0, 1437)
+    heads: list[torch.Tensor] = []
+
+    def see(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        heads.append(inputs[0].detach())
+
+    hook = training.model.head.register_forward_pre_hook(see)
+    before: list[torch.Tensor] = []
+    training.run_epoch(lambda: before.append(training.model.head.weight.detach().clone()))
+    hook.remove()
+    for features, rows in zip(heads, order.epoch(0).split(64), strict=True):
+        expected.update(features, labels[rows])
+    found, seconds = training.statistics()
+    torch.testing.assert_close(found.G, expected.G)
+    torch.testing.assert_close(found.C, expected.C)
+    assert found.rows == 1437
+    assert seconds > 0
+    # Others than of a pass afterwards, for the network has changed meanwhile.
+    separate = statistics_of(training.model, torch.from_numpy(digits.train_features), labels)
+    assert not torch.allclose(found.C, separate.C, rtol=0.01)
+    if method == "per-epoch":
+        weight = lip_fast.lip(before[-1].T, expected, k=4, bias=training.model.head.bias).T
+        torch.testing.assert_close(training.model.head.weight.detach(), weight)
+
+
+def test_of_fixed_features_both_kinds_of_statistics_are_alike(digits: Dataset) -> None:
+    settings = {"model": "linear", "methods": ("plain", "gaussian", "ridge")}
+    separate, passing = (
+        run_seed(TrainConfig(**SMALL | settings, statistics=which), digits, 0, lambda *_: None).records
+        for which in ("separate", "passing")
+    )
+    for method in ("gaussian", "ridge"):
+        # The last is of no direction: the rows of the weight sum to nothing.
+        both = (which[method].singular_values[:-1] for which in (passing, separate))
+        assert next(both) == pytest.approx(next(both), rel=1e-4)
+        assert len(passing[method].repair_seconds) == 2
 
 
 def test_times_of_lip_are_part_of_the_step(digits: Dataset) -> None:

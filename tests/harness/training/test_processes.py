@@ -119,7 +119,7 @@ def check_close(
 
 
 # Of four, those that exchange most.
-OF_FOUR = ["plain", "in-step", "in-step, some directions", "elr in-step", "proden in-step", "cnn"]
+OF_FOUR = ["plain", "passing", "in-step", "in-step, some directions", "elr in-step", "proden in-step", "cnn"]
 OF_TWO = [*together.SCENARIOS, *together.NORMALISED]
 CASES = [(2, name) for name in OF_TWO] + [(4, name) for name in OF_FOUR]
 
