@@ -44,8 +44,14 @@ def statistics_of(
 
 
 def label_weights(targets: Tensor) -> Tensor:
-    """Labels that weigh 1 in each row: (n,) int64 as they are, candidate sets (n, l) over their sizes."""
-    return targets if targets.ndim == 1 else targets / targets.sum(1, keepdim=True)
+    """Labels that weigh 1 in each row: (n,) int64 as they are, a candidate set (n, l) over its size.
+
+    So are soft labels; a row without a positive weight has none.
+    """
+    if targets.ndim == 1:
+        return targets
+    total = targets.sum(1, keepdim=True, dtype=torch.float64)
+    return torch.where(total > 0, targets / total, 0.0).float()
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from lip_fast.cli.errors import UserError
 from lip_fast.cli.parser import Parser
+from lip_fast.harness.algorithms.features import label_weights
 from lip_fast.harness.files.outputs import check_outputs, new_files, new_folder
 from lip_fast.harness.files.plain import write_json
 from lip_fast.harness.noise.labels import listed, span
 from lip_fast.harness.repairs.checkpoints import INDEX, SAFETENSORS, TORCH, find_checkpoint, read_checkpoint
-from lip_fast.harness.repairs.features import RepairData, Rows, read_features, split_off, unit_weights
+from lip_fast.harness.repairs.features import RepairData, Rows, read_features, split_off
 from lip_fast.harness.repairs.figures import save_candidates
 from lip_fast.harness.repairs.layers import Layer
 from lip_fast.harness.training.processes import refuse_several
@@ -339,7 +340,7 @@ def _repair(
     try:
         statistics = LabelStatistics(layer.weight.shape[1], layer.weight.shape[0])
         for X, Y in rows.blocks(used):
-            statistics.update(X, unit_weights(Y) if options.method in GAUSSIAN else Y)
+            statistics.update(X, label_weights(Y) if options.method in GAUSSIAN else Y)
         report = repair(
             _head(layer),
             statistics,

@@ -18,7 +18,7 @@ from lip_fast.harness.seeding import stream
 from lip_fast.targets import IGNORE_INDEX
 from lip_fast.validation import FLOATS
 
-__all__ = ["RepairData", "Rows", "read_features", "split_off", "unit_weights"]
+__all__ = ["RepairData", "Rows", "read_features", "split_off"]
 
 REQUIRED = ("features", "labels")
 HOLDOUT = ("holdout_features", "holdout_labels")
@@ -82,17 +82,6 @@ def read_features(path: Path, *, q: int, l: int) -> RepairData:
         )
     rows = _checked(path, REQUIRED, arrays, q, l)
     return RepairData(rows, _checked(path, HOLDOUT, arrays, q, l) if HOLDOUT[0] in arrays else None)
-
-
-def unit_weights(Y: Tensor) -> Tensor:
-    """Labels with weights that sum to 1 in each row: of a candidate set each is as likely as another.
-
-    Class indices are what they are; so is a row without any weight.
-    """
-    if Y.dim() == 1:
-        return Y
-    total = Y.sum(1, keepdim=True, dtype=torch.float64)
-    return torch.where(total > 0, Y / total, 0.0).float()
 
 
 def split_off(rows: Rows, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
