@@ -28,7 +28,7 @@ NATIVE_TESTS := $(NATIVE_OPS:%=tests/ops/test_%.py) tests/test_directions.py tes
 
 # Ops that have a Triton kernel, which all run in Triton's interpreter.
 TRITON_OPS := class_sums gram label_sums project rebuild_
-TRITON_TESTS := tests/triton_kernels $(TRITON_OPS:%=tests/ops/test_%.py) tests/optim/test_fused.py tests/distributed/test_fused.py tests/test_statistics.py
+TRITON_TESTS := tests/triton_kernels $(TRITON_OPS:%=tests/ops/test_%.py) tests/optim/test_fused.py tests/optim/test_fused_by_products.py tests/distributed/test_fused.py tests/test_statistics.py
 
 # What a CUDA machine with torch 2.11 has: there the kernels are to compile too.
 OLD_TRITON := 3.6.0

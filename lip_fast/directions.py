@@ -169,6 +169,8 @@ class Directions:
             l, q, rank, self.tail_rank, guards=GUARDS, fresh=FRESH, drop=self.drops
         )
         exact_is_slow = not (whole and on_host)
+        # A host may find a split not enough, and decompose the updated weight; that of parts takes no update.
+        self._splits_updates = whole and not on_host
         self.projects = self.is_wide and (exact_is_slow or flops.products_pay(l, q, d - rank, self.flops))
         self.exact = not self.is_wide and self.columns >= d
         self.changes_nothing = settings.changes_nothing(d, rank)
@@ -195,8 +197,8 @@ class Directions:
     @property
     def tracks(self) -> bool:
         """Whether the next step can begin with the update of the weight, whatever it finds then."""
-        tracks = not (self.exact or self.is_wide or self.settings.tail_rank is None)
-        return tracks and self.basis is not None
+        truncates = not (self.exact or self.settings.tail_rank is None)
+        return (self._splits_updates if self.is_wide else truncates) and self.basis is not None
 
     @property
     def can_be_captured(self) -> bool:

@@ -2,13 +2,13 @@
 
 When the weight is written goes by what the kernels cost. A float32 weight is stored updated by the first
 pass, for the second to read it and not the state again. One kernel takes both products of a large weight,
-rounded to TF32, but not where the step writes the weight anew from them. Into a narrow format only what LIP
-makes of it is written, from the updated weight in float32: rounded once, stochastically, where writing it in
-between would round updates away.
+rounded to TF32, but not where the step writes the weight anew from them, nor where the second one is with
+other columns than the first one gave. Into a narrow format only what LIP makes of it is written, from the
+updated weight in float32: rounded once, stochastically, where writing it in between would round updates away.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from lip_fast.rules import Rule
 from lip_fast.sharded.tensors import is_sharded, local_part
 
 __all__ = ["FusedUpdate", "can_fuse"]
+
+_T = TypeVar("_T")
 
 
 def can_fuse(weight: Tensor, columns: int) -> bool:
@@ -76,20 +78,29 @@ class FusedUpdate:
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Y (l, m), Z (q, m). See :class:`lip_fast.world.Update`."""
+        if not self._replaces:
+            return self._take(ops.update_one_read_, V)
+        Y = self.sketch(V)
+        return Y, self.project(Y)
+
+    def sketch(self, V: Tensor) -> Tensor:
+        """(l, m). See :class:`lip_fast.world.Update`."""
+        return self._take(ops.update_sketch_, V)
+
+    def project(self, X: Tensor) -> Tensor:
+        """(q, m). See :class:`lip_fast.world.Update`."""
+        return ops.project(self._M, X) if self._stored else ops.update_project(self._updated, X)
+
+    def _take(self, op: Callable[..., _T], V: Tensor) -> _T:
+        """What an op returns that takes the update."""
         rule, counted = self._kind.next(self._group, self._kept, self._M, self._scaling.found_inf)
         self._updated = ops.Updated(self._M, self._grad, self._state, rule, self._scaling)
-        Z = None
-        if self._replaces:
-            Y = ops.update_sketch_(self._updated, V, write=self._stored)
-        else:
-            Y, Z = ops.update_one_read_(self._updated, V, write=self._stored)
+        products = op(self._updated, V, write=self._stored)
         for name, value in counted.items():
             # Where it lies, for captured steps.
             self._kept[name].copy_(value)
         self._taken, self._written = True, self._stored
-        if Z is None:
-            Z = ops.project(self._M, Y) if self._stored else ops.update_project(self._updated, Y)
-        return Y, Z
+        return products
 
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int

@@ -329,7 +329,7 @@ class LIP:
         Of the last step that split the weight by products (see ``tail_rank``), ``gamma``, which predicts the
         error of the kept part relative to what the step changes where the weight has as many directions as
         are kept; of that or a truncated one without a ``tail_rank``, the share of ||M||_F^2 that was
-        ``removed`` below the tail; None where no step did.
+        ``removed`` below the tail, estimated where the update was a part of the step; None where no step did.
 
         Of the skipped steps, those skipped as ``not_finite`` (weight, features, labels or their sums),
         ``rank_deficient``, ``not_converged`` (the solver), ``not_orthogonal`` (the basis) or ``out_of_step``

@@ -5,6 +5,7 @@ magnitude or more from the kept directions to the next. With that gap one warm-s
 kept subspace, and no decomposition of the kept part is needed: only of the few columns below it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "no_split",
     "of_columns",
     "split",
+    "split_of_products",
 ]
 
 FRESH = 8
@@ -115,9 +117,8 @@ def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split
     Y, F = M @ basis, M @ signs[:, : min(M.shape) - k - r]
     Q = _orthonormal_at_once(Y[:, :n]) if M.device.type in host.READABLE else None
     if Q is None:
-        X = beside(Y, F)
-        X = independent(X, gram(X), step, seed)
-        return of_columns(X, (X.mT @ M).mT, gram(X), k, r, energy(M), signs)
+        X = _orthonormal_in_order(beside(Y, F), step, seed)
+        return _in_order(X, (X.mT @ M).mT, k, r, energy(M), signs)
     # In the complement of Q: twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
     T = _without(Q, beside(Y[:, n:], F))
     T = _without(Q, independent(T, gram(T), step, seed))
@@ -125,6 +126,40 @@ def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split
     # As Q^T M: the products then run along the rows of M.
     Z, image = (Q.mT @ M).mT, (T.mT @ M).mT
     return _split_of(Q, T, Z, image, k, r, total=energy(M), deviation=_deviation(Q, signs[:n]))
+
+
+def split_of_products(
+    sketch: Callable[[Tensor], Tensor],
+    project: Callable[[Tensor], Tensor],
+    basis: Tensor,
+    k: int,
+    *,
+    step: Tensor,
+    seed: int,
+) -> Split:
+    """:func:`split` of a weight M of which two products are had and no more, in the order of the arguments.
+
+    Args:
+        sketch: V (q, k + r + 8) -> M V, which may update M first.
+        project: X (l, k + r + 8) -> M^T X.
+        basis: (q, k + r), of a weight with at least k + r + 8 directions; else as of :func:`split`.
+        k: number of kept directions.
+        step: () int64, counter of the random columns.
+        seed: key of the random columns.
+
+    Returns:
+        That split, with an estimate of ``deeper``.
+    """
+    known = basis.shape[1]
+    signs = ops.fresh_columns(step, len(basis), FRESH, seed=seed)
+    Y = sketch(beside(basis, signs))
+    X = _orthonormal_in_order(Y, step, seed)
+    Z = project(X)
+    # Within the span of the kept columns and the tail ||M||_F^2 is known; outside of it, it is the mean of
+    # ||M v||^2 over random signs v (Hutch++; Meyer, Musco, Musco and Woodruff, SOSA 2021).
+    outside = X[:, known:].mT @ Y[:, known:]
+    total = energy(torch.linalg.vector_norm(Z[:, :known], dim=0)) + energy(outside) / FRESH
+    return _in_order(X, Z, k, known - k, total, signs)
 
 
 def independent(X: Tensor, G: Tensor, step: Tensor, seed: int) -> Tensor:
@@ -144,9 +179,7 @@ def independent(X: Tensor, G: Tensor, step: Tensor, seed: int) -> Tensor:
     return torch.where(dependent, ops.fresh_columns(step, *X.shape, seed=seed ^ 1), Q)
 
 
-def of_columns(
-    X: Tensor, Z: Tensor, G: Tensor, k: int, r: int, total: Tensor, signs: Tensor | None = None
-) -> Split:
+def of_columns(X: Tensor, Z: Tensor, G: Tensor, k: int, r: int, total: Tensor) -> Split:
     """The split of M from its nearly orthonormal columns, those of the kept directions first.
 
     Args:
@@ -156,9 +189,23 @@ def of_columns(
         k: number of kept directions.
         r: number of directions of the tail.
         total: () float64, ||M||_F^2.
-        signs: (q, 8) random ones, to see whether what was made is orthonormal; None where it has other rows.
     """
     X, Z = _orthonormal(G, X, Z)
+    return _in_order(X, Z, k, r, total)
+
+
+def _orthonormal_in_order(Y: Tensor, step: Tensor, seed: int) -> Tensor:
+    """Orthonormal columns (l, m), of which the first ones span those of Y, however many these are."""
+    X = independent(Y, gram(Y), step, seed)
+    (X,) = _orthonormal(gram(X), X)
+    return X
+
+
+def _in_order(X: Tensor, Z: Tensor, k: int, r: int, total: Tensor, signs: Tensor | None = None) -> Split:
+    """:func:`of_columns` of columns X that are orthonormal.
+
+    With random ``signs`` (q, 8) it is seen whether they are; None where X has some rows of all.
+    """
     n = k - min(GUARDS, k)
     Q = X[:, :n]
     deviation = torch.zeros_like(Z[0, 0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lip_fast import host, ops
 from lip_fast.decompose import randomized_svd
-from lip_fast.projected import Split, no_split, split
+from lip_fast.projected import Split, no_split, split, split_of_products
 from lip_fast.rounding import compute_dtype
 from lip_fast.sharded import decompose as parts
 from lip_fast.sharded.collectives import PeerError
@@ -37,11 +37,17 @@ Batch = tuple[Tensor, Targets]
 class Update(Protocol):
     """The base optimizer's update of a weight as a part of the step: M' below is the updated weight.
 
-    M' need not be stored until :meth:`rebuild_`, which is called once after :meth:`products`.
+    M' need not be stored until :meth:`rebuild_`, which is called once after the products.
     """
 
     def products(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weight, and return Y = M' V (l, m) and Z = M'^T Y (q, m) for V (q, m)."""
+
+    def sketch(self, V: Tensor) -> Tensor:
+        """Update the weight, and return M' V (l, m) for V (q, m), in the place of :meth:`products`."""
+
+    def project(self, X: Tensor) -> Tensor:
+        """M'^T X (q, m) for X (l, m), after :meth:`sketch`."""
 
     def rebuild_(
         self, A: Tensor, s: Tensor, B: Tensor, *, ok: Tensor, step: Tensor, accumulate: bool, seed: int
@@ -143,7 +149,10 @@ class Alone:
     @staticmethod
     def split(on: Operand, basis: Tensor, k: int) -> Split:
         """:func:`lip_fast.projected.split` of the weight, with ``k`` kept directions."""
-        return split(on.M.float(), basis, k, step=on.step, seed=on.seed)
+        M, step, seed, update, _ = on
+        if update is not None:
+            return split_of_products(update.sketch, update.project, basis, k, step=step, seed=seed)
+        return split(M.float(), basis, k, step=step, seed=seed)
 
     @staticmethod
     def all_say(yes: bool) -> bool:
@@ -190,7 +199,7 @@ class Alone:
         """Write the change where ``ok``, as :func:`lip_fast.ops.rebuild_` does; returns whether it was.
 
         Args:
-            on: the weight, whose update :meth:`warm_svd` took.
+            on: the weight, whose update :meth:`warm_svd` or :meth:`split` took.
             change: with the rows of A of this process, and B whole.
             largest: (1,) the largest singular value of the weight; (0,) of a weight without one.
             ok: () bool.

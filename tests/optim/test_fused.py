@@ -5,31 +5,16 @@ Runs with the kernels in torch, and once more in Triton's interpreter (tests/tri
 
 import copy
 import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from problems import gapped_matrix, linear, relative_error
+from optim.fused_runs import BASES, RULES, L, Q, Run, composed
+from problems import gapped_matrix, relative_error
 from torch import Tensor, nn
 
 from lip_fast import ops
-from lip_fast.optim import LIPSGD, LIPAdamW, LIPNAdam
 
-Q, L, N, INPUTS = 60, 40, 24, 16
-RULES: dict[str, tuple[type, dict[str, Any]]] = {
-    "sgd": (LIPSGD, {"lr": 0.05}),
-    "momentum": (LIPSGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.01}),
-    "nesterov": (LIPSGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "maximize": True}),
-    "adamw": (LIPAdamW, {"lr": 0.01}),
-    "amsgrad": (LIPAdamW, {"lr": 0.01, "amsgrad": True, "maximize": True, "betas": (0.8, 0.95), "eps": 1e-3}),
-    "nadam": (LIPNAdam, {"lr": 0.01, "weight_decay": 0.01}),
-    "decoupled": (
-        LIPNAdam,
-        {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True, "eps": 1e-3},
-    ),
-}
-BASES = {LIPAdamW: torch.optim.AdamW, LIPNAdam: torch.optim.NAdam, LIPSGD: torch.optim.SGD}
 # In the interpreter, where a step takes a second, those that have most of the terms.
 STEPPED = ["nesterov", "adamw", "nadam"] if os.environ.get("TRITON_INTERPRET") else list(RULES)
 LIPS = {
@@ -43,80 +28,6 @@ pytestmark = [
     # numpy, of casts in the interpreter.
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
 ]
-
-
-class Run:
-    """A backbone and a head in training."""
-
-    def __init__(
-        self, rule: str, lip: dict[str, Any], *, dtype: torch.dtype = torch.float32, **options: Any
-    ) -> None:
-        self.body = linear(INPUTS, Q, seed=0, bias=True, dtype=dtype)
-        self.head = linear(Q, L, seed=1, bias=True, dtype=dtype)
-        with torch.no_grad():
-            # Singular values that stand apart: where they do not, rounding turns the directions.
-            self.head.weight.copy_(gapped_matrix(L, Q))
-        kind, defaults = RULES[rule]
-        self.optimizer = kind(
-            [
-                {"params": [*self.body.parameters(), self.head.bias]},
-                {"params": [self.head.weight], **lip},
-            ],
-            **(defaults | options),
-        )
-        g = torch.Generator().manual_seed(2)
-        self.x = torch.randn(30, N, INPUTS, generator=g).to(dtype)
-        self.y = torch.randint(0, L, (30, N), generator=g)
-
-    def backward(self, i: int, scale: float = 1.0) -> None:
-        features = torch.tanh(self.body(self.x[i]))
-        loss = nn.functional.cross_entropy(self.head(features).float(), self.y[i])
-        (scale * loss).backward()
-        self.optimizer.observe(self.head, features, self.y[i])
-
-    def step(self, i: int) -> None:
-        self.backward(i)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def steps(self, first: int, last: int) -> "Run":
-        for i in range(first, last):
-            self.step(i)
-        return self
-
-    @property
-    def weight(self) -> Tensor:
-        return self.head.weight.detach().clone()
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        state = self.optimizer.state[self.head.weight]
-        return {name: value.detach().clone() for name, value in state.items() if value is not None}
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From here on updates are fused; the names of the ops that were called."""
-    called: list[str] = []
-    monkeypatch.setattr(ops, "fuses_updates", lambda device: True)
-
-    def spied(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
-        def spy(*arguments: Any, **options: Any) -> Any:
-            called.append(name)
-            return op(*arguments, **options)
-
-        return spy
-
-    for name in ("update_one_read_", "update_sketch_", "update_project", "update_rebuild_"):
-        monkeypatch.setattr(ops, name, spied(name, getattr(ops, name)))
-    return called
-
-
-def _composed(rule: str, lip: dict[str, Any], last: int, **options: Any) -> Run:
-    """The same with torch's step first, then LIP."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "fuses_updates", lambda device: False)
-        return Run(rule, lip, **options).steps(0, last)
 
 
 def _ops(lip: str, *, narrow: bool = False) -> list[str]:
@@ -158,7 +69,7 @@ def test_each_of_twenty_steps_is_that_of_the_plain_loop(rule: str, lip: str, fus
 @pytest.mark.parametrize("rule", STEPPED)
 def test_a_trajectory_of_twenty_steps(rule: str, lip: str, fused: list[str]) -> None:
     settings = LIPS[lip] | {"lip_every": 4, "lip_decay": 0.9}
-    run, plain = Run(rule, settings).steps(0, 20), _composed(rule, settings, 20)
+    run, plain = Run(rule, settings).steps(0, 20), composed(rule, settings, 20)
     moved = torch.linalg.vector_norm(plain.weight - gapped_matrix(L, Q))
     assert torch.linalg.vector_norm(run.weight - plain.weight) < 2e-3 * moved
     assert run.optimizer.lip.stats() == plain.optimizer.lip.stats()
