@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lip_fast.harness.algorithms import ALGORITHMS
 from lip_fast.harness.reports.collect import Result
 from lip_fast.harness.reports.problems import (
     Column,
@@ -16,6 +17,8 @@ from lip_fast.harness.reports.problems import (
     Problem,
     columns_of,
     compared,
+    joined,
+    minimises_plain_loss,
     problems_of,
 )
 from lip_fast.harness.reports.tables import titles_of
@@ -24,6 +27,8 @@ from lip_fast.harness.runs.summary import selected
 from lip_fast.harness.settings.train import METHODS
 
 __all__ = ["FIGURES"]
+
+T = TypeVar("T")
 
 # The number of panels in a row, and of rows of them on a page: with its legend 10 inches high at most.
 _COLUMNS = 3
@@ -176,27 +181,51 @@ def draw_ranks(results: Sequence[Result]) -> list[Figure]:
         axes.set_xlabel("rank kept")
 
     shown = [
-        result
-        for result in results
+        (_label(result, title), result)
+        for result, title in zip(results, titles_of(results), strict=True)
         if all("plain" in r and "post-hoc" in r and r["post-hoc"].path for r in result.seeds.values())
     ]
     return _panels(shown, draw, "accuracy (%)")
 
 
 def draw_curves(results: Sequence[Result]) -> list[Figure]:
-    """Test accuracy over the epochs of every method, a panel for each result."""
+    """Test accuracy over the epochs, a panel for each problem: every method, and plain training otherwise."""
+    # In the same order for all panels, for each rank has its marker.
+    steps = list(
+        dict.fromkeys(Column("in-step", r.config.rank) for r in results if "in-step" in r.config.methods)
+    )
 
-    def draw(axes: Axes, result: Result) -> None:
-        for method in next(iter(result.seeds.values())):
-            records = [seed[method] for seed in result.seeds.values()]
-            accuracy = 100 * np.array([record.test_accuracy for record in records], dtype=float)
-            colour, marker, _ = STYLES[method]
-            epochs = np.arange(1, accuracy.shape[1] + 1)
-            axes.plot(epochs, accuracy.mean(0), color=colour, marker=marker, markersize=3,
-                      markevery=max(1, len(epochs) // 8), linewidth=1, label=METHODS[method])  # fmt: skip
+    def draw(axes: Axes, group: Sequence[Result]) -> None:
+        for result in group:
+            for method in next(iter(result.seeds.values())):
+                if not minimises_plain_loss(result) and method != "plain":
+                    continue
+                records = [seed[method] for seed in result.seeds.values()]
+                accuracy = 100 * np.array([record.test_accuracy for record in records], dtype=float)
+                epochs, mean = np.arange(1, accuracy.shape[1] + 1), accuracy.mean(0)
+                label, colour, marker, line = _curve(result, method, steps)
+                if np.isnan(mean).any():  # repaired after some epochs alone: shown where every seed was
+                    epochs, mean, line = epochs[~np.isnan(mean)], mean[~np.isnan(mean)], "none"
+                axes.plot(epochs, mean, color=colour, marker=marker, markersize=3, linestyle=line,
+                          markevery=max(1, len(epochs) // 8), linewidth=1, label=label)  # fmt: skip
         axes.set_xlabel("epoch")
 
-    return _panels([r for r in results if _epochs(r) > 1], draw, "test accuracy (%)")
+    shown = [
+        (f"{model}\n{group[0].data}, {group[0].labels}", several)
+        for model, group in joined(results)
+        if (several := [result for result in group if _epochs(result) > 1])
+    ]
+    return _panels(shown, draw, "test accuracy (%)")
+
+
+def _curve(result: Result, method: str, steps: Sequence[Column]) -> tuple[str, str, str, str]:
+    """Label, colour, marker and style of a line: dashed where another loss than plain's is minimised."""
+    if not minimises_plain_loss(result):
+        place = list(ALGORITHMS).index(result.config.algorithm)
+        return result.algorithm, f"C{place % 10}", ".", "dashed"
+    column = Column(method, result.config.rank if method == "in-step" else None)
+    title = METHODS[method] if method == "plain" else column.title
+    return title, *_style(column, [*steps, column]), "solid"
 
 
 # By the name of the file, in the order of the report: the caption, and the function that draws the pages,
@@ -208,37 +237,31 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Result]], list[Figure]]]] = {
 }
 
 
-def _panels(results: Sequence[Result], draw: Callable[[Axes, Result], None], ylabel: str) -> list[Figure]:
-    titles = titles_of(results)
-    pages = range(0, len(results), _COLUMNS * _ROWS)
-    return [
-        _panels_page(
-            results[first : first + _COLUMNS * _ROWS], titles[first : first + _COLUMNS * _ROWS], draw, ylabel
-        )
-        for first in pages
-    ]
+def _panels(shown: Sequence[tuple[str, T]], draw: Callable[[Axes, T], None], ylabel: str) -> list[Figure]:
+    """Pages of panels, each with a title and what is drawn in it."""
+    most = _COLUMNS * _ROWS
+    return [_panels_page(shown[i : i + most], draw, ylabel) for i in range(0, len(shown), most)]
 
 
-def _panels_page(
-    results: Sequence[Result], titles: Sequence[str], draw: Callable[[Axes, Result], None], ylabel: str
-) -> Figure:
-    columns = min(_COLUMNS, len(results))
-    rows = -(-len(results) // columns)
+def _panels_page(shown: Sequence[tuple[str, T]], draw: Callable[[Axes, T], None], ylabel: str) -> Figure:
+    columns = min(_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.4, 2.7 * rows + 0.7), dpi=130, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for i, axes in enumerate(grid.flat):
-        if i >= len(results):
+        if i >= len(shown):
             axes.set_visible(False)
             continue
-        draw(axes, results[i])
-        axes.set_title(_label(results[i], titles[i]), fontsize="small")
+        title, drawn = shown[i]
+        draw(axes, drawn)
+        axes.set_title(title, fontsize="small")
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.tick_params(labelsize="small")
         if i % columns == 0:
             axes.set_ylabel(ylabel)
     entries: dict[str, Any] = {}
-    for axes in grid.flat[: len(results)]:
+    for axes in grid.flat[: len(shown)]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     figure.legend(

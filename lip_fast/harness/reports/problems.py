@@ -22,6 +22,8 @@ __all__ = [
     "adjusted",
     "columns_of",
     "compared",
+    "joined",
+    "minimises_plain_loss",
     "problems_of",
 ]
 
@@ -112,12 +114,17 @@ def problems_of(results: Sequence[Result]) -> list[Problem]:
 
     Results without plain training and a hold-out for it are of no problem: there is nothing to compare with.
     """
-    joined: dict[str, list[Result]] = {}
-    for result in results:
-        joined.setdefault(_key(result), []).append(result)
-    models = _models([group[0] for group in joined.values()])
-    problems = [_problem(group, model) for group, model in zip(joined.values(), models, strict=True)]
+    problems = [_problem(group, model) for model, group in joined(results)]
     return [problem for problem in problems if problem.early]
+
+
+def joined(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """Results of the same data, labels and network, with what tells this network from others."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(_key(result), []).append(result)
+    models = _models([group[0] for group in groups.values()])
+    return list(zip(models, groups.values(), strict=True))
 
 
 def compared(problems: Sequence[Problem], moment: str) -> dict[tuple[int, Column], Comparison]:
@@ -133,6 +140,11 @@ def compared(problems: Sequence[Problem], moment: str) -> dict[tuple[int, Column
             early = [problem.early[seed] for seed in scores]
             differences[place, column] = paired_difference(list(scores.values()), early)
     return adjusted(differences)
+
+
+def minimises_plain_loss(result: Result) -> bool:
+    """Whether it is of what plain training minimises: cross entropy, CC for candidate sets."""
+    return result.config.algorithm in _PLAIN
 
 
 def columns_of(problems: Iterable[Problem]) -> list[Column]:
@@ -176,7 +188,7 @@ def _problem(results: Sequence[Result], model: str) -> Problem:
     plain: dict[int, Record] = {}
     for result in results:
         for seed, records in result.seeds.items():
-            if result.config.algorithm in _PLAIN and "plain" in records:
+            if minimises_plain_loss(result) and "plain" in records:
                 plain.setdefault(seed, records["plain"])
     early = {seed: selected(record).chosen for seed, record in plain.items()}
     return Problem(
@@ -230,7 +242,7 @@ def _of_plain_loss(
 ) -> Iterator[tuple[Column, float | None]]:
     """What was done beside plain training on its loss: repairs of its network, and LIP while it trains."""
     for result in results:
-        if result.config.algorithm not in _PLAIN:
+        if not minimises_plain_loss(result):
             continue
         for method, record in result.seeds.get(seed, {}).items():
             if method in ("plain", "early-stop"):
