@@ -82,7 +82,9 @@ def test_repaired_head_is_the_papers(digits: Dataset) -> None:
     X, Y = torch.from_numpy(digits.train_features.astype(np.float64)), as_targets(candidates)
     with torch.no_grad():
         features = model.features(X)
-    statistics = LabelStatistics(16, 10).update(features, label_weights(Y.double()))
+    weights = Y.double() / Y.sum(1, keepdim=True)
+    torch.testing.assert_close(label_weights(Y), weights.float())
+    statistics = LabelStatistics(16, 10).update(features, weights)
     head, k = repaired_head(
         "post-hoc", TrainConfig(rank_afterwards=4), model.head, statistics, Rows(features[:0], Y[:0])
     )
@@ -90,7 +92,7 @@ def test_repaired_head_is_the_papers(digits: Dataset) -> None:
         expected = reference.lip(
             model.head.weight.T,
             features,
-            Y.double() / Y.sum(1, keepdim=True),
+            weights,
             k,
             bias=model.head.bias,
         ).T
