@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lip_fast.moments import Centred
 from lip_fast.sharded.layout import Sharding
-from lip_fast.validation import check_int, check_sequence, full_precision
+from lip_fast.validation import check_int, check_number, check_sequence, full_precision
 
 __all__ = [
     "Branch",
@@ -147,16 +147,16 @@ def ridge_path(
     return _path(rows, alphas, weigh, dtype, sharding)
 
 
-def check_alphas(alphas: Sequence[float]) -> list[float]:
-    """Penalties as a list of numbers, or ValueError."""
-    check_sequence("alphas", alphas)
-    alphas = [float(alpha) for alpha in alphas]
-    if not alphas:
+def check_alphas(alphas: Sequence[float], name: str = "alphas") -> list[float]:
+    """Penalties as a list of numbers; TypeError or ValueError, which call them ``name``."""
+    check_sequence(name, alphas)
+    if not len(alphas):
         raise ValueError("expected at least one alpha, got none")
     for alpha in alphas:
+        check_number(name, alpha)
         if not 0 <= alpha < float("inf"):
-            raise ValueError(f"expected alphas >= 0 and finite, got {alpha}")
-    return alphas
+            raise ValueError(f"expected {name} >= 0 and finite, got {alpha}")
+    return [float(alpha) for alpha in alphas]
 
 
 def pcr_path(

@@ -22,13 +22,14 @@ from lip_fast.validation import (
     FLOATS,
     check_finite,
     check_int,
+    check_number,
     check_sequence,
     check_whole,
     describe,
     full_precision,
 )
 
-__all__ = ["GAUSSIAN", "METHODS", "Candidate", "RepairReport", "repair"]
+__all__ = ["ERRORS", "GAUSSIAN", "METHODS", "Candidate", "RepairReport", "repair"]
 
 METHODS = ("gaussian", "gaussian+trained", "gaussian-path", "ridge", "pcr", "lip", "truncate", "auto")
 # Gaussian heads, and what starts from one: each has a bias even where the trained head has none, needs label
@@ -39,7 +40,7 @@ _AUTO = ("gaussian", "ridge", "pcr", "lip", "gaussian-path")
 # By how many standard errors the hold-out has to prefer another candidate. On 40 settings of data, noise and
 # network a candidate of the hundred was better by one standard error by chance too often: up to 9 points were
 # lost. With two the mean is as good, and the most that was lost is 2 points.
-_ERRORS = 2
+ERRORS = 2
 # Of a parameter that counts directions at most so many values are tried, evenly spaced: their accuracies
 # differ by less than the noise of the hold-out.
 _MOST_COUNTS = 32
@@ -93,14 +94,18 @@ class RepairReport:
         return best
 
     def table(self) -> str:
-        """The best candidate of each method as an aligned text table, the chosen one marked."""
-        lines = [f"{'method':<16}{'parameter':>12}{'held-out labels':>18}{'tried':>8}"]
-        for method, candidate in self.best().items():
-            parameter = "" if candidate.parameter is None else f"{candidate.parameter:.4g}"
-            score = "" if candidate.score is None else f"{100 * candidate.score:.2f}%"
-            tried = sum(c.method == method for c in self.candidates)
-            mark = "  <- chosen" if candidate == self.chosen else ""
-            lines.append(f"{method:<16}{parameter:>12}{score:>18}{tried:>8}{mark}")
+        """The best candidate of each method as an aligned text table, and the chosen one, marked."""
+        lines = [f"{'method':<16}{'parameter':>18}{'held-out labels':>18}{'tried':>8}"]
+        for method, best in self.best().items():
+            shown = [best] if best == self.chosen or self.chosen.method != method else [best, self.chosen]
+            for candidate in shown:
+                parameter = "" if candidate.parameter is None else f"{candidate.parameter:.4g}"
+                if candidate.noise_rate:
+                    parameter += f", rate {candidate.noise_rate:g}"
+                score = "" if candidate.score is None else f"{100 * candidate.score:.2f}%"
+                tried = sum(c.method == method for c in self.candidates) if candidate is best else ""
+                mark = "  <- chosen" if candidate == self.chosen else ""
+                lines.append(f"{method:<16}{parameter:>18}{score:>18}{tried:>8}{mark}".rstrip())
         return "\n".join(lines)
 
 
@@ -171,8 +176,8 @@ def repair(
     entropy: their predictions are comparable, their loss is not.
 
     Args:
-        head: ``nn.Linear`` (l, q). Without a bias, ridge and pcr fit no intercept; of "auto" and the Gaussian
-            heads the returned copy has one.
+        head: ``nn.Linear`` (l, q). Without a bias, ridge and pcr fit no intercept; where it becomes a
+            Gaussian head, the returned copy has one.
         stats: statistics of the features and labels, on the device of the head.
         method: as in the table.
         holdout: features (n, q) and labels, in any form :func:`lip_fast.lip` takes, that are not among the
@@ -195,6 +200,8 @@ def repair(
         raise ValueError(f"expected method to be one of {METHODS}, got {method!r}")
     if method == "auto" and parameters is not None:
         raise ValueError("expected no parameters with method auto, got some")
+    if noise_rate is not None:
+        check_number("noise_rate", noise_rate)
     if noise_rate is not None and method not in GAUSSIAN:
         raise ValueError(f"expected noise_rate with {', '.join(GAUSSIAN)}, got {noise_rate} with {method}")
     if inplace and head.weight.is_inference():
@@ -228,14 +235,16 @@ def repair(
     remove_idle_hooks(target)
     if chosen.make is not None:
         # In the head's own dtype: what it cannot hold is seen before anything is written.
-        made = chosen.make().to(target.weight.dtype)
-        check_finite(f"repaired weight in {made.M.dtype}", made.M)
-        check_finite(f"repaired bias in {made.M.dtype}", made.bias)
-        target.weight.copy_(made.M)
+        made = chosen.make()
+        M = made.M.to(target.weight.dtype)
+        bias = made.to((target.weight if target.bias is None else target.bias).dtype).bias
+        check_finite(f"repaired weight in {M.dtype}", M)
+        check_finite(f"repaired bias in {bias.dtype}", bias)
+        target.weight.copy_(M)
         if target.bias is not None:
-            target.bias.copy_(made.bias)
-        elif method in GAUSSIAN:
-            target.bias = nn.Parameter(made.bias, requires_grad=target.weight.requires_grad)
+            target.bias.copy_(bias)
+        elif bool(bias.any()):
+            target.bias = nn.Parameter(bias, requires_grad=target.weight.requires_grad)
     return RepairReport(target, chosen.candidate, tuple(each.candidate for each in tried))
 
 
@@ -268,7 +277,7 @@ def _best(tried: Sequence[_Tried]) -> _Tried:
 
 
 def _better_than_gaussian(tried: Sequence[_Tried]) -> _Tried:
-    """The Gaussian head, or the best of those that agree better by more than ``_ERRORS`` standard errors."""
+    """The Gaussian head, or the best of those that agree better by more than ``ERRORS`` standard errors."""
     start = next(each for each in tried if each.candidate.method == "gaussian")
     if start.agreement is None:
         return start
@@ -276,9 +285,9 @@ def _better_than_gaussian(tried: Sequence[_Tried]) -> _Tried:
     for each in tried:
         assert each.agreement is not None
         difference = each.agreement - start.agreement
-        error = difference.std() / math.sqrt(len(difference))
-        # Of a single row the error is not a number, and nothing is better.
-        if bool(difference.mean() > _ERRORS * error):
+        # As if neither were better (McNemar's test): few rows that differ, all alike, are no evidence.
+        error = torch.linalg.vector_norm(difference) / len(difference)
+        if bool(difference.mean() > ERRORS * error):
             better.append(each)
     return max(better, key=lambda each: _rank(each.candidate))
 
@@ -320,7 +329,7 @@ def _family(
 
     if method in ("gaussian", "gaussian+trained"):
         alphas = [_GAUSSIAN_ALPHA] if parameters is None else parameters
-        rate = 0.0 if noise_rate is None else noise_rate
+        rate = 0.0 if noise_rate is None else float(noise_rate)
         made = [gaussian_head(given.centred, alpha, rate, dtype, None) for alpha in alphas]
         if method == "gaussian+trained":
             made = [_together(each, given) for each in made]
@@ -395,6 +404,12 @@ def _check_head(head: nn.Linear, stats: LabelStatistics) -> None:
         raise TypeError(
             f"expected LabelStatistics, got {describe(stats)}: pass "
             "LabelStatistics.for_head(head.weight).update(features, labels)"
+        )
+    own = dict(head.named_parameters(recurse=False))
+    if "weight" not in own or (head.bias is not None and "bias" not in own):
+        raise ValueError(
+            "expected a head whose weight and bias are its own parameters, got one that computes them in "
+            "each call (weight_norm, spectral_norm, prune): remove that first"
         )
     check_whole("the weight of the head", head.weight)
     l, q = head.weight.shape

@@ -511,7 +511,8 @@ class LabelStatistics:
 
     def check_rows(self) -> None:
         """ValueError where no row has been added."""
-        if not self.rows > 0:
+        # What decays for long stops short of 0.
+        if not self.rows > torch.finfo(torch.float64).tiny:
             raise ValueError("expected statistics of at least one labelled row, got none")
 
     # State -------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ __all__ = [
     "check_float_matrix",
     "check_int",
     "check_like",
+    "check_number",
     "check_pair",
     "check_sequence",
     "check_whole",
@@ -54,6 +55,13 @@ def check_int(name: str, value: object, least: int, most: int | None = None) -> 
         bounds = f">= {least}" if most is None else f"in {least}..{most}"
         raise ValueError(f"expected {name} {bounds}, got {value}")
     return value
+
+
+def check_number(name: str, value: object) -> None:
+    """TypeError unless ``value`` is a number, also as a tensor or an array of one."""
+    several = getattr(value, "numel", lambda: 1)() != 1
+    if several or not hasattr(value, "__float__"):
+        raise TypeError(f"expected {name} as a number, got {describe(value)}")
 
 
 def check_float_matrix(name: str, X: Tensor, dtypes: Sequence[torch.dtype] = FLOATS) -> None:

@@ -25,7 +25,8 @@ from lip_fast.harness.repairs.features import RepairData, Rows, read_features, s
 from lip_fast.harness.repairs.figures import save_candidates
 from lip_fast.harness.repairs.layers import Layer
 from lip_fast.harness.training.processes import refuse_several
-from lip_fast.repair import GAUSSIAN, METHODS, RepairReport, repair
+from lip_fast.linear_path import LinearWeight
+from lip_fast.repair import ERRORS, GAUSSIAN, METHODS, RepairReport, repair
 from lip_fast.statistics import LabelStatistics
 
 __all__ = ["main"]
@@ -105,6 +106,8 @@ def main(arguments: Sequence[str]) -> int:
         if sharded and not options.in_place:
             _write_folder(out, checkpoint_path.parent, changed)
     print(report.table())
+    if options.method == "auto" and holdout is not None:
+        print(f"\nanother head than the Gaussian one has to be better by more than {ERRORS} standard errors")
     if report.chosen.method == "trained":
         print("\nno other head did better: the layer is as it was")
     if layer.shared:
@@ -179,17 +182,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--method",
         choices=METHODS,
         default="auto",
-        help="default: auto, the Gaussian head, or another one where the hold-out says that it is better",
+        help="default: auto, the Gaussian head, or another one where the hold-out says that it is better by "
+        "two standard errors. A layer without a bias takes ridge, pcr, lip or truncate alone",
     )
     parser.add_argument(
-        "--parameters", nargs="+", metavar="P", help="candidates of the method to try; not with auto"
+        "--parameters",
+        nargs="+",
+        metavar="P",
+        help="candidates of the method to try, not with auto: numbers of directions, penalties of ridge, or "
+        "of Gaussian heads in mean eigenvalues of the features' scatter",
     )
     parser.add_argument(
         "--noise-rate",
         type=float,
         metavar="R",
         help="share of the labels that Gaussian heads take for replaced by random ones, in [0, 1) (default: "
-        "0, and what gaussian-path tries)",
+        "0; gaussian-path tries 0, 0.3 and 0.5)",
     )
     parser.add_argument(
         "--holdout-fraction",
@@ -354,8 +362,11 @@ def _repair(
         raise UserError(f"the repair failed: {error}") from error
     if any(c.score is not None and not math.isfinite(c.score) for c in report.candidates):
         raise UserError("expected label weights whose mean is finite, found an overflow")
-    bias = None if layer.bias is None else report.head.bias.detach().to(layer.bias.dtype)
-    repaired = replace(layer, weight=report.head.weight.detach().to(layer.weight.dtype), bias=bias)
+    head = report.head
+    bias = None
+    if layer.bias is not None:
+        bias = LinearWeight(head.weight.detach(), head.bias.detach()).to(layer.bias.dtype).bias
+    repaired = replace(layer, weight=head.weight.detach().to(layer.weight.dtype), bias=bias)
     for key, tensor in repaired.tensors().items():
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"expected the repaired {key} to fit its dtype {tensor.dtype}, found an overflow")

@@ -10,15 +10,15 @@ from lip_fast.repair import Candidate, RepairReport
 
 __all__ = ["save_candidates"]
 
-_PENALTY = "penalty"
+_PENALTY, _RELATIVE = "penalty", "penalty (mean eigenvalues)"
 # By rate of noise, in the order in which they are tried.
-_LINES = ("-", "--", ":")
-_NAMES = {"-": "solid", "--": "dashed", ":": "dotted"}
+_LINES = ("-", "-.", ":")
+_NAMES = {"-": "solid", "-.": "dash-dot", ":": "dotted"}
 # Okabe and Ito's palette, as in the figure of the spectrum.
 _STYLES = {
-    "gaussian": ("Gaussian head", _PENALTY, "#E69F00", "D"),
-    "gaussian+trained": ("Gaussian and trained", _PENALTY, "#56B4E9", "P"),
-    "gaussian-path": ("Gaussian path", _PENALTY, "#000000", "X"),
+    "gaussian": ("Gaussian head", _RELATIVE, "#E69F00", "D"),
+    "gaussian+trained": ("Gaussian and trained", _RELATIVE, "#56B4E9", "P"),
+    "gaussian-path": ("Gaussian path", _RELATIVE, "#999999", "X"),
     "lip": ("LIP", "directions kept", "#0072B2", "s"),
     "ridge": ("ridge regression", _PENALTY, "#009E73", "o"),
     "pcr": ("principal components", "components", "#CC79A7", "^"),
@@ -60,7 +60,7 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
             axes.plot(*points, line, color=colour, marker=marker, markersize=size, lw=1.2, zorder=3)
         if len(rates) > 1:
             lines = ", ".join(f"{rate:g} {_NAMES[line]}" for rate, line in zip(rates, _LINES, strict=False))
-            parameter = f"{parameter}\n(noise rate: {lines})"
+            parameter = f"{parameter}\nnoise rate {lines}"
         handles[trained_label] = axes.axhline(
             100 * trained.score, color="black", linestyle="--", linewidth=1.2, zorder=2
         )
@@ -75,7 +75,7 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
                 markeredgecolor="black",
                 zorder=4,
             )
-        if _STYLES[method][1] == _PENALTY:
+        if _STYLES[method][1] in (_PENALTY, _RELATIVE):
             values = [_point(c)[0] for c in tried]
             positive = [value for value in values if value > 0]
             # A penalty of 0 has no place on a logarithmic axis.
