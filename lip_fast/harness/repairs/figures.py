@@ -86,7 +86,7 @@ def save_candidates(path: Path, report: RepairReport, title: str) -> None:
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_title(f"{name}: at best {max(_point(c)[1] for c in tried):.2f}%", fontsize="medium")
-        axes.set_xlabel(parameter)
+        axes.set_xlabel(parameter, fontsize="small")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("agreement with held-out labels (%)")
     # The name of a file may hold dollar signs, which are no formula.
