@@ -158,6 +158,17 @@ def test_auto_finds_a_good_head_from_noisy_labels_alone() -> None:
     ]
 
 
+def _opposite() -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
+    """100 rows of one feature, two classes apart by its sign, and a head that says the opposite."""
+    x = torch.linspace(-3, 3, 100)[:, None]
+    y = (x[:, 0] > 0).long()
+    head = linear(1, 2, bias=True)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        head.bias.zero_()
+    return x, y, head
+
+
 @pytest.mark.parametrize(("against", "taken"), [(40, "gaussian"), (58, "gaussian"), (62, "trained")])
 def test_auto_leaves_the_gaussian_head_only_for_more_than_two_standard_errors(
     against: int, taken: str
@@ -166,12 +177,7 @@ def test_auto_leaves_the_gaussian_head_only_for_more_than_two_standard_errors(
 
     At 60 rows against it the difference is 0.2, and its standard error 0.1.
     """
-    x = torch.linspace(-3, 3, 100)[:, None]
-    y = (x[:, 0] > 0).long()
-    head = linear(1, 2, bias=True)
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-        head.bias.zero_()
+    x, y, head = _opposite()
     # As many of each class, so that a constant head is right on half of the rows.
     labels = y.clone()
     for rows in (slice(0, against // 2), slice(100 - against // 2, 100)):
@@ -186,12 +192,7 @@ def test_auto_leaves_the_gaussian_head_only_for_more_than_two_standard_errors(
 @pytest.mark.parametrize(("rows", "taken"), [(1, "gaussian"), (4, "gaussian"), (5, "trained")])
 @pytest.mark.filterwarnings("error")
 def test_few_rows_are_no_evidence_however_alike(rows: int, taken: str) -> None:
-    x = torch.linspace(-3, 3, 100)[:, None]
-    y = (x[:, 0] > 0).long()
-    head = linear(1, 2, bias=True)
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-        head.bias.zero_()
+    x, y, head = _opposite()
     holdout = (10 * x[:rows], 1 - y[:rows])
     report = lip_fast.repair(head, LabelStatistics(1, 2).update(x, y), "auto", holdout)
     assert report.chosen.method == taken

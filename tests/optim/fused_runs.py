@@ -1,5 +1,8 @@
 """Training with an optimizer that has LIP inside, whose update kernels may take."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -82,9 +85,38 @@ class Run:
         state = self.optimizer.state[self.head.weight]
         return {name: value.detach().clone() for name, value in state.items() if value is not None}
 
+    def take_base_step(self) -> dict[str, Any]:
+        """Take the step of torch's fused AdamW on the head alone; returns the state that it leaves."""
+        weight = self.head.weight
+        base = torch.optim.AdamW([weight], **RULES["adamw"][1], fused=True)
+        base.state[weight] = copy.deepcopy(self.optimizer.state[weight])
+        base.step()
+        return base.state[weight]
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """No kernel takes an update."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "fuses_updates", lambda device: False)
+        yield
+
 
 def composed(rule: str, lip: dict[str, Any], last: int, **options: Any) -> Run:
     """The same with torch's step first, then LIP."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "fuses_updates", lambda device: False)
+    with unfused():
         return Run(rule, lip, **options).steps(0, last)
+
+
+def break_step(run: Run, where: str) -> None:
+    """Have the step of ``run`` fail in the op ``where``."""
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("in the middle")
+
+    # Of a weight that is not written before.
+    narrow = run.head.weight.dtype != torch.float32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "update_project" if narrow and where == "project" else where, fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            run.optimizer.step()

@@ -5,14 +5,12 @@ Runs with the kernels in torch, and once more in Triton's interpreter (tests/tri
 
 import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from graph_capture import Graph
-from optim.fused_runs import BASES, RULES, Run
+from optim.fused_runs import BASES, RULES, Run, break_step, unfused
 from problems import relative_error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,13 +50,6 @@ def _device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _run(rule: str, lip: str, shape: tuple[int, int] = SHAPES[0], **options: Any) -> Run:
     return Run(rule, LIPS[lip], shape=shape, gap=0.97, **options)
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "fuses_updates", lambda device: False)
-        yield
 
 
 class _Touching(TorchDispatchMode):
@@ -105,7 +96,7 @@ def test_each_step_is_that_of_the_plain_loop(
     for i in range(STEPS):
         run, before, called = copy.deepcopy(plain), plain.weight, len(fused)
         run.step(i)
-        with _unfused():
+        with unfused():
             plain.step(i)
         moved = torch.linalg.vector_norm(plain.weight - before)
         # Rounding (1e-6) over the gaps between the directions that are refitted.
@@ -143,7 +134,7 @@ def test_narrow_weights_are_written_once(
     for i in range(STEPS):
         run, called = copy.deepcopy(plain), len(fused)
         run.step(i)
-        with _unfused():
+        with unfused():
             plain.step(i)
         names = ["update_sketch_", "update_project", "update_rebuild_"]
         assert fused[called:] == (names if i else [])
@@ -262,25 +253,13 @@ def test_a_learning_rate_of_zero_is_no_step_to_fuse(fused: list[str]) -> None:
 @whatever_the_kernels
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("where", ["fresh_columns", "update_sketch_", "project", "finish_svd", "label_sums"])
-def test_an_error_half_way_leaves_a_whole_step(
-    where: str, narrow: bool, fused: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_half_way_leaves_a_whole_step(where: str, narrow: bool, fused: list[str]) -> None:
     options = {"dtype": torch.bfloat16} if narrow else {}
     run, plain = (_run("adamw", "keep", **options).steps(0, 2) for _ in range(2))
     for r in (run, plain):
         r.backward(2)
-
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise torch.OutOfMemoryError("in the middle")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ops, "update_project" if narrow and where == "project" else where, fail)
-        with pytest.raises(torch.OutOfMemoryError):
-            run.optimizer.step()
-    weight = plain.head.weight
-    base = torch.optim.AdamW([weight], **RULES["adamw"][1], fused=True)
-    base.state[weight] = copy.deepcopy(plain.optimizer.state[weight])
-    base.step()
+    break_step(run, where)
+    plain.take_base_step()
     assert relative_error(run.weight, plain.weight) < (torch.finfo(torch.bfloat16).eps if narrow else 2e-7)
     run.optimizer.zero_grad()
     run.step(3)
