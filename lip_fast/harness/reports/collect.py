@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lip_fast.harness.runs.records import Record
 from lip_fast.harness.settings.arguments import parse_stored
 from lip_fast.harness.settings.train import METHODS, TrainConfig
 
-__all__ = ["Result", "collect"]
+__all__ = ["Result", "collect", "settings_apart"]
 
 # Settings in which runs of one row may differ: they say which seeds were run, where and how, and not what.
 _APART = ("seeds", "first_seed", "out", "name", "threads", "checkpoint_every", "tensorboard", "device")
@@ -77,6 +77,29 @@ def collect(folders: Iterable[Path]) -> tuple[list[Result], list[Path]]:
             + (f", and {len(unfinished)} that are not complete" if unfinished else "")
         )
     return list(rows.values()), unfinished
+
+
+def settings_apart(
+    results: Sequence[Result], alike: Callable[[Result], Hashable], hidden: Collection[str]
+) -> list[str]:
+    """Of each result the settings, separated by commas, in which it differs from others of its kind.
+
+    Args:
+        results: to tell apart.
+        alike: the kind of a result.
+        hidden: settings that are not told.
+    """
+    kinds: dict[Hashable, list[dict[str, Any]]] = {}
+    for result in results:
+        kinds.setdefault(alike(result), []).append(result.config.as_dict())
+    return [
+        ", ".join(
+            f"{name} {value}"
+            for name, value in result.config.as_dict().items()
+            if name not in hidden and any(other[name] != value for other in kinds[alike(result)])
+        )
+        for result in results
+    ]
 
 
 def _add(rows: dict[str, Result], folder: Path, run: Path) -> None:

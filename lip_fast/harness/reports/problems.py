@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from lip_fast.harness.algorithms import AUTO
 from lip_fast.harness.data import GIVEN
-from lip_fast.harness.reports.collect import Result
+from lip_fast.harness.reports.collect import Result, settings_apart
 from lip_fast.harness.runs.paired import Difference, holm, paired_difference
 from lip_fast.harness.runs.records import Record
 from lip_fast.harness.runs.summary import selected
@@ -163,20 +163,8 @@ def _key(result: Result) -> str:
 
 def _models(results: Sequence[Result]) -> list[str]:
     """The network of each result, with the settings that tell it from others on the same labels."""
-    alike: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
-        alike.setdefault((result.data, result.labels, _network(result)), []).append(result)
-    models = []
-    for result in results:
-        others = [other.config.as_dict() for other in alike[result.data, result.labels, _network(result)]]
-        own = result.config.as_dict()
-        differing = [
-            f"{name} {own[name]}"
-            for name in own
-            if name not in ("data", *_COMPARED) and any(other[name] != own[name] for other in others)
-        ]
-        models.append(", ".join([_network(result), *differing]))
-    return models
+    apart = settings_apart(results, lambda r: (r.data, r.labels, _network(r)), ("data", *_COMPARED))
+    return [", ".join(filter(None, (_network(r), own))) for r, own in zip(results, apart, strict=True)]
 
 
 def _network(result: Result) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lip_fast.cli.errors import UserError, unknown_name
 from lip_fast.harness.repairs.posthoc import RULES
-from lip_fast.harness.reports.collect import Result
+from lip_fast.harness.reports.collect import Result, settings_apart
 from lip_fast.harness.reports.problems import (
     MOMENTS,
     Comparison,
@@ -86,20 +86,8 @@ def comparisons(results: Sequence[Result]) -> dict[tuple[int, str], Comparison]:
 
 def titles_of(results: Sequence[Result]) -> list[str]:
     """The name of each result's algorithm, with the settings in which it differs from others of that name."""
-    alike: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
-        alike.setdefault((result.data, result.labels, result.algorithm), []).append(result)
-    titles = []
-    for result in results:
-        settings = [other.config.as_dict() for other in alike[result.data, result.labels, result.algorithm]]
-        own = result.config.as_dict()
-        differing = [
-            f"{name} {own[name]}"
-            for name in own
-            if name not in _SHOWN and any(s[name] != own[name] for s in settings)
-        ]
-        titles.append(result.algorithm + (f" ({', '.join(differing)})" if differing else ""))
-    return titles
+    apart = settings_apart(results, lambda r: (r.data, r.labels, r.algorithm), _SHOWN)
+    return [r.algorithm + (f" ({own})" if own else "") for r, own in zip(results, apart, strict=True)]
 
 
 def tables_of(results: Sequence[Result]) -> list[Table]:
