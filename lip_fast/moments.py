@@ -20,7 +20,7 @@ from lip_fast import host, ops
 from lip_fast.rounding import compute_dtype
 from lip_fast.targets import CSR, IGNORE_INDEX, Targets
 
-__all__ = ["Centred", "Moments", "eigen", "moments"]
+__all__ = ["Centred", "Moments", "eigen", "moments", "unresolved"]
 
 # Eigenvalues of dependent features, which are rounding, over eps times the norm of what was rounded: measured
 # at most 1.1, of 6 to 512 features, 20 to 40000 rows, means of 0 to 1000 spreads.
@@ -58,7 +58,7 @@ class Centred:
 
     def unresolved(self, eigenvalues: Tensor | None = None) -> Tensor:
         """() eigenvalues of G up to this are rounding, with that of a decomposition which found these."""
-        return _NOISE * (self.rounding if eigenvalues is None else self.rounding + _rounded(eigenvalues))
+        return unresolved(self.rounding if eigenvalues is None else self.rounding + _rounded(eigenvalues))
 
 
 class Moments(NamedTuple):
@@ -124,16 +124,15 @@ class Moments(NamedTuple):
         return Moments(C, G, point, other.rounding + self.rounding * fade)
 
     @property
-    def unresolved(self) -> Tensor:
-        """() eigenvalues of G up to this are rounding."""
-        return self.as_they_are().unresolved()
+    def rounded(self) -> Tensor:
+        """() float64, how far rounding of products and of their sums may have moved G, likewise."""
+        return self.rounding + _rounded(self.G[:-1, :-1])
 
     def as_they_are(self) -> Centred:
         """What the rows say with the features taken from c, and the labels from 0."""
         zeros = torch.zeros_like(self.mass, dtype=torch.float64)
-        rounding = self.rounding + _rounded(self.G[:-1, :-1])
         C, G = self.C.double(), self.G.double()
-        return Centred(G[:-1, :-1], C[:-1], C[-1], G[-1, -1], self.shift, zeros, rounding)
+        return Centred(G[:-1, :-1], C[:-1], C[-1], G[-1, -1], self.shift, zeros, self.rounded)
 
     def centred(self) -> Centred:
         """What the rows say with features and labels taken from their means."""
@@ -143,6 +142,11 @@ class Moments(NamedTuple):
         G = torch.addr(raw.G, column, off, alpha=-1)
         C = torch.addr(raw.C, column, mean_y, alpha=-1)
         return replace(raw, G=G, C=C, mean_x=raw.mean_x + off, mean_y=mean_y)
+
+
+def unresolved(rounding: Tensor) -> Tensor:
+    """() eigenvalues up to this are rounding, of a matrix that it moved so far in the Frobenius norm."""
+    return _NOISE * rounding
 
 
 def eigen(G: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lip_fast import host, ops
 from lip_fast.gaussian import gaussian_head, gaussian_path
 from lip_fast.linear_path import LinearPath, LinearWeight, pcr_path, ridge_path
-from lip_fast.moments import Centred, Moments, moments
+from lip_fast.moments import Centred, Moments, moments, unresolved
 from lip_fast.sharded.group import Group
 from lip_fast.sharded.label_sums import label_sums
 from lip_fast.sharded.layout import Sharding
@@ -361,7 +361,7 @@ class LabelStatistics:
 
     def unseen(self) -> Tensor:
         """() denominators of :meth:`sums` are rounding up to this: no row sees such a direction."""
-        return self._moments.unresolved
+        return unresolved(self._moments.rounded)
 
     @full_precision
     @torch.no_grad()
@@ -500,7 +500,7 @@ class LabelStatistics:
         if intercept:
             return self._moments.centred()
         raw = self._about_zero().as_they_are()
-        return replace(raw, rounding=self._moments.as_they_are().rounding)
+        return replace(raw, rounding=self._moments.rounded)
 
     def check_shape(self, q: int, l: int) -> None:
         """ValueError where these are no statistics of ``q`` features and ``l`` classes."""

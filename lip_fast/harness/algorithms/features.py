@@ -51,7 +51,7 @@ def label_weights(targets: Tensor) -> Tensor:
     if targets.ndim == 1:
         return targets
     total = targets.sum(1, keepdim=True, dtype=torch.float64)
-    return torch.where(total > 0, targets / total, 0.0).float()
+    return torch.where(total > 0, targets / total, 0.0)
 
 
 @contextmanager
