@@ -306,10 +306,13 @@ def test_a_weight_that_rounding_made_slightly_negative_counts_for_nothing() -> N
     assert _statistics(X[kept], Y).gaussian_path([0.3])[0].M.isfinite().all()
 
 
-def test_a_scatter_that_is_nearly_singular_is_seen_beyond_its_pivots() -> None:
-    X, y = _data(56, 4, 400, mean=0)
-    # The first feature is made of all others: no pivot is as small as the eigenvalue.
-    X[:, 0] = X[:, 1:] @ torch.linspace(0.5, 1.5, 55, dtype=X.dtype) / 7
+def test_a_singular_scatter_is_seen_beyond_its_pivots() -> None:
+    # A draw with which no pivot is as small as the eigenvalue that rounding made of 0.
+    g = torch.Generator().manual_seed(9)
+    y = torch.randint(0, 3, (200,), generator=g)
+    X = torch.randn(200, 39, generator=g, dtype=torch.float64)
+    X = X @ torch.randn(39, 39, generator=g, dtype=torch.float64)
+    X = torch.cat([X @ torch.randn(39, 1, generator=g, dtype=torch.float64), X], 1)
     with pytest.raises(ValueError, match="got a singular scatter"):
-        _statistics(X, y, 4).gaussian(0)
-    assert _statistics(X, y, 4).gaussian(1e-3).M.isfinite().all()
+        _statistics(X, y, 3).gaussian(0)
+    assert _statistics(X, y, 3).gaussian(1e-3).M.isfinite().all()

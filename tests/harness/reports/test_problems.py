@@ -10,7 +10,7 @@ from lip_fast.cli.errors import UserError
 from lip_fast.harness.reports.collect import Result
 from lip_fast.harness.reports.figures import draw_gains
 from lip_fast.harness.reports.problems import Column, columns_of, compared, problems_of
-from lip_fast.harness.reports.tables import main_table, tables_of
+from lip_fast.harness.reports.tables import main_table, tables_of, titles_of
 from lip_fast.harness.runs.records import Record
 from lip_fast.harness.settings.train import TrainConfig
 
@@ -63,6 +63,11 @@ def results() -> list[Result]:
             algorithm="elr",
         ),
     ]
+
+
+def test_titles_tell_results_apart_but_not_by_what_tables_show(results: list[Result]) -> None:
+    # Their methods differ too.
+    assert titles_of(results[:3]) == ["auto (rank 0.9)", "auto (rank 0.5)", "auto (rank auto)"]
 
 
 def test_algorithms_and_ranks_are_one_row(results: list[Result]) -> None:
