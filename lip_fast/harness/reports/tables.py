@@ -37,10 +37,10 @@ _TITLES = {
 _HOW = (
     "Early stopping: test accuracy of plain training (cross entropy, CC for candidate sets) at the epoch "
     "that agrees best with held-out labels, which are wrong as often as others, in %, mean ± standard "
-    "deviation over seeds. Other columns: the difference to it in points, paired seed by seed, with its 95% "
-    "confidence interval (Student's t). Bold: significant at 5% after Holm's correction for all differences "
-    "of the whole table. "
+    "deviation over seeds. Other columns: the difference to it in points, paired seed by seed{interval}. "
+    "Bold: significant at 5% after Holm's correction for all differences of the whole table. "
 )
+_INTERVAL = ", with its 95% confidence interval (Student's t)"
 _EARLY_NOTES = {
     "chosen": _HOW
     + "Every network that is trained is taken at the epoch that the held-out labels choose for it; repairs "
@@ -201,7 +201,8 @@ def _early_stopping(problems: Sequence[Problem], moment: str, *, brief: bool = F
             cells.append(_gain(comparison, of=len(problem.early), brief=brief))
         rows.append(tuple(cells))
     header = ("data", "network", "seeds", "early stopping", *(column.title for column in columns))
-    return Table(_TITLES[moment], _EARLY_NOTES[moment], header, rows)
+    note = _EARLY_NOTES[moment].format(interval="" if brief else _INTERVAL)
+    return Table(_TITLES[moment], note, header, rows)
 
 
 def _accuracies(results: Sequence[Result]) -> Table:
