@@ -2,12 +2,14 @@
 #include <algorithm>
 
 #include "bindings.h"
+#include "cpu/exact_step.h"
 #include "cpu/fresh_columns.h"
 #include "cpu/label_sums.h"
 #include "cpu/refit.h"
 #include "cpu/round.h"
 #include "cpu/small_svd.h"
 #include "cpu/tail_svd.h"
+#include "cpu/truncated_step.h"
 #include "cpu/warm_svd.h"
 
 using namespace lip_fast;
@@ -55,7 +57,7 @@ PYBIND11_MODULE(_native_cpu, module) {
         }
         return cpu::tail_svd({pointer<const float>("M", M, l * q), l, q, row_stride, column_stride, rank,
                               pointer<float>("A", A, l * (d - rank)), pointer<float>("S", S, d),
-                              pointer<float>("B", B, q * (d - rank))});
+                              pointer<float>("B", B, q * (d - rank)), false});
       },
       pybind11::arg("M"), pybind11::arg("l"), pybind11::arg("q"), pybind11::arg("row_stride"),
       pybind11::arg("column_stride"), pybind11::arg("rank"), pybind11::arg("A"), pybind11::arg("S"), pybind11::arg("B"),
@@ -77,4 +79,51 @@ PYBIND11_MODULE(_native_cpu, module) {
       pybind11::arg("b_row"), pybind11::arg("b_column"), pybind11::arg("r"), pybind11::arg("bias"),
       pybind11::arg("ignored"), pybind11::arg("numerator"), pybind11::arg("denominator"), pybind11::arg("energy"),
       pybind11::arg("masked"), pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def(
+      "exact_step",
+      [](Address M, std::int64_t l, std::int64_t q, std::int64_t m_stride, std::int64_t k, std::int64_t r, bool drop, bool clip,
+         double tolerance, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias) {
+        if (k < 0 || r < 0 || k + r > std::min(l, q)) {
+          throw std::invalid_argument("expected k + r within min(l, q), got " + std::to_string(k) + " + " + std::to_string(r));
+        }
+        cpu::ExactStep a{};
+        a.M = pointer<float>("M", M, l * q);
+        a.l = l, a.q = q, a.m_stride = m_stride, a.k = k, a.r = r, a.drop = drop, a.clip = clip, a.tolerance = tolerance;
+        a.X = pointer<const float>("X", X, n * q), a.n = n, a.x_stride = x_stride;
+        a.y = pointer<const std::int64_t>("y", y, n), a.ignored = ignored;
+        a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l);
+        {
+          pybind11::gil_scoped_release release;
+          cpu::exact_step(a);
+        }
+        return std::make_tuple(a.status, a.applied, a.clipped, a.masked);
+      });
+  module.def("vector_bytes", &cpu::vector_bytes, pybind11::arg("most"));
+  module.def(
+      "truncated_step",
+      [](Address M, std::int64_t l, std::int64_t q, std::int64_t m_stride, Address basis, int k, int t, int fresh,
+         std::uint64_t seed, std::int64_t step, bool drop, bool clip, bool refit, double tolerance, int threads,
+         int vector_bytes, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias,
+         bool ok, Address A, Address S, Address B) {
+        if (k < 0 || t < 1 || k > t || fresh < 1 || fresh > 16 || t + fresh > std::min<std::int64_t>({64, l, q})) {
+          throw std::invalid_argument("expected 0 <= k <= t and t + fresh <= min(l, q, 64), got k = " + std::to_string(k) +
+                                      ", t = " + std::to_string(t) + ", fresh = " + std::to_string(fresh));
+        }
+        cpu::TruncatedStep a{};
+        a.l = l, a.q = q, a.k = k, a.t = t, a.fresh = fresh, a.m_stride = m_stride, a.seed = seed, a.step = step;
+        a.M = pointer<float>("M", M, l * q);
+        a.basis = pointer<const float>("basis", basis, q * t);
+        a.drop = drop, a.clip = clip, a.refit = refit, a.tolerance = tolerance, a.threads = threads;
+        a.vector_bytes = vector_bytes;
+        a.X = pointer<const float>("X", X, n * q), a.n = n, a.x_stride = x_stride;
+        a.y = pointer<const std::int64_t>("y", y, n), a.ignored = ignored;
+        a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l), a.ok = ok;
+        a.A = A == 0 ? nullptr : pointer<float>("A", A, l * t);
+        a.S = pointer<float>("S", S, t), a.B = pointer<float>("B", B, q * t);
+        {
+          pybind11::gil_scoped_release release;
+          cpu::truncated_step(a);
+        }
+        return std::make_tuple(a.status, a.applied, a.clipped, a.masked);
+      });
 }

@@ -40,7 +40,16 @@ MODES = ("auto", "off", "require")
 # Ampere, Hopper and both Blackwells; the PTX is what later devices start from.
 DEFAULT_ARCHS = "80;90;100;120+PTX"
 MINIMUM_ARCH = 80  # the kernels copy asynchronously and multiply in tf32
-CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra")
+CXX_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fopenmp-simd",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+)
 NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr")
 NVCC_HOST_FLAGS = ("-fPIC", "-fvisibility=hidden")
 

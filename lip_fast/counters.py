@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import status
-from lip_fast.directions import StepReport
+from lip_fast.directions import Done, StepReport
 from lip_fast.validation import check_like
 
 __all__ = ["Counters"]
@@ -12,6 +12,8 @@ __all__ = ["Counters"]
 # What is summed: replays of a captured step, steps that LIP acted on, what they reported, and the status word
 # once for each of its bits.
 _REPLAYED, _ACTED, _APPLIED, _CLIPPED, _MASKED, _REASONS = range(6)
+# So many reports wait to be counted at most.
+_AT_ONCE = 256
 
 
 class Counters:
@@ -19,14 +21,7 @@ class Counters:
 
     Args:
         device: of the weight.
-
-    Attributes:
-        reports: of steps that are not counted yet; whoever appends one calls :meth:`flush` where there are
-            ``AT_ONCE`` of them (a few small operations for all of them instead of for each), or where it is
-            on another device than the sums, since the model was moved.
     """
-
-    AT_ONCE = 256
 
     def __init__(self, device: torch.device) -> None:
         bits = list(status.NAMES.values())
@@ -34,12 +29,28 @@ class Counters:
         self._masks = torch.tensor([-1] * _REASONS + bits, device=device)
         self._sums = torch.zeros_like(self._masks)
         self._zero, self._one = torch.zeros_like(self._sums[0]), torch.ones_like(self._sums[0])
-        self.reports: list[StepReport] = []
+        # Of steps that are not counted yet: a few small operations for many of them instead of for each.
+        self._reports: list[StepReport] = []
+        # Of steps whose reports are numbers: how many there were, and what these add up to.
+        self._steps = self._clipped = self._masked = 0
 
     @property
     def device(self) -> torch.device:
         """Where the sums are."""
         return self._sums.device
+
+    def add(self, report: StepReport | Done) -> None:
+        """Count a step that was taken."""
+        if isinstance(report, Done):
+            self._steps += 1
+            self._clipped += report.clipped
+            self._masked += report.masked
+            return
+        reports = self._reports
+        reports.append(report)
+        # On another device than those before, since the model was moved.
+        if len(reports) >= _AT_ONCE or report.ok.device != reports[0].ok.device:
+            self.flush()
 
     def capture(self, report: StepReport | None, *, step: bool) -> None:
         """Count a step at each replay of the graph that is being captured.
@@ -81,13 +92,20 @@ class Counters:
         return torch.stack([replayed, acted, ok.long(), clipped, masked, *words], -1) & self._masks
 
     def flush(self) -> None:
-        """Count the reports."""
-        if self.reports:
+        """Add up what was counted."""
+        if self._steps:
+            added = dict.fromkeys((_ACTED, _APPLIED), self._steps) | {
+                _CLIPPED: self._clipped,
+                _MASKED: self._masked,
+            }
+            self._sums += torch.tensor([added.get(i, 0) for i in range(len(self._sums))], device=self.device)
+            self._steps = self._clipped = self._masked = 0
+        if self._reports:
             # Of a model that was moved, the sums and the reports before follow the last one.
-            self.move(self.reports[-1].ok.device)
-            parts = zip(*self.reports, strict=True)
+            self.move(self._reports[-1].ok.device)
+            parts = zip(*self._reports, strict=True)
             reports = StepReport(*(torch.stack([x.to(self.device) for x in part]) for part in parts))
-            self.reports.clear()
+            self._reports.clear()
             ones = torch.ones_like(reports.status)
             self._sums += self._rows(ones - 1, ones, reports).sum(0)
 
@@ -104,5 +122,6 @@ class Counters:
 
     def load_state_dict(self, sums: Tensor) -> None:
         """Restore the sums in place."""
-        self.reports.clear()
+        self._reports.clear()
+        self._steps = self._clipped = self._masked = 0
         self._sums.copy_(sums)

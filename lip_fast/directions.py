@@ -10,13 +10,14 @@ from torch import Tensor
 from lip_fast import flops, host, ops
 from lip_fast.functional import select_rank
 from lip_fast.projected import FRESH, GUARDS, Split, beside, energy, first_basis
+from lip_fast.refitting import Refitting
 from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 from lip_fast.world import Change, Operand, Update, World
 
-__all__ = ["Decomposition", "Directions", "StepReport", "rank_by_energy"]
+__all__ = ["Decomposition", "Directions", "Done", "StepReport", "rank_by_energy"]
 
 # The share of ||M||_F^2 that rank="auto" keeps.
 _AUTO_ENERGY = 0.95
@@ -44,6 +45,18 @@ class StepReport(NamedTuple):
     status: Tensor
     clipped: Tensor
     masked: Tensor
+
+
+class Done(NamedTuple):
+    """What a step in one call did, which wrote the weight, as numbers."""
+
+    clipped: int
+    masked: int
+
+    @property
+    def ok(self) -> bool:
+        """As of :class:`StepReport`: what is not so takes the step in its parts."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,9 @@ class Directions:
         self._splits_updates = whole and not on_host
         self.projects = self.is_wide and (exact_is_slow or flops.products_pay(l, q, d - rank, self.flops))
         self.exact = not self.is_wide and self.columns >= d
+        # What a truncated step without a number of directions leaves below the tail has to be looked at.
+        finds_all = self.exact or isinstance(asked, int)
+        self._at_once = on_host and whole and finds_all and settings.tail == "refit" and not self.is_wide
         self.changes_nothing = settings.changes_nothing(d, rank)
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
@@ -208,7 +224,7 @@ class Directions:
 
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
-    ) -> StepReport:
+    ) -> StepReport | Done:
         """Apply LIP to ``M`` in place, where all processes take the step and every number is sound.
 
         Args:
@@ -226,6 +242,8 @@ class Directions:
         settings = self.settings
         if self.changes_nothing and update is None:
             return self._nothing(M, world)
+        if self._at_once and update is None and (report := self._step_at_once_(M, world, bias)):
+            return report
         on = Operand(M, self.step, settings.seed, update, self.drops)
         found = self.decompose(on, world)
         world.tell(found.status)
@@ -264,6 +282,32 @@ class Directions:
             # Last: a process that fails before takes the same way again, to join what is left.
             self._keep(found.basis, ok, found.status)
         return StepReport(ok, status, clipped, masked)
+
+    def _step_at_once_(self, M: Tensor, world: World, bias: Tensor | None) -> Done | None:
+        """A warm step in one call; None where nothing was written.
+
+        It is taken in its parts then, which know what to do where something is amiss, and tell it.
+        """
+        # What the first step removes is looked at before it does.
+        if self.settings.rest == "drop" and not self._warned:
+            return None
+        batch = world.only_batch
+        if batch is None:
+            return None
+        settings = self.settings
+        how = Refitting(self.rank, self.drops, settings.clip, _TOLERANCES[torch.float32])
+        if self.exact:
+            done = ops.exact_step_(M, *batch, bias, how, tail=self.tail_rank)
+        elif self.basis is None:
+            return None
+        else:
+            counter, seed = self.step, settings.seed
+            done = ops.truncated_step_(M, self.basis, *batch, bias, how, fresh=FRESH, step=counter, seed=seed)
+        if done is None:
+            return None
+        self.basis = done.basis
+        self.step += 1
+        return Done(done.clipped, done.masked)
 
     def _nothing(self, M: Tensor, world: World) -> StepReport:
         """A step that leaves the weight as it is, of which the processes agree all the same."""

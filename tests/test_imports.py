@@ -78,6 +78,7 @@ LAYERS = [
         "cholesky",
         "targets",
         "status",
+        "refitting",
         "rounding",
         "cli.errors",
         "cli.parser",

@@ -23,6 +23,7 @@ from lip_fast.backends.native.one_read import is_cached
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, synchronize
+from lip_fast.directions import StepReport
 from lip_fast.optim import LIPSGD, LIPAdamW
 from lip_fast.projected import FRESH
 from lip_fast.world import Alone
@@ -105,6 +106,7 @@ def _in_float64(
     ok = torch.ones((), dtype=torch.bool, device=expected.device)
     X64 = X.double()
     report = exact.step_(expected, Alone([(X64, y)], ok))
+    assert isinstance(report, StepReport)  # no step in float64 is one call
     if not bool(report.ok):
         raise RuntimeError(f"the step in float64 was skipped with the status {int(report.status)}")
     return expected, distance(plain.weight, expected)

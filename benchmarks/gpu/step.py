@@ -13,7 +13,7 @@ from lip_fast import LIP, backends, ops
 from lip_fast.bench.cases import Bound, Case, Floors, Maker, at_most, require_memory, require_native
 from lip_fast.bench.gates import Gate, distance
 from lip_fast.bench.timing import Variant, captured, synchronize
-from lip_fast.directions import Directions
+from lip_fast.directions import Directions, StepReport
 from lip_fast.ops.op import OPS
 from lip_fast.projected import FRESH
 from lip_fast.settings import Settings
@@ -261,6 +261,7 @@ def _step_gates(
     ok = torch.ones((), dtype=torch.bool, device=gradient.device)
     X64 = X.double()
     report = exact.step_(expected, Alone([(X64, y)], ok))
+    assert isinstance(report, StepReport)  # no step in float64 is one call
     if not bool(report.ok):
         raise RuntimeError(f"the step in float64 was skipped with the status {int(report.status)}")
     without = distance(ours.weight - gradient, expected)

@@ -8,11 +8,8 @@ namespace lip_fast::cpu {
 namespace {
 
 // Bt: (r, q); offset: (r), bias . a_i.
-LIP_FAST_MULTIVERSION void run(const LabelSums& a, float* Bt, double* offset) {
-  for (std::int64_t i = 0; i < a.r; ++i) {
-    a.numerator[i] = a.denominator[i] = offset[i] = 0;
-    for (std::int64_t x = 0; x < a.q; ++x) Bt[i * a.q + x] = a.B[x * a.b_row + i * a.b_column];
-  }
+LIP_FAST_MULTIVERSION void run(const LabelSums& a, const float* Bt, double* offset) {
+  for (std::int64_t i = 0; i < a.r; ++i) a.numerator[i] = a.denominator[i] = offset[i] = 0;
   if (a.bias != nullptr) {
     for (std::int64_t c = 0; c < a.l; ++c) {
       const double bias = a.bias[c];
@@ -48,8 +45,12 @@ LIP_FAST_MULTIVERSION void run(const LabelSums& a, float* Bt, double* offset) {
 }  // namespace
 
 void label_sums(const LabelSums& a) {
-  std::vector<float> Bt(static_cast<std::size_t>(a.q * a.r));
   std::vector<double> offset(static_cast<std::size_t>(a.r));
+  if (a.b_row == 1 && a.b_column == a.q) return run(a, a.B, offset.data());
+  std::vector<float> Bt(static_cast<std::size_t>(a.q * a.r));
+  for (std::int64_t i = 0; i < a.r; ++i) {
+    for (std::int64_t x = 0; x < a.q; ++x) Bt[static_cast<std::size_t>(i * a.q + x)] = a.B[x * a.b_row + i * a.b_column];
+  }
   run(a, Bt.data(), offset.data());
 }
 

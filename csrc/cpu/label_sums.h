@@ -15,7 +15,7 @@ struct LabelSums {
   const float *A, *B;     // (l, r), (q, r)
   const float* bias;      // (l), or null
   std::int64_t n, q, l, r, x_stride;
-  std::int64_t a_row, a_column, b_row, b_column;  // strides
+  std::int64_t a_row, a_column, b_row, b_column;  // strides; faster where the columns of B are contiguous
   std::int64_t ignored;
   double *numerator, *denominator, *energy;  // (r), (r), ()
   std::int64_t* masked;

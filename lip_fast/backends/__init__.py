@@ -31,6 +31,7 @@ __all__ = [
     "environment",
     "forced",
     "kernel",
+    "kernels",
     "served",
     "triton_problem",
 ]
@@ -122,10 +123,14 @@ def declared() -> dict[str, tuple[Kernel, ...]]:
     return dict(_declared)
 
 
+def kernels(op: str, backend: str, device: str) -> list[Kernel]:
+    """The kernels that a backend has of an op for a kind of device, first the one of a forced backend."""
+    return [each for each in _declared[op] if each.backend == backend and each.device in (device, None)]
+
+
 def kernel(op: str, backend: str, device: str) -> Kernel | None:
-    """The kernel that a backend has of an op for a kind of device."""
-    found = (each for each in _declared[op] if each.backend == backend and each.device in (device, None))
-    return next(found, None)
+    """The first of these kernels, if there is one."""
+    return next(iter(kernels(op, backend, device)), None)
 
 
 def candidates(op: str, device: str) -> list[Candidate]:
@@ -141,17 +146,15 @@ def candidates(op: str, device: str) -> list[Candidate]:
         there["triton"] = triton.serves
     found = []
     for backend, serves in there.items():
-        each = kernel(op, backend, device)
-        if each is None:
-            continue
-        takes = each.can if choice == backend else each.pays
-        if takes is never:
-            continue
-        if device == "cuda" and not (backend == "triton" and _interpreted()):
-            takes = _where_served(takes, serves)
-        found.append(
-            Candidate(each, takes, f"LIP_FAST_BACKEND={choice}" if choice == backend else each.reason)
-        )
+        for each in kernels(op, backend, device):
+            takes = each.can if choice == backend else each.pays
+            if takes is never:
+                continue
+            if device == "cuda" and not (backend == "triton" and _interpreted()):
+                takes = _where_served(takes, serves)
+            found.append(
+                Candidate(each, takes, f"LIP_FAST_BACKEND={choice}" if choice == backend else each.reason)
+            )
     return found
 
 

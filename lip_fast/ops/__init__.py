@@ -12,6 +12,7 @@ plain torch are taken as ``torch.set_float32_matmul_precision`` and autocast say
 itself; a step sets both once for all of its ops (:func:`lip_fast.validation.full_precision`).
 """
 
+from lip_fast.ops.at_once import exact_step_, truncated_step_
 from lip_fast.ops.class_sums import ClassSums, class_sums
 from lip_fast.ops.fresh_columns import fresh_columns
 from lip_fast.ops.gram import gram
@@ -38,6 +39,7 @@ __all__ = [
     "Sums",
     "Updated",
     "class_sums",
+    "exact_step_",
     "finish_svd",
     "fresh_columns",
     "fuses_updates",
@@ -50,6 +52,7 @@ __all__ = [
     "sketch",
     "start_basis",
     "tail_svd",
+    "truncated_step_",
     "update_one_read_",
     "update_project",
     "update_rebuild_",

@@ -34,6 +34,7 @@ class Op:
 
     Attributes:
         run: the op as torch dispatches it, without the check.
+        plain: the kernel in plain torch, as the op runs it.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Op:
         fallback = Kernel(default)
         backends.declare(self.name, (fallback, *kernels))
         # "default" is one kernel for every device that has none of its own.
-        plain = _Unrounded(fallback) if small_algebra else fallback
+        self.plain: Kernel | _Unrounded = _Unrounded(fallback) if small_algebra else fallback
+        plain = self.plain
         torch.library.register_kernel(name, "default", self.taking(_first_that_takes([], plain)))
         for device in backends.devices():
             if found := backends.candidates(self.name, device):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lip_fast.backends.kernel import Kernel, never
-from lip_fast.backends.native.library import MAX_COLUMNS
+from lip_fast.backends.native.library import MAX_COLUMNS, MOST_AT_ONCE, MOST_FRESH, wide_vectors
 from lip_fast.ops.checks import COMPUTED, SEEDS, bad_step, elsewhere, expected, not_a_matrix
 from lip_fast.ops.op import Op
 
@@ -92,6 +92,11 @@ def _can_warm(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf3
     return M.dtype != torch.float64 and _can_start(basis, step, fresh, seed)
 
 
+def _can_on_host(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf32: bool = True) -> bool:
+    same = M.dtype == basis.dtype == torch.float32
+    return same and 1 <= basis.shape[1] <= MOST_AT_ONCE - fresh and fresh <= MOST_FRESH and wide_vectors()
+
+
 def _can_start(basis: Tensor, step: Tensor, fresh: int, seed: int) -> bool:
     return basis.dtype == torch.float32 and 1 <= basis.shape[1] <= MAX_COLUMNS - fresh
 
@@ -120,7 +125,15 @@ _WARM = Op(
     outputs=lambda M, basis, *how: _factors(basis, len(M), *basis.shape),
     default="default.svd:warm_svd",
     small_algebra=True,
-    kernels=_native("native.svd:warm_svd", _can_warm),
+    kernels=(
+        *_native("native.svd:warm_svd", _can_warm),
+        Kernel(
+            "native.at_once:warm_svd",
+            "cpu",
+            can=_can_on_host,
+            reason=f"faster than BLAS and LAPACK up to {MOST_AT_ONCE} columns",
+        ),
+    ),
 )
 _START = Op(
     "start_basis(Tensor basis, Tensor step, int fresh, int seed) -> Tensor",

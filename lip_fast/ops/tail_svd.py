@@ -14,7 +14,7 @@ __all__ = ["tail_svd"]
 
 # Small sides up to this are decomposed faster by one thread of our own than by LAPACK: 10 x 512 in a fifth of
 # the time, 24 x 512 about even.
-_SMALL_SIDE = 24
+SMALL_SIDE = 24
 
 
 def _check(M: Tensor, rank: int) -> None:
@@ -41,8 +41,8 @@ _OP = Op(
         Kernel(
             "native.tail_svd",
             "cpu",
-            can=lambda M, rank: M.dtype != torch.float64 and min(M.shape) <= _SMALL_SIDE,
-            reason=f"faster than LAPACK up to a side of {_SMALL_SIDE}",
+            can=lambda M, rank: M.dtype != torch.float64 and min(M.shape) <= SMALL_SIDE,
+            reason=f"faster than LAPACK up to a side of {SMALL_SIDE}",
         ),
         Kernel(
             "native.tail_svd",

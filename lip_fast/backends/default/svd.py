@@ -41,6 +41,8 @@ def warm_svd(
 def start_basis(basis: Tensor, step: Tensor, fresh: int, seed: int) -> Tensor:
     """V (q, t + fresh). See :func:`lip_fast.ops.start_basis`."""
     signs = fresh_columns(step, basis.shape[0], fresh, seed).to(basis.dtype)
+    # M times raw signs is mostly in the span of M times the basis: what is not would be lost in rounding.
+    signs = torch.addmm(signs, basis, basis.mT @ signs, alpha=-1)
     # Tall factors are kept with their columns contiguous: to append some is then to copy two blocks.
     return torch.cat([basis.mT, signs.mT]).mT
 

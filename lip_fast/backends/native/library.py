@@ -12,10 +12,31 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_COLUMNS", "MODULES", "addresses", "covers", "cpu", "cuda", "problems", "serves", "stream_of"]
+__all__ = [
+    "MAX_COLUMNS",
+    "MODULES",
+    "MOST_AT_ONCE",
+    "MOST_FRESH",
+    "VECTOR_BYTES",
+    "addresses",
+    "covers",
+    "cpu",
+    "cuda",
+    "problems",
+    "serves",
+    "stream_of",
+    "wide_vectors",
+]
 
 # Widest small problem of the solver: kMaxColumns in csrc/core/small_svd.h.
 MAX_COLUMNS = 128
+
+# Widest small problem of a truncated step in one call on a host, kMostSmall in csrc/cpu/small_algebra.h, and
+# its fresh columns, as many as F in csrc/cpu/truncated_stages.h has.
+MOST_AT_ONCE, MOST_FRESH = 64, 16
+
+# Vectors of such a step, as wide as the processor has them.
+VECTOR_BYTES = 64
 
 _problems: dict[str, str] = {}
 
@@ -42,6 +63,12 @@ def cuda() -> ModuleType | None:
         )
         return None
     return module
+
+
+@functools.cache
+def wide_vectors() -> bool:
+    """Whether vectors on this host are wide enough to be faster than a library's products."""
+    return bool(MODULES["cpu"].vector_bytes(VECTOR_BYTES) >= 32)
 
 
 @functools.cache

@@ -1,0 +1,124 @@
+"""Steps of a host in one call: products, small algebra and threads of our own.
+
+They give the same bits for any number of threads. Vectors are as wide as the processor has them; where that
+is less than 32 bytes, or without fused multiply-adds, a library multiplies faster.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lip_fast.backends.default import svd as by_library
+from lip_fast.backends.native.library import MODULES, VECTOR_BYTES
+from lip_fast.refitting import Refitting
+from lip_fast.status import NOT_FINITE
+from lip_fast.targets import IGNORE_INDEX
+from lip_fast.validation import full_precision
+
+__all__ = ["Taken", "exact_step_", "truncated_step_", "warm_svd"]
+
+
+class Taken(NamedTuple):
+    """What a step did."""
+
+    status: int
+    """Bits of :mod:`lip_fast.status`."""
+    applied: bool
+    """Whether M was written; else it is as it was."""
+    clipped: int
+    masked: int
+
+
+def truncated_step_(
+    M: Tensor,
+    basis: Tensor,
+    X: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    following: Tensor,
+    how: Refitting,
+    fresh: int,
+    step: int,
+    seed: int,
+) -> Taken:
+    """Decompose M, refit its tail to a batch and write M, all of it or nothing.
+
+    Args:
+        M: (l, q) float32, its rows contiguous.
+        basis: (q, t) float32, contiguous: B of the last step.
+        X: (n, q) float32.
+        y: (n,) int64 class indices.
+        bias: (l,) float32, or None.
+        following: (q, t) float32, contiguous, written: B of this step.
+        how: with a rank in 0..t.
+        fresh: number of fresh columns; t + fresh <= min(l, q, 64).
+        step: counter of the fresh columns.
+        seed: their key.
+    """
+    (l, q), t = M.shape, basis.shape[1]
+    S = M.new_empty(t)
+    given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), how.rank, t, fresh, seed, step)
+    options = (how.drop, how.clip, True, how.tolerance, torch.get_num_threads(), VECTOR_BYTES)
+    operands, batch = _batch(X, y, bias)
+    results = (0, S.data_ptr(), following.data_ptr())
+    taken = Taken(*MODULES["cpu"].truncated_step(*given, *options, *batch, True, *results))
+    del operands  # read until here
+    if taken.applied:
+        torch.autograd.graph.increment_version(M)
+    return taken
+
+
+def exact_step_(
+    M: Tensor,
+    X: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    how: Refitting,
+    tail: int,
+) -> Taken:
+    """Decompose M exactly, refit ``tail`` directions to a batch and write M, or nothing.
+
+    Args:
+        M: (l, q) float32, its rows contiguous, with one small side.
+        X: (n, q) float32.
+        y: (n,) int64 class indices.
+        bias: (l,) float32, or None.
+        how: with a rank in 0..min(l, q) - tail.
+        tail: number of directions refitted below those kept.
+    """
+    given = (M.data_ptr(), *M.shape, M.stride(0), how.rank, tail, how.drop, how.clip, how.tolerance)
+    operands, batch = _batch(X, y, bias)
+    taken = Taken(*MODULES["cpu"].exact_step(*given, *batch))
+    del operands  # read until here
+    if taken.applied:
+        torch.autograd.graph.increment_version(M)
+    return taken
+
+
+def _batch(X: Tensor, y: Tensor, bias: Tensor | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
+    """The batch and the bias as the kernels read them, and what these are given of them."""
+    if X.stride(1) != 1:
+        X = X.contiguous()
+    y, bias = y.contiguous(), None if bias is None else bias.contiguous()
+    offset = 0 if bias is None else bias.data_ptr()
+    return (X, y, bias), (X.data_ptr(), len(X), X.stride(0), y.data_ptr(), IGNORE_INDEX, offset)
+
+
+def warm_svd(
+    M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf32: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A (l, t), S (t,), B (q, t), status (). See :func:`lip_fast.ops.warm_svd`."""
+    (l, q), t = M.shape, basis.shape[1]
+    if M.stride(1) != 1:
+        M = M.contiguous()
+    basis = basis.contiguous()
+    A, S, B = M.new_empty(l, t), M.new_empty(t), M.new_empty(q, t)
+    given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), t, t, fresh, seed, int(step) & 0xFFFFFFFF)
+    how = (False, False, False, 0.0, torch.get_num_threads(), VECTOR_BYTES)
+    results = (A.data_ptr(), S.data_ptr(), B.data_ptr())
+    status, *_ = MODULES["cpu"].truncated_step(*given, *how, 0, 0, 0, 0, IGNORE_INDEX, 0, True, *results)
+    if status & ~NOT_FINITE:
+        # A library finds more: it takes Householder reflections and a full SVD where squares do not resolve.
+        return full_precision(by_library.warm_svd)(M, basis, step, fresh, seed, tf32)
+    return A, S, B.mT.contiguous().mT, torch.tensor(status)

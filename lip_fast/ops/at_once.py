@@ -1,0 +1,115 @@
+"""A step of LIP on a host in one call: what four ops do one after another.
+
+Not ops themselves: nothing traces them, and the checks and results of four ops cost more than a small step.
+What they are given was checked where it was observed, and where the weight was looked up.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lip_fast import backends
+from lip_fast.backends.kernel import Kernel
+from lip_fast.backends.native.library import MOST_AT_ONCE, MOST_FRESH, wide_vectors
+from lip_fast.ops.tail_svd import SMALL_SIDE
+from lip_fast.refitting import Refitting
+from lip_fast.targets import CSR, Targets
+
+__all__ = ["EXACT", "TRUNCATED", "Step", "exact_step_", "truncated_step_"]
+
+TRUNCATED = Kernel("native.at_once:truncated_step_", "cpu")
+EXACT = Kernel("native.at_once:exact_step_", "cpu")
+
+
+class Step(NamedTuple):
+    """What a step did that wrote the weight."""
+
+    basis: Tensor | None
+    """(q, t) of the next step; None where it takes none."""
+    clipped: int
+    masked: int
+
+
+def truncated_step_(
+    M: Tensor,
+    basis: Tensor,
+    X: Tensor,
+    Y: Targets,
+    bias: Tensor | None,
+    how: Refitting,
+    *,
+    fresh: int,
+    step: Tensor,
+    seed: int,
+) -> Step | None:
+    """:func:`warm_svd`, :func:`label_sums`, :func:`refit` and :func:`rebuild_` of a weight.
+
+    Args:
+        M: (l, q) the weight.
+        basis: (q, t) of the last step.
+        X: (n, q) features.
+        Y: their checked labels.
+        bias: (l,) of the classifier, or None.
+        how: what becomes of the t directions that are followed, and of deeper ones.
+        fresh: number of fresh columns.
+        step: () int64, their counter.
+        seed: their key.
+
+    Returns:
+        None where nothing was written: the operands are not those of one call (float32 on a host, rows
+        contiguous, class indices, up to 64 columns), or there is a reason against the step.
+    """
+    y = _indices(M, X, Y, bias)
+    if (
+        y is None
+        or not _serves("warm_svd", "at_once")
+        or basis.dtype != torch.float32
+        or fresh > MOST_FRESH
+        or basis.shape[1] > MOST_AT_ONCE - fresh
+        or not wide_vectors()
+    ):
+        return None
+    basis = basis.contiguous()
+    following = torch.empty_like(basis)
+    counter = int(step) & 0xFFFFFFFF
+    taken = TRUNCATED.run(M, basis, X, y, bias, following, how, fresh, counter, seed)
+    return Step(following, taken.clipped, taken.masked) if taken.applied else None
+
+
+def exact_step_(
+    M: Tensor, X: Tensor, Y: Targets, bias: Tensor | None, how: Refitting, *, tail: int
+) -> Step | None:
+    """:func:`tail_svd`, :func:`label_sums`, :func:`refit` and :func:`rebuild_` of a weight.
+
+    Args:
+        M: (l, q) the weight.
+        X: (n, q) features.
+        Y: their checked labels.
+        bias: (l,) of the classifier, or None.
+        how: what becomes of its directions.
+        tail: number of directions refitted below those kept.
+
+    Returns:
+        None where nothing was written: see :func:`truncated_step_`; the small side is of at most 24.
+    """
+    y = _indices(M, X, Y, bias)
+    if y is None or min(M.shape) > SMALL_SIDE or not _serves("tail_svd", "tail_svd"):
+        return None
+    taken = EXACT.run(M, X, y, bias, how, tail)
+    return Step(None, taken.clipped, taken.masked) if taken.applied else None
+
+
+def _indices(M: Tensor, X: Tensor, Y: Targets, bias: Tensor | None) -> Tensor | None:
+    """Labels that are class indices; None of others, and of operands that one call does not take."""
+    if isinstance(Y, CSR) or Y.dim() != 1 or not M.dtype == X.dtype == torch.float32:
+        return None
+    there = M.device.type == "cpu" and M.stride(1) == 1
+    return Y if there and (bias is None or bias.dtype == torch.float32) else None
+
+
+@cache
+def _serves(op: str, file: str) -> bool:
+    """Whether the kernels that a step consists of are those that serve its decomposition on a host."""
+    return [candidate.kernel.file for candidate in backends.candidates(op, "cpu")] == [file]
