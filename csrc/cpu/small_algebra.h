@@ -227,8 +227,8 @@ LIP_FAST_INLINE double refine(const double* H, double* P, double* lambda, int m,
     worst = 0;
     for (int i = 0; i < t; ++i) {
       double* const correction = HP + i * ld;
-      double row_worst = 0;
-#pragma omp simd reduction(max : row_worst)
+      double row_worst = 0, sum = 0;
+#pragma omp simd reduction(max : row_worst) reduction(+ : sum)
       for (int j = 0; j < t; ++j) {
         const double apart = lambda[j] - lambda[i], off = L[i * ld + j] - lambda[j] * E[i * ld + j];
         // Of close eigenvalues any two orthogonal vectors will do.
@@ -237,11 +237,12 @@ LIP_FAST_INLINE double refine(const double* H, double* P, double* lambda, int m,
         correction[j] = value;
         const double error = j == i ? 0.0 : std::fabs(value) * root[i] * inverse[j];
         row_worst = error > row_worst ? error : row_worst;
+        sum += error;
       }
       correction[i] = -0.5 * (E[i * ld + i] - 1);
       for (int j = t; j < ld; ++j) correction[j] = 0;
       worst = row_worst > worst ? row_worst : worst;
-      if (!(row_worst == row_worst)) return 2;
+      if (!(sum <= kLargestSquare)) return 2;  // no comparison holds with what is no number
     }
     std::copy(P, P + m * ld, E);
     multiply<D, double>(m, ld, t, {E, ld, 1}, HP, ld, P, ld, true);

@@ -128,6 +128,9 @@ class TruncatedStages {
     crew.sync();
   }
 
+  /// The largest square of a length that float sums of squares resolve, and one over the smallest.
+  static constexpr double kLargestResolved = 1e30;
+
   /// S and the small matrices of A = Q W_A and B = Z W_B.
   LIP_FAST_INLINE void solve() {
     gram_parts(room.Z);
@@ -137,14 +140,25 @@ class TruncatedStages {
       for (int i = 0; i < columns; ++i) {
         for (int j = 0; j < i; ++j) H[i * m + j] = H[j * m + i];
       }
+      // Squares in float are out of their range for very large and very small weights, which a library takes.
+      double largest = 0;
+      bool resolved = a.status == kSound;
+      for (int i = 0; i < columns; ++i) {
+        const double square = H[i * m + i];
+        resolved = resolved && square >= 0 && square <= kLargestResolved;
+        largest = std::max(largest, square);
+      }
+      if (a.status == kSound && !(resolved && largest >= 1 / kLargestResolved)) a.status = kNotConverged;
       // By falling lengths: the factor is then graded, and small singular values are as accurate as large ones.
       int order[kMostSmall];
       for (int i = 0; i < columns; ++i) order[i] = i;
-      std::sort(order, order + columns, [&](int i, int j) { return H[i * m + i] > H[j * m + j]; });
+      if (a.status == kSound) {
+        std::sort(order, order + columns, [&](int i, int j) { return H[i * m + i] > H[j * m + j]; });
+      }
       for (int i = 0; i < columns; ++i) {
         for (int j = 0; j < m; ++j) R[i * m + j] = j < columns ? H[order[i] * m + order[j]] : 0.0;
       }
-      if (!factor<D>(R, columns, m).finite) a.status = kNotFinite;
+      if (a.status == kSound && !factor<D>(R, columns, m).finite) a.status = kNotFinite;
       for (int i = 0; i < m * m; ++i) P[i] = 0;
       if (a.status == kSound) eigenvectors(R, P, order);
       double lambda[kMostSmall];

@@ -67,7 +67,7 @@ def truncated_step_(
         or not _serves("warm_svd", "at_once")
         or basis.dtype != torch.float32
         or fresh > MOST_FRESH
-        or basis.shape[1] > MOST_AT_ONCE - fresh
+        or not 1 <= basis.shape[1] <= MOST_AT_ONCE - fresh
         or not wide_vectors()
     ):
         return None

@@ -221,6 +221,40 @@ def test_what_is_unsound_is_not_written(name: str, drop: bool, vector_bytes: int
         assert (done.basis.mT @ done.basis - torch.eye(20)).abs().max() < 3e-6
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-19, 1e-12, 1e12, 1e19, 1e20, 1e30])
+@pytest.mark.parametrize("form", ["in one call", "in its parts"])
+def test_a_weight_of_any_size_is_repaired_or_left_to_a_library(scale: float, form: str) -> None:
+    M64, basis = weight(60, 80, 20)
+    M = (scale * M64).float()
+    X, y, _ = batch(60, 80, 40)
+    if form == "in one call":
+        if taken(M, basis.float(), X, y, None, 20, True, True, 1e-7) is None:
+            assert not 1e-12 <= scale <= 1e12
+            return
+        found = M
+    else:
+        A, S, B, status = ops.warm_svd(M, basis.float(), torch.tensor(5), fresh=FRESH, seed=7)
+        # Squares of a library's float32 columns in double reach farther than those of this step.
+        assert int(status) == 0
+        found = A * S @ B.mT
+    U, S64, Vh = torch.linalg.svd(M64, full_matrices=False)
+    best = U[:, :20] * S64[:20] @ Vh[:20]
+    # One power step from the basis before the change.
+    assert relative_error(found.double() / scale, best) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:rest=.drop. removes")
+def test_without_a_direction_to_follow_the_step_is_taken_in_its_parts() -> None:
+    head = linear(60, 50)
+    X, y, _ = batch(50, 60, 20)
+    lip = LIP(head, 0, tail_rank=0, rest="drop")
+    for _ in range(3):
+        lip.observe(X, y)
+        lip.apply()
+    assert lip.stats()["applied"] == 3
+    assert not head.weight.any()
+
+
 def test_a_step_that_wrote_the_weight_says_so_to_autograd() -> None:
     M64, basis = weight(60, 80, 20)
     M = M64.float()

@@ -12,7 +12,6 @@ from torch import Tensor
 from lip_fast.backends.default import svd as by_library
 from lip_fast.backends.native.library import MODULES, VECTOR_BYTES
 from lip_fast.refitting import Refitting
-from lip_fast.status import NOT_FINITE
 from lip_fast.targets import IGNORE_INDEX
 from lip_fast.validation import full_precision
 
@@ -118,7 +117,8 @@ def warm_svd(
     how = (False, False, False, 0.0, torch.get_num_threads(), VECTOR_BYTES)
     results = (A.data_ptr(), S.data_ptr(), B.data_ptr())
     status, *_ = MODULES["cpu"].truncated_step(*given, *how, 0, 0, 0, 0, IGNORE_INDEX, 0, True, *results)
-    if status & ~NOT_FINITE:
-        # A library finds more: it takes Householder reflections and a full SVD where squares do not resolve.
+    if status:
+        # A library finds more, or tells why not: it takes Householder reflections and a full SVD where
+        # squares do not resolve the columns.
         return full_precision(by_library.warm_svd)(M, basis, step, fresh, seed, tf32)
     return A, S, B.mT.contiguous().mT, torch.tensor(status)
