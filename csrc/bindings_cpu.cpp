@@ -102,9 +102,9 @@ PYBIND11_MODULE(_native_cpu, module) {
   module.def(
       "truncated_step",
       [](Address M, std::int64_t l, std::int64_t q, std::int64_t m_stride, Address basis, int k, int t, int fresh,
-         std::uint64_t seed, std::int64_t step, bool drop, bool clip, bool refit, double tolerance, int threads,
+         std::uint64_t seed, std::int64_t step, bool drop, bool clip, double tolerance, int threads,
          int vector_bytes, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias,
-         bool ok, Address A, Address S, Address B) {
+         Address A, Address S, Address B) {
         if (k < 0 || t < 1 || k > t || fresh < 1 || fresh > 16 || t + fresh > std::min<std::int64_t>({64, l, q})) {
           throw std::invalid_argument("expected 0 <= k <= t and t + fresh <= min(l, q, 64), got k = " + std::to_string(k) +
                                       ", t = " + std::to_string(t) + ", fresh = " + std::to_string(fresh));
@@ -113,11 +113,11 @@ PYBIND11_MODULE(_native_cpu, module) {
         a.l = l, a.q = q, a.k = k, a.t = t, a.fresh = fresh, a.m_stride = m_stride, a.seed = seed, a.step = step;
         a.M = pointer<float>("M", M, l * q);
         a.basis = pointer<const float>("basis", basis, q * t);
-        a.drop = drop, a.clip = clip, a.refit = refit, a.tolerance = tolerance, a.threads = threads;
+        a.drop = drop, a.clip = clip, a.tolerance = tolerance, a.threads = threads;
         a.vector_bytes = vector_bytes;
         a.X = pointer<const float>("X", X, n * q), a.n = n, a.x_stride = x_stride;
         a.y = pointer<const std::int64_t>("y", y, n), a.ignored = ignored;
-        a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l), a.ok = ok;
+        a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l);
         a.A = A == 0 ? nullptr : pointer<float>("A", A, l * t);
         a.S = pointer<float>("S", S, t), a.B = pointer<float>("B", B, q * t);
         {

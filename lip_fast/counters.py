@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lip_fast import status
-from lip_fast.directions import Done, StepReport
+from lip_fast.directions import StepReport
+from lip_fast.ops import Step
 from lip_fast.validation import check_like
 
 __all__ = ["Counters"]
@@ -39,9 +40,9 @@ class Counters:
         """Where the sums are."""
         return self._sums.device
 
-    def add(self, report: StepReport | Done) -> None:
+    def add(self, report: StepReport | Step) -> None:
         """Count a step that was taken."""
-        if isinstance(report, Done):
+        if isinstance(report, Step):
             self._steps += 1
             self._clipped += report.clipped
             self._masked += report.masked

@@ -17,7 +17,7 @@ from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
 from lip_fast.validation import describe
 from lip_fast.world import Change, Operand, Update, World
 
-__all__ = ["Decomposition", "Directions", "Done", "StepReport", "rank_by_energy"]
+__all__ = ["Decomposition", "Directions", "StepReport", "rank_by_energy"]
 
 # The share of ||M||_F^2 that rank="auto" keeps.
 _AUTO_ENERGY = 0.95
@@ -45,18 +45,6 @@ class StepReport(NamedTuple):
     status: Tensor
     clipped: Tensor
     masked: Tensor
-
-
-class Done(NamedTuple):
-    """What a step in one call did, which wrote the weight, as numbers."""
-
-    clipped: int
-    masked: int
-
-    @property
-    def ok(self) -> bool:
-        """As of :class:`StepReport`: what is not so takes the step in its parts."""
-        return True
 
 
 @dataclass(frozen=True)
@@ -224,7 +212,7 @@ class Directions:
 
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
-    ) -> StepReport | Done:
+    ) -> StepReport | ops.Step:
         """Apply LIP to ``M`` in place, where all processes take the step and every number is sound.
 
         Args:
@@ -283,7 +271,7 @@ class Directions:
             self._keep(found.basis, ok, found.status)
         return StepReport(ok, status, clipped, masked)
 
-    def _step_at_once_(self, M: Tensor, world: World, bias: Tensor | None) -> Done | None:
+    def _step_at_once_(self, M: Tensor, world: World, bias: Tensor | None) -> ops.Step | None:
         """A warm step in one call; None where nothing was written.
 
         It is taken in its parts then, which know what to do where something is amiss, and tell it.
@@ -301,13 +289,13 @@ class Directions:
         elif self.basis is None:
             return None
         else:
-            counter, seed = self.step, settings.seed
-            done = ops.truncated_step_(M, self.basis, *batch, bias, how, fresh=FRESH, step=counter, seed=seed)
+            step, seed = self.step, settings.seed
+            done = ops.truncated_step_(M, self.basis, *batch, bias, how, fresh=FRESH, step=step, seed=seed)
         if done is None:
             return None
         self.basis = done.basis
         self.step += 1
-        return Done(done.clipped, done.masked)
+        return done
 
     def _nothing(self, M: Tensor, world: World) -> StepReport:
         """A step that leaves the weight as it is, of which the processes agree all the same."""

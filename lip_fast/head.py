@@ -15,8 +15,9 @@ from lip_fast.captures import check_capture, not_loaded
 from lip_fast.claims import Caller, Claim
 from lip_fast.cost import Cost, cost
 from lip_fast.counters import Counters
-from lip_fast.directions import Directions, Done, StepReport, rank_by_energy
+from lip_fast.directions import Directions, StepReport, rank_by_energy
 from lip_fast.observations import Observation, Observations
+from lip_fast.ops import Step
 from lip_fast.rounding import compute_dtype
 from lip_fast.settings import Settings, warn_of_first_step
 from lip_fast.sharded.layout import DataGroup, Sharding
@@ -430,12 +431,12 @@ class HeadStep:
         if not sharding.alone and is_sharded(weight):
             # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.
             torch.autograd.graph.increment_version(weight)
-        if capturing and not isinstance(report, Done):
+        if capturing and not isinstance(report, Step):
             self._captured = True
             self._counters.capture(report, step=step)
             return
         self._counters.add(report)
-        if isinstance(report, Done):
+        if isinstance(report, Step):
             return
         if settings.strict and (reasons := status.reasons(int(report.status))):
             raise LIPError(
@@ -445,7 +446,7 @@ class HeadStep:
 
     def _step(
         self, M: Tensor, world: World, bias: Tensor | None, update: Update | None, unknown: int
-    ) -> StepReport | Done:
+    ) -> StepReport | Step:
         """LIP on the weight, or this process's part of it; ``unknown`` is the reason where it has no rank."""
         if self.statistics is not None:
             world.collect(self.statistics)

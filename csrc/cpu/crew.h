@@ -20,7 +20,7 @@ class Crew {
     if (size_ > 1) wait_(context_);
   }
 
-  /// The first of ``count`` shares that are not this thread's or an earlier one's any more; ``begin`` is its first one.
+  /// This thread takes the shares from ``begin`` to before ``end`` of ``count``.
   std::int64_t begin(std::int64_t count) const { return count * rank_ / size_; }
   std::int64_t end(std::int64_t count) const { return count * (rank_ + 1) / size_; }
 

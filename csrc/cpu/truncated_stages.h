@@ -22,7 +22,7 @@ class TruncatedStages {
     if (a.A != nullptr) {
       class_side();
     } else {
-      if (a.refit) labels();
+      labels();
       refit_tail();
       if (a.applied) rebuild();
     }
@@ -191,12 +191,12 @@ class TruncatedStages {
     }
     int sweeps;
     if (narrow) {
-      sweeps = lip_fast::cpu::orthogonalise<W, kNarrow>(X, columns, ld, kCosine, kMostSweeps);
+      sweeps = orthogonalise<W, kNarrow>(X, columns, ld, kCosine, kMostSweeps);
     } else {
       // Most of the work is among the short columns, of the tail and the fresh ones: first roughly, by themselves.
       constexpr float kRough = 1e-3f;
-      if (columns > 32) lip_fast::cpu::orthogonalise<W, kNarrow>(X + 32 * ld + 32, columns - 32, ld, kRough, kMostSweeps);
-      sweeps = lip_fast::cpu::orthogonalise<W, kWide>(X, columns, ld, kCosine, kMostSweeps);
+      orthogonalise<W, kNarrow>(X + 32 * ld + 32, columns - 32, ld, kRough, kMostSweeps);
+      sweeps = orthogonalise<W, kWide>(X, columns, ld, kCosine, kMostSweeps);
     }
     if (sweeps < 0) a.status = kNotConverged;
     float s[kMostSmall];
@@ -335,7 +335,7 @@ class TruncatedStages {
 
   /// The values of the tail, and the small matrix that the rebuild takes: W_M = W_A diag(s), or what is added of it.
   LIP_FAST_INLINE void refit_tail() {
-    if (a.bias != nullptr && a.refit) {
+    if (a.bias != nullptr) {
       // bias^T Q, of each part of the rows.
       crew.each(room.of_Y.count(), [&](std::int64_t part) {
         double* const sum = room.grams + part * m * m;
@@ -350,12 +350,10 @@ class TruncatedStages {
     crew.one([&] {
       const int r = a.t - a.k;
       double total[3 * kMostSmall + 2] = {};
-      if (a.refit) {
-        for (std::int64_t part = 0; part < room.of_batch.count(); ++part) {
-          for (int e = 0; e < 3 * r + 2; ++e) total[e] += sums_of(part)[e];
-        }
+      for (std::int64_t part = 0; part < room.of_batch.count(); ++part) {
+        for (int e = 0; e < 3 * r + 2; ++e) total[e] += sums_of(part)[e];
       }
-      if (a.bias != nullptr && a.refit) {
+      if (a.bias != nullptr) {
         double along[kMostSmall] = {};
         for (std::int64_t part = 0; part < room.of_Y.count(); ++part) {
           for (int c = 0; c < m; ++c) along[c] += room.grams[part * m * m + c];
@@ -367,20 +365,11 @@ class TruncatedStages {
         }
       }
       float s[kMostSmall] = {};
-      const bool ok = a.ok && a.status == kSound;
-      a.applied = ok;
-      a.clipped = 0;
+      const bool ok = a.status == kSound;
       a.masked = static_cast<std::int64_t>(total[3 * r + 1]);
-      if (a.refit) {
-        const SerialTeam team;
-        refit(team, Refit<float>{a.S, total, total + r, total + 3 * r, &ok, a.t, a.k, r, a.tolerance, a.clip, s, &a.applied,
-                                 &a.clipped});
-      } else {
-        // As the refit bounds its values.
-        double bound = 0;
-        for (int c = 0; c < a.t; ++c) bound += a.S[c];
-        a.applied = ok && bound < Real<float>::largest / 4;
-      }
+      const SerialTeam team;
+      refit(team, Refit<float>{a.S, total, total + r, total + 3 * r, &ok, a.t, a.k, r, a.tolerance, a.clip, s, &a.applied,
+                               &a.clipped});
       for (int i = 0; i < m; ++i) {
         for (int c = 0; c < m; ++c) {
           float value = c < a.k ? a.S[c] : c < a.t ? s[c - a.k] : 0.0f;

@@ -19,7 +19,7 @@ struct TruncatedStep {
   const float* basis;      // (q, t)
   std::uint64_t seed;      // of the fresh columns
   std::int64_t step;
-  bool drop, clip, refit;  // whether deeper directions are removed; whether refitted values are limited, or all 0
+  bool drop, clip;         // whether deeper directions are removed; whether refitted values are limited
   double tolerance;        // share of S[0] below which a value is no direction's
   int threads, vector_bytes;  // at most; vectors of 64, 32 or 16 bytes
 
@@ -28,7 +28,6 @@ struct TruncatedStep {
   const std::int64_t* y;   // (n)
   std::int64_t ignored;    // an index that is no error
   const float* bias;       // (l), or null
-  bool ok;                 // whether the step is taken
 
   float* A;                // (l, t), written where it is not null: the step is then no more than the decomposition
   float* S;                // (t), written

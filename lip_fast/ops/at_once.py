@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
-from lip_fast.backends.native.library import MOST_AT_ONCE, MOST_FRESH, wide_vectors
+from lip_fast.backends.native.library import fits_at_once
 from lip_fast.ops.tail_svd import SMALL_SIDE
 from lip_fast.refitting import Refitting
 from lip_fast.targets import CSR, Targets
@@ -30,6 +30,11 @@ class Step(NamedTuple):
     """(q, t) of the next step; None where it takes none."""
     clipped: int
     masked: int
+
+    @property
+    def ok(self) -> bool:
+        """As of other reports of a step: what is not so is not taken in one call."""
+        return True
 
 
 def truncated_step_(
@@ -66,16 +71,14 @@ def truncated_step_(
         y is None
         or not _serves("warm_svd", "at_once")
         or basis.dtype != torch.float32
-        or fresh > MOST_FRESH
-        or not 1 <= basis.shape[1] <= MOST_AT_ONCE - fresh
-        or not wide_vectors()
+        or not fits_at_once(basis.shape[1], fresh)
     ):
         return None
     basis = basis.contiguous()
     following = torch.empty_like(basis)
-    counter = int(step) & 0xFFFFFFFF
-    taken = TRUNCATED.run(M, basis, X, y, bias, following, how, fresh, counter, seed)
-    return Step(following, taken.clipped, taken.masked) if taken.applied else None
+    taken = TRUNCATED.run(M, basis, X, y, bias, following, how, fresh, int(step), seed)
+    _, applied, clipped, masked = taken
+    return Step(following, clipped, masked) if applied else None
 
 
 def exact_step_(
@@ -97,8 +100,8 @@ def exact_step_(
     y = _indices(M, X, Y, bias)
     if y is None or min(M.shape) > SMALL_SIDE or not _serves("tail_svd", "tail_svd"):
         return None
-    taken = EXACT.run(M, X, y, bias, how, tail)
-    return Step(None, taken.clipped, taken.masked) if taken.applied else None
+    _, applied, clipped, masked = EXACT.run(M, X, y, bias, how, tail)
+    return Step(None, clipped, masked) if applied else None
 
 
 def _indices(M: Tensor, X: Tensor, Y: Targets, bias: Tensor | None) -> Tensor | None:

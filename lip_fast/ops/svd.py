@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lip_fast.backends.kernel import Kernel, never
-from lip_fast.backends.native.library import MAX_COLUMNS, MOST_AT_ONCE, MOST_FRESH, wide_vectors
+from lip_fast.backends.native.library import MAX_COLUMNS, MOST_AT_ONCE, fits_at_once
 from lip_fast.ops.checks import COMPUTED, SEEDS, bad_step, elsewhere, expected, not_a_matrix
 from lip_fast.ops.op import Op
 
@@ -93,8 +93,7 @@ def _can_warm(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf3
 
 
 def _can_on_host(M: Tensor, basis: Tensor, step: Tensor, fresh: int, seed: int, tf32: bool = True) -> bool:
-    same = M.dtype == basis.dtype == torch.float32
-    return same and 1 <= basis.shape[1] <= MOST_AT_ONCE - fresh and fresh <= MOST_FRESH and wide_vectors()
+    return M.dtype == basis.dtype == torch.float32 and fits_at_once(basis.shape[1], fresh)
 
 
 def _can_start(basis: Tensor, step: Tensor, fresh: int, seed: int) -> bool:

@@ -4,8 +4,6 @@ They give the same bits for any number of threads. Vectors are as wide as the pr
 is less than 32 bytes, or without fused multiply-adds, a library multiplies faster.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,18 +13,10 @@ from lip_fast.refitting import Refitting
 from lip_fast.targets import IGNORE_INDEX
 from lip_fast.validation import full_precision
 
-__all__ = ["Taken", "exact_step_", "truncated_step_", "warm_svd"]
+__all__ = ["exact_step_", "truncated_step_", "warm_svd"]
 
-
-class Taken(NamedTuple):
-    """What a step did."""
-
-    status: int
-    """Bits of :mod:`lip_fast.status`."""
-    applied: bool
-    """Whether M was written; else it is as it was."""
-    clipped: int
-    masked: int
+# Bits of lip_fast.status; whether the weight was written; values limited; class indices out of range.
+_Taken = tuple[int, bool, int, int]
 
 
 def truncated_step_(
@@ -40,7 +30,7 @@ def truncated_step_(
     fresh: int,
     step: int,
     seed: int,
-) -> Taken:
+) -> _Taken:
     """Decompose M, refit its tail to a batch and write M, all of it or nothing.
 
     Args:
@@ -58,12 +48,12 @@ def truncated_step_(
     (l, q), t = M.shape, basis.shape[1]
     S = M.new_empty(t)
     given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), how.rank, t, fresh, seed, step)
-    options = (how.drop, how.clip, True, how.tolerance, torch.get_num_threads(), VECTOR_BYTES)
+    options = (how.drop, how.clip, how.tolerance, torch.get_num_threads(), VECTOR_BYTES)
     operands, batch = _batch(X, y, bias)
     results = (0, S.data_ptr(), following.data_ptr())
-    taken = Taken(*MODULES["cpu"].truncated_step(*given, *options, *batch, True, *results))
+    taken: _Taken = MODULES["cpu"].truncated_step(*given, *options, *batch, *results)
     del operands  # read until here
-    if taken.applied:
+    if taken[1]:
         torch.autograd.graph.increment_version(M)
     return taken
 
@@ -75,7 +65,7 @@ def exact_step_(
     bias: Tensor | None,
     how: Refitting,
     tail: int,
-) -> Taken:
+) -> _Taken:
     """Decompose M exactly, refit ``tail`` directions to a batch and write M, or nothing.
 
     Args:
@@ -88,9 +78,9 @@ def exact_step_(
     """
     given = (M.data_ptr(), *M.shape, M.stride(0), how.rank, tail, how.drop, how.clip, how.tolerance)
     operands, batch = _batch(X, y, bias)
-    taken = Taken(*MODULES["cpu"].exact_step(*given, *batch))
+    taken: _Taken = MODULES["cpu"].exact_step(*given, *batch)
     del operands  # read until here
-    if taken.applied:
+    if taken[1]:
         torch.autograd.graph.increment_version(M)
     return taken
 
@@ -113,10 +103,10 @@ def warm_svd(
         M = M.contiguous()
     basis = basis.contiguous()
     A, S, B = M.new_empty(l, t), M.new_empty(t), M.new_empty(q, t)
-    given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), t, t, fresh, seed, int(step) & 0xFFFFFFFF)
-    how = (False, False, False, 0.0, torch.get_num_threads(), VECTOR_BYTES)
+    given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), t, t, fresh, seed, int(step))
+    how = (False, False, 0.0, torch.get_num_threads(), VECTOR_BYTES)
     results = (A.data_ptr(), S.data_ptr(), B.data_ptr())
-    status, *_ = MODULES["cpu"].truncated_step(*given, *how, 0, 0, 0, 0, IGNORE_INDEX, 0, True, *results)
+    status, *_ = MODULES["cpu"].truncated_step(*given, *how, 0, 0, 0, 0, IGNORE_INDEX, 0, *results)
     if status:
         # A library finds more, or tells why not: it takes Householder reflections and a full SVD where
         # squares do not resolve the columns.

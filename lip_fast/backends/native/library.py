@@ -22,6 +22,7 @@ __all__ = [
     "covers",
     "cpu",
     "cuda",
+    "fits_at_once",
     "problems",
     "serves",
     "stream_of",
@@ -69,6 +70,11 @@ def cuda() -> ModuleType | None:
 def wide_vectors() -> bool:
     """Whether vectors on this host are wide enough to be faster than a library's products."""
     return bool(MODULES["cpu"].vector_bytes(VECTOR_BYTES) >= 32)
+
+
+def fits_at_once(followed: int, fresh: int) -> bool:
+    """Whether a truncated step with so many columns is one call here, and is faster so."""
+    return fresh <= MOST_FRESH and 1 <= followed <= MOST_AT_ONCE - fresh and wide_vectors()
 
 
 @functools.cache
