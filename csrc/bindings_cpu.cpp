@@ -5,6 +5,7 @@
 #include "cpu/exact_step.h"
 #include "cpu/fresh_columns.h"
 #include "cpu/label_sums.h"
+#include "cpu/projected_step.h"
 #include "cpu/refit.h"
 #include "cpu/round.h"
 #include "cpu/small_svd.h"
@@ -115,8 +116,7 @@ PYBIND11_MODULE(_native_cpu, module) {
         a.basis = pointer<const float>("basis", basis, q * t);
         a.drop = drop, a.clip = clip, a.tolerance = tolerance, a.threads = threads;
         a.vector_bytes = vector_bytes;
-        a.X = pointer<const float>("X", X, n * q), a.n = n, a.x_stride = x_stride;
-        a.y = pointer<const std::int64_t>("y", y, n), a.ignored = ignored;
+        a.batch = {pointer<const float>("X", X, n * q), n, x_stride, pointer<const std::int64_t>("y", y, n), ignored};
         a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l);
         a.A = A == 0 ? nullptr : pointer<float>("A", A, l * t);
         a.S = pointer<float>("S", S, t), a.B = pointer<float>("B", B, q * t);
@@ -125,5 +125,33 @@ PYBIND11_MODULE(_native_cpu, module) {
           cpu::truncated_step(a);
         }
         return std::make_tuple(a.status, a.applied, a.clipped, a.masked);
+      });
+  module.def(
+      "projected_step",
+      [](Address M, std::int64_t l, std::int64_t q, std::int64_t m_stride, Address basis, int k, int guards, int r, int fresh,
+         std::uint64_t seed, std::int64_t step, bool drop, bool clip, double tolerance, double deepest, int threads,
+         int vector_bytes, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias,
+         Address following) {
+        const std::int64_t d = std::min(l, q);
+        if (guards < 1 || k <= guards || r < 1 || fresh < 0 || fresh > 16 || guards + r + fresh > 128 || k + r + fresh > d) {
+          throw std::invalid_argument(
+              "expected 1 <= guards < k, r >= 1, guards + r + fresh <= 128 and k + r + fresh <= min(l, q), got k = " +
+              std::to_string(k) + ", guards = " + std::to_string(guards) + ", r = " + std::to_string(r) +
+              ", fresh = " + std::to_string(fresh));
+        }
+        cpu::ProjectedStep a{};
+        a.l = l, a.q = q, a.k = k, a.guards = guards, a.r = r, a.fresh = fresh, a.m_stride = m_stride, a.seed = seed, a.step = step;
+        a.M = pointer<float>("M", M, l * q);
+        a.basis = pointer<const float>("basis", basis, q * (k + r));
+        a.drop = drop, a.clip = clip, a.tolerance = tolerance, a.deepest = deepest, a.threads = threads;
+        a.vector_bytes = vector_bytes;
+        a.batch = {pointer<const float>("X", X, n * q), n, x_stride, pointer<const std::int64_t>("y", y, n), ignored};
+        a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l);
+        a.following = pointer<float>("following", following, q * (k + r));
+        {
+          pybind11::gil_scoped_release release;
+          cpu::projected_step(a);
+        }
+        return std::make_tuple(a.status, a.applied, a.clipped, a.masked, a.gamma, a.deeper);
       });
 }

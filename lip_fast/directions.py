@@ -175,8 +175,8 @@ class Directions:
         self.projects = self.is_wide and (exact_is_slow or flops.products_pay(l, q, d - rank, self.flops))
         self.exact = not self.is_wide and self.columns >= d
         # What a truncated step without a number of directions leaves below the tail has to be looked at.
-        finds_all = self.exact or isinstance(asked, int)
-        self._at_once = on_host and whole and finds_all and settings.tail == "refit" and not self.is_wide
+        finds_all = self.exact or self.projects or (isinstance(asked, int) and not self.is_wide)
+        self._at_once = on_host and whole and finds_all and settings.tail == "refit"
         self.changes_nothing = settings.changes_nothing(d, rank)
         self.basis: Tensor | None = None
         self.step = torch.zeros((), dtype=torch.int64, device=device)
@@ -288,11 +288,27 @@ class Directions:
             done = ops.exact_step_(M, *batch, bias, how, tail=self.tail_rank)
         elif self.basis is None:
             return None
+        elif self.is_wide:
+            done = ops.projected_step_(
+                M,
+                self.basis,
+                *batch,
+                bias,
+                how,
+                guards=GUARDS,
+                fresh=FRESH,
+                step=self.step,
+                seed=settings.seed,
+                most_removed=_DROPPED_ENERGY,
+            )
         else:
             step, seed = self.step, settings.seed
             done = ops.truncated_step_(M, self.basis, *batch, bias, how, fresh=FRESH, step=step, seed=seed)
         if done is None:
             return None
+        if done.told is not None:
+            gamma, deeper = done.told
+            self.told.copy_(torch.tensor([gamma, max(deeper, 0.0) if self.drops else 0.0]))
         self.basis = done.basis
         self.step += 1
         return done

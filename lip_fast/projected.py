@@ -46,8 +46,6 @@ _SHIFT = 100
 _PIVOT = 0.1
 # That of columns which two Gram matrices in float64 make orthonormal: 1e-7, as a product is rounded, over it.
 _LEAST_PIVOT = 1e-3
-# As much as keeps the Cholesky factor of a float32 Gram matrix of a thousand unit columns from breaking down.
-_ROUNDING = 1e-4
 # Relative size of singular values whose vectors a float64 Gram matrix resolves: to 1e-16 over its square.
 _RESOLVED = 1e-6
 # Up to this length the series of a rotation is right to 1e-5; a longer one is taken in several steps.
@@ -236,10 +234,9 @@ def _split_of(
     A_kept, S_kept, B_kept = A[:, :guards], S[:guards], B[:, :guards]
     A, S, B = A[:, guards:], S[guards:], B[:, guards:]
     C = B * S
-    H = _lower_gram(Z)
-    lengths = H.diagonal().sqrt()
+    lengths = torch.linalg.vector_norm(Z, dim=0)
     E = Z.mT @ C
-    A_tail, C_tail = _rotated(Q, Z, A, C, H, E, S)
+    A_tail, C_tail = _rotated(Q, Z, A, C, lengths, E, S)
     S_tail = torch.linalg.vector_norm(C_tail, dim=0)
     B_tail = _divide(C_tail, S_tail)
     following = beside(Z / _resolved(lengths).square(), _divide(B_kept, S_kept), B_tail[:, :r])
@@ -275,37 +272,35 @@ def no_split(M: Tensor, basis: Tensor, k: int) -> Split:
 
 
 def _rotated(
-    Q: Tensor, Z: Tensor, A: Tensor, C: Tensor, H: Tensor, E: Tensor, S: Tensor
+    Q: Tensor, Z: Tensor, A: Tensor, C: Tensor, lengths: Tensor, E: Tensor, S: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The tail A C^T as it is once both parts are rotated by X, until M^T maps them to orthogonal spaces.
 
-    To first order the rotation is X = H^-1 E, with H = Z^T Z and E = Z^T C. With s_{k+1}^2 added to H it
-    stays finite where kept directions died. It cuts the error of the kept part 10 to 90 times, as a second
-    power step would. The kept part need not be rotated: the sum of both is the same before and after, and
+    To first order that takes H X = E, with H = Z^T Z, whose diagonal is ``lengths`` squared, and E = Z^T C.
+    The columns of Z are nearly orthogonal: a power step takes them towards the singular vectors, one by one.
+    So X is one step of conjugate gradients, preconditioned by the diagonal. It leaves some hundredths of X in
+    a training, and a tenth where LIP acts in every eighth step; the error of the kept part is 10 to 90 times
+    smaller than without, as by a second power step. With s_{k+1}^2 added to H it stays finite where kept
+    directions died. The kept part need not be rotated: the sum of both is the same before and after, and
     the basis of the next step is as good without.
     """
     if not E.numel():
         return A, C
     shift = S.max().square()
-    lengths = (H.diagonal() + shift).sqrt()
-    L = _cholesky(H, lengths, shift / torch.where(lengths > 0, lengths, 1).square() + _ROUNDING)
-    X = _divide(torch.cholesky_solve(_divide(E.mT, lengths).mT, L).mT, lengths).mT
-    angle = torch.linalg.vector_norm(X)
-    X = X * (_LARGEST_ANGLE / torch.where(angle > 0, angle, 1)).clamp(max=1)
+    X = _divide(E.mT, lengths.square() + shift).mT
+    moved = Z @ X
+    along = (E * X).sum(0)
+    size = _divide(along, moved.square().sum(0) + shift * X.square().sum(0))
+    angle = torch.linalg.vector_norm(X * size)
+    size = size * (_LARGEST_ANGLE / torch.where(angle > 0, angle, 1)).clamp(max=1)
+    X = X * size
     P = X.mT @ X
     # (I + X^T X)^(-1/2), to X^6.
     N = torch.addmm(P, P, P, beta=-0.5, alpha=0.375)
     N.diagonal().add_(1)
     # What the series leaves of the lengths of A's columns, by X alone: A may have some rows of all.
-    lengths = (N.square().sum(0) + (N * (P @ N)).sum(0)).sqrt()
-    return torch.addmm(A, Q, X, alpha=-1) @ (N / lengths), torch.addmm(C, Z, X, alpha=-1) @ N
-
-
-def _cholesky(H: Tensor, lengths: Tensor, shift: Tensor | float) -> Tensor:
-    """The lower factor of H with rows and columns divided by ``lengths``, and ``shift`` on the diagonal."""
-    G = _divide(_divide(H, lengths).mT, lengths)
-    G.diagonal().add_(shift)
-    return _factor(G)
+    stretch = (N.square().sum(0) + (N * (P @ N)).sum(0)).sqrt()
+    return torch.addmm(A, Q, X, alpha=-1) @ (N / stretch), torch.addcmul(C, moved, size, value=-1) @ N
 
 
 def _factor(G: Tensor) -> Tensor:
@@ -329,12 +324,11 @@ def _orthonormal_at_once(Y: Tensor) -> Tensor | None:
     """An orthonormal basis of columns that nearly are so, by one pass of CholeskyQR; None of any others."""
     if not Y.shape[1]:
         return Y
-    lengths = torch.linalg.vector_norm(Y, dim=0)
-    Q = Y / lengths
-    L = _factor(_lower_gram(Q))
+    G = _lower_gram(Y)
+    L, lengths = _factor(G), G.diagonal().sqrt()
     # NaN compares false.
-    if bool((lengths > _VANISHED * lengths.max()).all()) and float(L.diagonal().min()) > _PIVOT:
-        return _exactly_unit(torch.linalg.solve_triangular(L, Q.mT, upper=False).mT)
+    if bool(((lengths > _VANISHED * lengths.max()) & (L.diagonal() > _PIVOT * lengths)).all()):
+        return _exactly_unit(torch.linalg.solve_triangular(L, Y.mT, upper=False).mT)
     return None
 
 

@@ -14,6 +14,7 @@ class Crew {
   Crew(int rank, int size, void (*wait)(void*), void* context) : rank_(rank), size_(size), wait_(wait), context_(context) {}
 
   int rank() const { return rank_; }
+  int size() const { return size_; }
 
   /// Until every thread has come here, and sees what the others wrote.
   void sync() const {

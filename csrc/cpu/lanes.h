@@ -78,4 +78,17 @@ LIP_FAST_INLINE void transpose(const float* from, std::int64_t apart, float* to,
   for (int i = 0; i < W; ++i) store<W>(to + i * to_apart, row[i]);
 }
 
+/// to (rows, columns) = the transpose of from (columns, rows); the rows of both are contiguous.
+template <int W>
+LIP_FAST_INLINE void transpose_all(std::int64_t rows, std::int64_t columns, const float* from, std::int64_t apart, float* to,
+                                   std::int64_t to_apart) {
+  const std::int64_t whole_rows = rows / W * W, whole_columns = columns / W * W;
+  for (std::int64_t c = 0; c < whole_columns; c += W) {
+    for (std::int64_t i = 0; i < whole_rows; i += W) transpose<W>(from + c * apart + i, apart, to + i * to_apart + c, to_apart);
+  }
+  for (std::int64_t c = 0; c < columns; ++c) {
+    for (std::int64_t i = c < whole_columns ? whole_rows : 0; i < rows; ++i) to[i * to_apart + c] = from[c * apart + i];
+  }
+}
+
 }  // namespace lip_fast::cpu

@@ -6,11 +6,9 @@
 #include <cmath>
 
 #include "cpu/multiply.h"
+#include "cpu/room.h"
 
 namespace lip_fast::cpu {
-
-/// Columns of a small matrix at most; a stack holds a few rows of them.
-constexpr int kMostSmall = 64;
 
 /// Of a column scaled to length 1, the squared part outside the span of those before it that is no more than rounding:
 /// its entries are float, whose products a double holds, so that rounding leaves some 1e-14 of dependent columns.
@@ -201,6 +199,51 @@ LIP_FAST_INLINE int orthogonalise(float* X, int m, int ld, float enough, int mos
     if (cosine <= enough || (cosine < 0.01f && cosine * tangent * 2 * H <= enough)) return sweep;
   }
   return -1;
+}
+
+/// Sweeps over X (m, m), whose rows are 2 N W apart, as orthogonalise(); where most of the work is among the short
+/// columns, of the tail and fresh ones, those are first orthogonalised roughly, by themselves.
+template <int W, int N>
+LIP_FAST_INLINE int orthogonalise_graded(float* X, int m) {
+  constexpr float kRough = 1e-3f;
+  constexpr int ld = 2 * N * W, half = ld / 2;
+  orthogonalise<W, N / 2>(X + half * ld + half, m - half, ld, kRough, kMostSweeps);
+  return orthogonalise<W, N>(X, m, ld, kCosine, kMostSweeps);
+}
+
+/// The first ``t`` columns of P (m, m): eigenvectors of H in the order of falling eigenvalues, where H with rows and
+/// columns in ``order`` is R^T R; returns whether they were found. Rows of R and P are ``ld`` apart.
+/// scratch: of room_of_eigenvectors(m).
+template <int W>
+LIP_FAST_INLINE bool eigenvectors(const double* R, double* P, const int* order, int m, int t, int ld, float* scratch) {
+  // Vectors of pairs of 128, 64 and 32 columns.
+  constexpr int kAll = 128 / (2 * W), kHalf = 64 / (2 * W), kQuarter = 32 / (2 * W);
+  const int apart = m <= 32 ? 32 : m <= 64 ? 64 : 128;
+  float* const X = scratch;
+  const float scale = R[0] > 0 ? static_cast<float>(1 / R[0]) : 0.0f;
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < apart; ++j) X[i * apart + j] = j <= i ? static_cast<float>(R[j * ld + i]) * scale : 0.0f;
+  }
+  const int sweeps = apart == 32   ? orthogonalise<W, kQuarter>(X, m, apart, kCosine, kMostSweeps)
+                     : apart == 64 ? orthogonalise_graded<W, kHalf>(X, m)
+                                   : orthogonalise_graded<W, kAll>(X, m);
+  if (sweeps < 0) return false;
+  float s[kMostSmall];
+  int by_size[kMostSmall];
+  for (int j = 0; j < m; ++j) {
+    float square = 0;
+    for (int i = 0; i < m; ++i) square += X[i * apart + j] * X[i * apart + j];
+    s[j] = std::sqrt(square);
+    by_size[j] = j;
+  }
+  std::sort(by_size, by_size + m, [&](int i, int j) { return s[i] > s[j]; });
+  for (int i = 0; i < m; ++i) {
+    for (int c = 0; c < t; ++c) {
+      const int j = by_size[c];
+      P[order[i] * ld + c] = s[j] > 0 ? X[i * apart + j] / s[j] : 0.0;
+    }
+  }
+  return true;
 }
 
 /// Improves eigenvectors P (m, t) of the symmetric H (m, m), by steps of Ogita and Aishima (2018) in double; returns

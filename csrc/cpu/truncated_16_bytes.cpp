@@ -1,13 +1,13 @@
-#include "cpu/truncated_sets.h"
+#include "cpu/sets.h"
 #include "cpu/truncated_stages.h"
 
 namespace lip_fast::cpu {
 namespace {
 
-void run(TruncatedStep& step, const Room& room, const Crew& crew) { TruncatedStages<4>(step, room, crew).run(); }
+void run(TruncatedStep& step, const TruncatedRoom& room, const Crew& crew) { TruncatedStages<4>(step, room, crew).run(); }
 
 }  // namespace
 
-RunTruncated truncated_of_16_bytes() { return run; }
+Run<TruncatedStep, TruncatedRoom> truncated_of_16_bytes() { return run; }
 
 }  // namespace lip_fast::cpu

@@ -1,4 +1,4 @@
-#include "cpu/truncated_sets.h"
+#include "cpu/sets.h"
 
 #if defined(LIP_FAST_X86_SETS)
 #pragma GCC push_options
@@ -8,7 +8,7 @@
 namespace lip_fast::cpu {
 namespace {
 
-void run(TruncatedStep& step, const Room& room, const Crew& crew) { TruncatedStages<16>(step, room, crew).run(); }
+void run(TruncatedStep& step, const TruncatedRoom& room, const Crew& crew) { TruncatedStages<16>(step, room, crew).run(); }
 
 }  // namespace
 }  // namespace lip_fast::cpu
@@ -16,9 +16,9 @@ void run(TruncatedStep& step, const Room& room, const Crew& crew) { TruncatedSta
 
 namespace lip_fast::cpu {
 
-RunTruncated truncated_of_64_bytes() { return __builtin_cpu_supports("x86-64-v4") ? run : nullptr; }
+Run<TruncatedStep, TruncatedRoom> truncated_of_64_bytes() { return __builtin_cpu_supports("x86-64-v4") ? run : nullptr; }
 
 }  // namespace lip_fast::cpu
 #else
-lip_fast::cpu::RunTruncated lip_fast::cpu::truncated_of_64_bytes() { return nullptr; }
+lip_fast::cpu::Run<lip_fast::cpu::TruncatedStep, lip_fast::cpu::TruncatedRoom> lip_fast::cpu::truncated_of_64_bytes() { return nullptr; }
 #endif

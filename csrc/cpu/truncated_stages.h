@@ -1,15 +1,15 @@
 // The stages of a truncated step, for one instruction set: see cpu/truncated_step.h.
 #pragma once
 
+#include "cpu/batch_sums.h"
 #include "cpu/small_algebra.h"
-#include "cpu/truncated_sets.h"
 
 namespace lip_fast::cpu {
 
 template <int W>
 class TruncatedStages {
  public:
-  TruncatedStages(TruncatedStep& step, const Room& room, const Crew& crew)
+  TruncatedStages(TruncatedStep& step, const TruncatedRoom& room, const Crew& crew)
       : a(step), room(room), crew(crew), m(room.m), columns(step.t + step.fresh), tile(room.tile + room.tile_size * crew.rank()) {}
 
   LIP_FAST_INLINE void run() {
@@ -160,7 +160,7 @@ class TruncatedStages {
       }
       if (a.status == kSound && !factor<D>(R, columns, m).finite) a.status = kNotFinite;
       for (int i = 0; i < m * m; ++i) P[i] = 0;
-      if (a.status == kSound) eigenvectors(R, P, order);
+      if (a.status == kSound && !eigenvectors<W>(R, P, order, columns, a.t, m, tile)) a.status = kNotConverged;
       double lambda[kMostSmall];
       // Of a basis whose columns have cosines up to 1e-4 the step is not to be used; those of B are found below.
       if (a.status == kSound && !(refine<D>(H, P, lambda, columns, a.t, m, work) <= 1e-4)) a.status = kNotOrthogonal;
@@ -178,44 +178,6 @@ class TruncatedStages {
     });
   }
 
-  /// P (columns, t) of the sorted H = R^T R, by falling singular values of R.
-  LIP_FAST_INLINE void eigenvectors(const double* R, double* P, const int* order) {
-    // Vectors of pairs of 64 and of 32 columns.
-    constexpr int kWide = 64 / (2 * W), kNarrow = 32 / (2 * W);
-    const bool narrow = columns <= 32;
-    const int ld = narrow ? 32 : 64;
-    float* const X = tile;
-    const float scale = R[0] > 0 ? static_cast<float>(1 / R[0]) : 0.0f;
-    for (int i = 0; i < columns; ++i) {
-      for (int j = 0; j < ld; ++j) X[i * ld + j] = j <= i ? static_cast<float>(R[j * m + i]) * scale : 0.0f;
-    }
-    int sweeps;
-    if (narrow) {
-      sweeps = orthogonalise<W, kNarrow>(X, columns, ld, kCosine, kMostSweeps);
-    } else {
-      // Most of the work is among the short columns, of the tail and the fresh ones: first roughly, by themselves.
-      constexpr float kRough = 1e-3f;
-      orthogonalise<W, kNarrow>(X + 32 * ld + 32, columns - 32, ld, kRough, kMostSweeps);
-      sweeps = orthogonalise<W, kWide>(X, columns, ld, kCosine, kMostSweeps);
-    }
-    if (sweeps < 0) a.status = kNotConverged;
-    float s[kMostSmall];
-    int by_size[kMostSmall];
-    for (int j = 0; j < columns; ++j) {
-      float square = 0;
-      for (int i = 0; i < columns; ++i) square += X[i * ld + j] * X[i * ld + j];
-      s[j] = std::sqrt(square);
-      by_size[j] = j;
-    }
-    std::sort(by_size, by_size + columns, [&](int i, int j) { return s[i] > s[j]; });
-    for (int i = 0; i < columns; ++i) {
-      for (int c = 0; c < a.t; ++c) {
-        const int j = by_size[c];
-        P[order[i] * m + c] = s[j] > 0 ? X[i * ld + j] / s[j] : 0.0;
-      }
-    }
-  }
-
   /// B = Z W_B, padded in the place of V, and in panels for the rebuild; again where it is not orthonormal enough.
   LIP_FAST_INLINE void vectors() {
     float* const padded = room.V;
@@ -224,7 +186,7 @@ class TruncatedStages {
         const std::int64_t j = room.slabs.begin(slab), rows = room.slabs.size(slab);
         multiply<W, float>(rows, m, columns, {room.Z + j * m, m, 1}, room.W_B, m, padded + j * m, m, false);
         float* const panel = room.panels + j * a.t;
-        transposed(a.t, rows, padded + j * m, m, panel, kPanel);
+        transpose_all<W>(a.t, rows, padded + j * m, m, panel, kPanel);
         for (int c = 0; c < a.t; ++c) std::fill(panel + c * kPanel + rows, panel + (c + 1) * kPanel, 0.0f);
         for (std::int64_t i = 0; i < rows; ++i) {
           const float* const from = padded + (j + i) * m;
@@ -285,51 +247,16 @@ class TruncatedStages {
     });
   }
 
-  /// Parts of the sums of the refit: numerators, denominators, column sums of P, the energy and the masked rows.
+  /// Parts of the sums of the refit.
   LIP_FAST_INLINE void labels() {
     const int r = a.t - a.k, from = a.k / 16 * 16, width = m - from, at = a.k - from;
-    const float* const padded = room.V;
     crew.each(room.of_batch.count(), [&](std::int64_t part) {
-      double* const sums = sums_of(part);
-      std::fill(sums, sums + 3 * r + 2, 0.0);
       const std::int64_t first = room.of_batch.begin(part), last = first + room.of_batch.size(part);
-      for (std::int64_t row = first; row < last; row += kTile) {
-        const std::int64_t rows = std::min<std::int64_t>(kTile, last - row);
-        float *const P = tile, *const of_A = P + kTile * m, *const block = of_A + m;
-        float energy[kTile] = {};
-        for (std::int64_t j = 0; j < a.q; j += kDepth) {
-          // Copied as in project().
-          constexpr int kApart = kDepth + 16;
-          const std::int64_t depth = std::min<std::int64_t>(kDepth, a.q - j);
-          for (std::int64_t i = 0; i < rows; ++i) {
-            const float* const x = a.X + (row + i) * a.x_stride + j;
-            float* const to = block + i * kApart;
-            float sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (std::int64_t c = 0; c < depth; ++c) {
-              to[c] = x[c];
-              sum += x[c] * x[c];
-            }
-            energy[i] += sum;
-          }
-          multiply<W, float>(rows, width, depth, {block, kApart, 1}, padded + j * m + from, m, P, m, j > 0);
-        }
-        for (std::int64_t i = 0; i < rows; ++i) {
-          const std::int64_t label = a.y[row + i];
-          if (label < 0 || label >= a.l) {
-            sums[3 * r + 1] += label != a.ignored;
-            continue;
-          }
-          sums[3 * r] += energy[i];
-          multiply<W, float>(1, width, columns, {room.Y + label * m, m, 1}, room.W_A + from, m, of_A, m, false);
-          for (int c = 0; c < r; ++c) {
-            const double p = P[i * m + at + c];
-            sums[c] += p * of_A[at + c];
-            sums[r + c] += p * p;
-            sums[2 * r + c] += p;
-          }
-        }
-      }
+      float* const of_A = tile + room_of_sums(width);
+      batch_sums<W>(a.batch, first, last, a.l, a.q, room.V + from, m, width, at, r, tile, sums_of(part), [&](std::int64_t label) {
+        multiply<W, float>(1, width, columns, {room.Y + label * m, m, 1}, room.W_A + from, m, of_A, m, false);
+        return of_A + at;
+      });
     });
   }
 
@@ -349,9 +276,9 @@ class TruncatedStages {
     }
     crew.one([&] {
       const int r = a.t - a.k;
-      double total[3 * kMostSmall + 2] = {};
+      double total[count_of_sums(kMostSmall)] = {};
       for (std::int64_t part = 0; part < room.of_batch.count(); ++part) {
-        for (int e = 0; e < 3 * r + 2; ++e) total[e] += sums_of(part)[e];
+        for (int e = 0; e < count_of_sums(r); ++e) total[e] += sums_of(part)[e];
       }
       if (a.bias != nullptr) {
         double along[kMostSmall] = {};
@@ -406,18 +333,6 @@ class TruncatedStages {
     });
   }
 
-  /// to (rows, columns) = the transpose of from (columns, rows).
-  LIP_FAST_INLINE void transposed(std::int64_t rows, std::int64_t columns, const float* from, std::int64_t apart, float* to,
-                                  std::int64_t to_apart) {
-    const std::int64_t whole_rows = rows / W * W, whole_columns = columns / W * W;
-    for (std::int64_t c = 0; c < whole_columns; c += W) {
-      for (std::int64_t i = 0; i < whole_rows; i += W) transpose<W>(from + c * apart + i, apart, to + i * to_apart + c, to_apart);
-    }
-    for (std::int64_t c = 0; c < columns; ++c) {
-      for (std::int64_t i = c < whole_columns ? whole_rows : 0; i < rows; ++i) to[i * to_apart + c] = from[c * apart + i];
-    }
-  }
-
   /// The block of M that comes after one of so many rows and columns, of those from ``first`` to ``last``: what a product
   /// of ``turns`` rows has the time to fetch.
   LIP_FAST_INLINE Ahead after(std::int64_t row, std::int64_t rows, std::int64_t j, std::int64_t columns, std::int64_t first,
@@ -463,10 +378,10 @@ class TruncatedStages {
     }
   }
 
-  double* sums_of(std::int64_t part) const { return room.sums + part * (3 * (a.t - a.k) + 2); }
+  double* sums_of(std::int64_t part) const { return room.sums + part * count_of_sums(a.t - a.k); }
 
   TruncatedStep& a;
-  const Room& room;
+  const TruncatedRoom& room;
   const Crew& crew;
   const int m, columns;  // padded, and not
   float* const tile;     // this thread's own

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "cpu/batch.h"
+
 namespace lip_fast::cpu {
 
 /// LIP on a float weight M (l, q) by one power step from the last basis, wholly on this processor:
@@ -23,10 +25,7 @@ struct TruncatedStep {
   double tolerance;        // share of S[0] below which a value is no direction's
   int threads, vector_bytes;  // at most; vectors of 64, 32 or 16 bytes
 
-  const float* X;          // (n, q), rows x_stride apart
-  std::int64_t n, x_stride;
-  const std::int64_t* y;   // (n)
-  std::int64_t ignored;    // an index that is no error
+  Batch batch;
   const float* bias;       // (l), or null
 
   float* A;                // (l, t), written where it is not null: the step is then no more than the decomposition

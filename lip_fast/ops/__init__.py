@@ -12,7 +12,7 @@ plain torch are taken as ``torch.set_float32_matmul_precision`` and autocast say
 itself; a step sets both once for all of its ops (:func:`lip_fast.validation.full_precision`).
 """
 
-from lip_fast.ops.at_once import Step, exact_step_, truncated_step_
+from lip_fast.ops.at_once import Step, exact_step_, projected_step_, truncated_step_
 from lip_fast.ops.class_sums import ClassSums, class_sums
 from lip_fast.ops.fresh_columns import fresh_columns
 from lip_fast.ops.gram import gram
@@ -48,6 +48,7 @@ __all__ = [
     "label_sums",
     "orthonormalize",
     "project",
+    "projected_step_",
     "rebuild_",
     "refit",
     "sketch",

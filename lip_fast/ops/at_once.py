@@ -12,14 +12,15 @@ from torch import Tensor
 
 from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
-from lip_fast.backends.native.library import fits_at_once
+from lip_fast.backends.native.library import fits_at_once, wide_vectors
 from lip_fast.ops.tail_svd import SMALL_SIDE
 from lip_fast.refitting import Refitting
 from lip_fast.targets import CSR, Targets
 
-__all__ = ["EXACT", "TRUNCATED", "Step", "exact_step_", "truncated_step_"]
+__all__ = ["EXACT", "PROJECTED", "TRUNCATED", "Step", "exact_step_", "projected_step_", "truncated_step_"]
 
 TRUNCATED = Kernel("native.at_once:truncated_step_", "cpu")
+PROJECTED = Kernel("native.at_once:projected_step_", "cpu")
 EXACT = Kernel("native.at_once:exact_step_", "cpu")
 
 
@@ -30,6 +31,8 @@ class Step(NamedTuple):
     """(q, t) of the next step; None where it takes none."""
     clipped: int
     masked: int
+    told: tuple[float, float] | None = None
+    """gamma and ``deeper`` of :class:`lip_fast.projected.Split`, of a step by products."""
 
     @property
     def ok(self) -> bool:
@@ -79,6 +82,58 @@ def truncated_step_(
     taken = TRUNCATED.run(M, basis, X, y, bias, following, how, fresh, int(step), seed)
     _, applied, clipped, masked = taken
     return Step(following, clipped, masked) if applied else None
+
+
+def projected_step_(
+    M: Tensor,
+    basis: Tensor,
+    X: Tensor,
+    Y: Targets,
+    bias: Tensor | None,
+    how: Refitting,
+    *,
+    guards: int,
+    fresh: int,
+    step: Tensor,
+    seed: int,
+    most_removed: float,
+) -> Step | None:
+    """:func:`lip_fast.projected.split`, :func:`label_sums`, :func:`refit` and :func:`rebuild_` of a weight.
+
+    Args:
+        M: (l, q) the weight.
+        basis: (q, k + r) of the last step.
+        X: (n, q) features.
+        Y: their checked labels.
+        bias: (l,) of the classifier, or None.
+        how: what becomes of its directions, of which k are kept.
+        guards: number of kept directions that are decomposed with the tail.
+        fresh: number of fresh columns at most.
+        step: () int64, their counter.
+        seed: their key.
+        most_removed: share of ||M||_F^2 beyond which nothing is removed, and nothing written.
+
+    Returns:
+        None where nothing was written: see :func:`truncated_step_`; more directions than guards are kept.
+    """
+    y = _indices(M, X, Y, bias)
+    if (
+        y is None
+        or how.rank <= guards
+        or not _serves("warm_svd", "at_once")
+        or basis.dtype != torch.float32
+        or not wide_vectors()
+    ):
+        return None
+    if not basis.mT.is_contiguous():
+        basis = basis.mT.contiguous().mT
+    following = torch.empty_like(basis)
+    fresh = min(fresh, min(M.shape) - basis.shape[1])
+    taken = PROJECTED.run(
+        M, basis, X, y, bias, following, how, guards, fresh, int(step), seed, most_removed
+    )
+    _, applied, clipped, masked, gamma, deeper = taken
+    return Step(following, clipped, masked, (gamma, deeper)) if applied else None
 
 
 def exact_step_(

@@ -57,7 +57,7 @@ Result run(std::int64_t l, std::int64_t q, int k, int t, std::int64_t n, bool dr
   TruncatedStep a{};
   a.l = l, a.q = q, a.k = k, a.t = t, a.fresh = 8, a.M = result.M.data(), a.m_stride = q, a.basis = basis.data();
   a.seed = 3, a.step = 11, a.drop = drop, a.clip = true, a.tolerance = 1e-7, a.threads = threads;
-  a.X = X.data(), a.n = decompose ? 0 : n, a.x_stride = q, a.y = y.data(), a.ignored = -100, a.bias = bias.data();
+  a.batch = {X.data(), decompose ? 0 : n, q, y.data(), -100}, a.bias = bias.data();
   a.A = decompose ? result.A.data() : nullptr, a.S = result.S.data(), a.B = result.B.data();
   Room room{};
   std::vector<char> memory(static_cast<std::size_t>(lay_out(room, a, nullptr)) + 64);

@@ -13,7 +13,7 @@ from lip_fast.refitting import Refitting
 from lip_fast.targets import IGNORE_INDEX
 from lip_fast.validation import full_precision
 
-__all__ = ["exact_step_", "truncated_step_", "warm_svd"]
+__all__ = ["exact_step_", "projected_step_", "truncated_step_", "warm_svd"]
 
 # Bits of lip_fast.status; whether the weight was written; values limited; class indices out of range.
 _Taken = tuple[int, bool, int, int]
@@ -52,6 +52,53 @@ def truncated_step_(
     operands, batch = _batch(X, y, bias)
     results = (0, S.data_ptr(), following.data_ptr())
     taken: _Taken = MODULES["cpu"].truncated_step(*given, *options, *batch, *results)
+    del operands  # read until here
+    if taken[1]:
+        torch.autograd.graph.increment_version(M)
+    return taken
+
+
+def projected_step_(
+    M: Tensor,
+    basis: Tensor,
+    X: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    following: Tensor,
+    how: Refitting,
+    guards: int,
+    fresh: int,
+    step: int,
+    seed: int,
+    most_removed: float,
+) -> tuple[int, bool, int, int, float, float]:
+    """Split M by products, refit its tail to a batch and write M, all of it or nothing.
+
+    Args:
+        M: (l, q) float32, its rows contiguous.
+        basis: (q, k + r) float32, its columns contiguous: see :func:`lip_fast.projected.split`.
+        X: (n, q) float32.
+        y: (n,) int64 class indices.
+        bias: (l,) float32, or None.
+        following: (q, k + r) float32, its columns contiguous, written: the basis of the next step.
+        how: with the rank k.
+        guards: number of kept directions that are decomposed with the tail, below k.
+        fresh: number of fresh columns; guards + r + fresh <= 128 and k + r + fresh <= min(l, q).
+        step: counter of the fresh columns.
+        seed: their key.
+        most_removed: share of ||M||_F^2 beyond which nothing is removed, and nothing written.
+
+    Returns:
+        As of the other steps, and gamma and ``deeper`` of :class:`lip_fast.projected.Split`.
+    """
+    l, q = M.shape
+    r = basis.shape[1] - how.rank
+    given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), how.rank, guards, r, fresh, seed, step)
+    options = (how.drop, how.clip, how.tolerance, most_removed, torch.get_num_threads(), VECTOR_BYTES)
+    operands, batch = _batch(X, y, bias)
+    taken: tuple[int, bool, int, int, float, float] = MODULES["cpu"].projected_step(
+        *given, *options, *batch, following.data_ptr()
+    )
     del operands  # read until here
     if taken[1]:
         torch.autograd.graph.increment_version(M)

@@ -1,0 +1,24 @@
+#include "cpu/sets.h"
+
+#if defined(LIP_FAST_X86_SETS)
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+#include "cpu/projected_stages.h"
+
+namespace lip_fast::cpu {
+namespace {
+
+void run(ProjectedStep& step, const ProjectedRoom& room, const Crew& crew) { ProjectedStages<8>(step, room, crew).run(); }
+
+}  // namespace
+}  // namespace lip_fast::cpu
+#pragma GCC pop_options
+
+namespace lip_fast::cpu {
+
+Run<ProjectedStep, ProjectedRoom> projected_of_32_bytes() { return __builtin_cpu_supports("x86-64-v3") ? run : nullptr; }
+
+}  // namespace lip_fast::cpu
+#else
+lip_fast::cpu::Run<lip_fast::cpu::ProjectedStep, lip_fast::cpu::ProjectedRoom> lip_fast::cpu::projected_of_32_bytes() { return nullptr; }
+#endif
