@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/truncated_sets.h"
+#include "cpu/sets.h"
 #include "cpu/truncated_stages.h"
 
 using namespace lip_fast::cpu;
@@ -59,7 +59,7 @@ Result run(std::int64_t l, std::int64_t q, int k, int t, std::int64_t n, bool dr
   a.seed = 3, a.step = 11, a.drop = drop, a.clip = true, a.tolerance = 1e-7, a.threads = threads;
   a.batch = {X.data(), decompose ? 0 : n, q, y.data(), -100}, a.bias = bias.data();
   a.A = decompose ? result.A.data() : nullptr, a.S = result.S.data(), a.B = result.B.data();
-  Room room{};
+  TruncatedRoom room{};
   std::vector<char> memory(static_cast<std::size_t>(lay_out(room, a, nullptr)) + 64);
   const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
   lay_out(room, a, memory.data() + (64 - address % 64) % 64);
