@@ -7,6 +7,7 @@
 #include "cpu/label_sums.h"
 #include "cpu/projected_step.h"
 #include "cpu/refit.h"
+#include "cpu/room.h"
 #include "cpu/round.h"
 #include "cpu/small_svd.h"
 #include "cpu/tail_svd.h"
@@ -131,7 +132,7 @@ PYBIND11_MODULE(_native_cpu, module) {
       [](Address M, std::int64_t l, std::int64_t q, std::int64_t m_stride, Address basis, int k, int guards, int r, int fresh,
          std::uint64_t seed, std::int64_t step, bool drop, bool clip, double tolerance, double deepest, int threads,
          int vector_bytes, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias,
-         Address following) {
+         Address Q, Address left, Address Z, Address right, Address S, Address following) {
         const std::int64_t d = std::min(l, q);
         if (guards < 1 || k <= guards || r < 1 || fresh < 0 || fresh > 16 || guards + r + fresh > 128 || k + r + fresh > d) {
           throw std::invalid_argument(
@@ -147,11 +148,16 @@ PYBIND11_MODULE(_native_cpu, module) {
         a.vector_bytes = vector_bytes;
         a.batch = {pointer<const float>("X", X, n * q), n, x_stride, pointer<const std::int64_t>("y", y, n), ignored};
         a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l);
+        if (Q != 0) {
+          const std::int64_t m = r + fresh, t = guards + m, both = cpu::padded(t) + cpu::padded(m);
+          a.factors = {pointer<float>("Q", Q, l * cpu::padded(k - guards + cpu::padded(t))), pointer<float>("left", left, l * both),
+                       pointer<float>("Z", Z, (k - guards + t) * q), pointer<float>("right", right, q * both), pointer<float>("S", S, m)};
+        }
         a.following = pointer<float>("following", following, q * (k + r));
         {
           pybind11::gil_scoped_release release;
           cpu::projected_step(a);
         }
-        return std::make_tuple(a.status, a.applied, a.clipped, a.masked, a.gamma, a.deeper);
+        return std::make_tuple(a.status, a.applied, a.clipped, a.masked, a.gamma, a.deeper, a.s_1, a.s_k);
       });
 }

@@ -110,6 +110,18 @@ def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split
         step: () int64, counter of the random columns.
         seed: key of the random columns.
     """
+    if found := ops.split(M, basis, k, guards=GUARDS, fresh=FRESH, step=step, seed=seed):
+        return Split(
+            found.left,
+            found.right,
+            found.S,
+            s_1=torch.tensor(found.s_1),
+            s_k=torch.tensor(found.s_k),
+            gamma=torch.tensor(found.gamma),
+            deeper=torch.tensor(found.deeper, dtype=torch.float64),
+            status=torch.zeros((), dtype=torch.int64),
+            basis=found.basis,
+        )
     r, n = basis.shape[1] - k, k - min(GUARDS, k)
     signs = ops.fresh_columns(step, len(basis), FRESH, seed=seed)
     Y, F = M @ basis, M @ signs[:, : min(M.shape) - k - r]

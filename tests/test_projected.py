@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lip_fast import status
+from lip_fast import ops, status
 from lip_fast.projected import FRESH, GUARDS, Split, first_basis, of_columns, split, split_of_products
 from lip_fast.sharded import decompose
 
@@ -47,10 +47,12 @@ class _OneOfOne:
         return part
 
 
-@pytest.fixture(params=["whole", "by two products", "by class", "by feature"])
-def splitter(request: pytest.FixtureRequest) -> Splitter:
+@pytest.fixture(params=["whole", "by a library", "by two products", "by class", "by feature"])
+def splitter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Splitter:
     """The split of a weight that one process has, of one that is not stored, and of one that several have."""
-    if request.param == "whole":
+    if request.param == "by a library":
+        monkeypatch.setattr(ops, "split", lambda *arguments, **options: None)
+    if request.param in ("whole", "by a library"):
         return _split
     if request.param == "by two products":
         return _split_of_products
@@ -200,6 +202,7 @@ def test_the_rotation_is_what_makes_one_power_step_enough(monkeypatch: pytest.Mo
     before = _gapped(l, q, k, gap=0.2)
     M = before + 5e-3 * _random(l, q, seed=1)
     (rotated,) = _steps(before, [M], k, r)
+    monkeypatch.setattr(ops, "split", lambda *arguments, **options: None)
     monkeypatch.setattr("lip_fast.projected._rotated", lambda Q, Z, A, C, *rest: (A, C))
     (plain,) = _steps(before, [M], k, r)
     assert float(rotated.gamma) > 1e-3

@@ -59,7 +59,11 @@ inline std::int64_t lay_out(ProjectedRoom& room, const ProjectedStep& a, char* a
   Places place(at);
   place(room.F, q * kSigns);
   place(room.Y, l * room.yp);
-  place(room.Q, l * room.qp);
+  const auto here = [&](float*& pointer, float* given, std::int64_t count) {
+    pointer = given;
+    if (given == nullptr) place(pointer, count);
+  };
+  here(room.Q, a.factors.Q, l * room.qp);
   room.T = room.Q + n;
   place(room.G, np * np);
   place(room.inverse, np * np);
@@ -67,10 +71,10 @@ inline std::int64_t lay_out(ProjectedRoom& room, const ProjectedStep& a, char* a
   place(room.lengths, np);
   place(room.beside, l * tp);
   place(room.along, n * tp);
-  place(room.Z, (n + room.t) * q);
+  here(room.Z, a.factors.Z, (n + room.t) * q);
   place(room.image, q * tp);
-  place(room.left, l * room.both);
-  place(room.right, q * room.both);
+  here(room.left, a.factors.left, l * room.both);
+  here(room.right, a.factors.right, q * room.both);
   place(room.E, n * mp);
   place(room.X, n * mp);
   place(room.moved, std::max(l, q) * mp);

@@ -28,6 +28,7 @@ class ProjectedStages {
     judge();
     if (!sound()) return;
     follow();
+    if (a.factors.Q != nullptr) return;
     refit_tail();
     if (a.applied) rebuild();
   }
@@ -161,13 +162,13 @@ class ProjectedStages {
         std::copy(room.Y + i * room.yp + n, room.Y + i * room.yp + a.k + a.r, room.T + i * qp);
       }
     });
-    take_out(kDependentBeside);
+    take_out(kDependentBeside, false);
     if (!sound()) return;
-    take_out(kLeastPivot);
+    take_out(kLeastPivot, true);
   }
 
-  /// T = (T - Q Q^T T) R^-1.
-  LIP_FAST_INLINE void take_out(double least) {
+  /// T = (T - Q Q^T T) R^-1, where T may be nearly orthonormal before.
+  LIP_FAST_INLINE void take_out(double least, bool nearly) {
     Product::run(crew, room.product, n, tp, a.l, {room.Q, 1, qp}, {room.T, qp, 1}, room.along, tp);
     Product::run(crew, room.product, a.l, tp, n, {room.Q, qp, 1}, {room.along, tp, 1}, room.beside, tp);
     crew.each(room.of_rows.count(), [&](std::int64_t part) {
@@ -196,9 +197,9 @@ class ProjectedStages {
         return;
       }
       invert<D>(G, inverse, t, tp);
-      // Without its 1: in float it would be rounded to one side of I, and the same one each time.
+      // Near I without its 1: in float it would be rounded to one side of it, and the same one each time.
       for (int e = 0; e < tp * tp; ++e) {
-        room.P[e] = e < t * tp ? static_cast<float>(inverse[e] - (e / tp == e % tp ? 1.0 : 0.0)) : 0.0f;
+        room.P[e] = e < t * tp ? static_cast<float>(inverse[e] - (nearly && e / tp == e % tp ? 1.0 : 0.0)) : 0.0f;
       }
     });
     if (!sound()) return;
@@ -206,7 +207,7 @@ class ProjectedStages {
       float* const T = room.T + room.rows.begin(i) * qp;
       const std::int64_t rows = room.rows.size(i);
       for (std::int64_t x = 0; x < rows; ++x) std::copy(T + x * qp, T + x * qp + tp, tile + x * tp);
-      multiply<W, float>(rows, tp, t, {tile, tp, 1}, room.P, tp, T, qp, true);
+      multiply<W, float>(rows, tp, t, {tile, tp, 1}, room.P, tp, T, qp, nearly);
     });
   }
 
@@ -429,6 +430,13 @@ class ProjectedStages {
       a.deeper = total > 0 ? (total - found) / total : 0.0;
       if (!(total <= kLargestSquare && found <= kLargestSquare && tail <= kLargestSquare)) a.status = kNotFinite;
       if (a.drop && !(a.deeper <= a.deepest)) a.status = kNotConverged;
+      a.s_k = static_cast<float>(room.of_S[a.guards - 1]);
+      a.s_1 = *std::max_element(room.lengths, room.lengths + n);
+      for (int c = 0; c < a.guards; ++c) a.s_1 = std::max(a.s_1, static_cast<float>(room.of_S[c]));
+      for (int c = 0; c < m; ++c) {
+        a.s_1 = std::max(a.s_1, static_cast<float>(room.of_tail[c]));
+        if (a.factors.S != nullptr) a.factors.S[c] = static_cast<float>(room.of_tail[c]);
+      }
     });
   }
 
@@ -483,10 +491,7 @@ class ProjectedStages {
       }
       // Of the kept singular values, the largest and the smallest.
       float S[kMostSmall + 2], s[kMostSmall];
-      S[0] = *std::max_element(room.lengths, room.lengths + n);
-      for (int c = 0; c < a.guards; ++c) S[0] = std::max(S[0], static_cast<float>(room.of_S[c]));
-      for (int c = 0; c < m; ++c) S[0] = std::max(S[0], static_cast<float>(room.of_tail[c]));
-      S[1] = static_cast<float>(room.of_S[a.guards - 1]);
+      S[0] = a.s_1, S[1] = a.s_k;
       for (int c = 0; c < a.r; ++c) S[2 + c] = static_cast<float>(room.of_tail[c]);
       const bool ok = true;
       a.masked = static_cast<std::int64_t>(total[3 * a.r + 1]);

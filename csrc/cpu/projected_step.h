@@ -6,6 +6,15 @@
 
 namespace lip_fast::cpu {
 
+/// What a step by products finds of M; padded as in cpu/projected_room.h.
+struct Factors {
+  float* Q;      // (l, qp): Q, and what it is beside
+  float* left;   // (l, both): A, and that of the rotated tail
+  float* Z;      // (n + t, q): rows of M^T Q, and others
+  float* right;  // (q, both): C, and B of the rotated tail
+  float* S;      // (m) of the rotated tail
+};
+
 /// LIP on a float weight M (l, q) by products, for any number k of kept directions, wholly on this processor; what it
 /// does is told in lip_fast/projected.py. With n = k - guards:
 ///
@@ -13,6 +22,8 @@ namespace lip_fast::cpu {
 ///   Z = M^T Q,  M^T T = C P^T by a small decomposition,  A = T P
 ///   both rotated until M^T maps Q and the tail to orthogonal spaces
 ///   the tail refitted to a batch of class indices, and M rebuilt
+///
+/// Where ``factors`` has addresses the step is no more than the decomposition.
 ///
 /// The same bits for any number of threads. It writes nothing where anything is not as in a training: columns that depend
 /// on others, numbers that are not finite.
@@ -31,11 +42,13 @@ struct ProjectedStep {
   Batch batch;
   const float* bias;          // (l), or null
 
+  Factors factors;            // written where they are not null
   float* following;           // (k + r, q), written: the basis of the next step
   int status;                 // written: bits of core/status.h
   bool applied;               // written: whether M was
   std::int64_t clipped, masked;
   double gamma, deeper;       // written: see lip_fast/projected.py
+  float s_1, s_k;             // written: bounds of the kept singular values
 };
 
 void projected_step(ProjectedStep& step);

@@ -12,7 +12,7 @@ plain torch are taken as ``torch.set_float32_matmul_precision`` and autocast say
 itself; a step sets both once for all of its ops (:func:`lip_fast.validation.full_precision`).
 """
 
-from lip_fast.ops.at_once import Step, exact_step_, projected_step_, truncated_step_
+from lip_fast.ops.at_once import Found, Step, exact_step_, projected_step_, split, truncated_step_
 from lip_fast.ops.class_sums import ClassSums, class_sums
 from lip_fast.ops.fresh_columns import fresh_columns
 from lip_fast.ops.gram import gram
@@ -34,6 +34,7 @@ from lip_fast.rules import Scaling, Updated
 __all__ = [
     "SVD",
     "ClassSums",
+    "Found",
     "Refit",
     "Scaling",
     "Step",
@@ -52,6 +53,7 @@ __all__ = [
     "rebuild_",
     "refit",
     "sketch",
+    "split",
     "start_basis",
     "tail_svd",
     "truncated_step_",

@@ -12,15 +12,27 @@ from torch import Tensor
 
 from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
-from lip_fast.backends.native.library import fits_at_once, wide_vectors
+from lip_fast.backends.native.library import MAX_COLUMNS, fits_at_once, wide_vectors
 from lip_fast.ops.tail_svd import SMALL_SIDE
 from lip_fast.refitting import Refitting
 from lip_fast.targets import CSR, Targets
 
-__all__ = ["EXACT", "PROJECTED", "TRUNCATED", "Step", "exact_step_", "projected_step_", "truncated_step_"]
+__all__ = [
+    "EXACT",
+    "PROJECTED",
+    "SPLIT",
+    "TRUNCATED",
+    "Found",
+    "Step",
+    "exact_step_",
+    "projected_step_",
+    "split",
+    "truncated_step_",
+]
 
 TRUNCATED = Kernel("native.at_once:truncated_step_", "cpu")
 PROJECTED = Kernel("native.at_once:projected_step_", "cpu")
+SPLIT = Kernel("native.at_once:split", "cpu")
 EXACT = Kernel("native.at_once:exact_step_", "cpu")
 
 
@@ -117,23 +129,43 @@ def projected_step_(
         None where nothing was written: see :func:`truncated_step_`; more directions than guards are kept.
     """
     y = _indices(M, X, Y, bias)
-    if (
-        y is None
-        or how.rank <= guards
-        or not _serves("warm_svd", "at_once")
-        or basis.dtype != torch.float32
-        or not wide_vectors()
-    ):
+    if y is None or not _splits(M, basis, how.rank, guards, fresh):
         return None
-    if not basis.mT.is_contiguous():
-        basis = basis.mT.contiguous().mT
+    basis = _by_columns(basis)
     following = torch.empty_like(basis)
     fresh = min(fresh, min(M.shape) - basis.shape[1])
-    taken = PROJECTED.run(
-        M, basis, X, y, bias, following, how, guards, fresh, int(step), seed, most_removed
-    )
-    _, applied, clipped, masked, gamma, deeper = taken
-    return Step(following, clipped, masked, (gamma, deeper)) if applied else None
+    done = PROJECTED.run(M, basis, X, y, bias, following, how, guards, fresh, int(step), seed, most_removed)
+    return Step(following, done.clipped, done.masked, (done.gamma, done.deeper)) if done.applied else None
+
+
+class Found(NamedTuple):
+    """The blocks of a weight that :class:`lip_fast.projected.Split` has, and its numbers."""
+
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+    S: Tensor
+    s_1: float
+    s_k: float
+    gamma: float
+    deeper: float
+    basis: Tensor
+
+
+def split(
+    M: Tensor, basis: Tensor, k: int, *, guards: int, fresh: int, step: Tensor, seed: int
+) -> Found | None:
+    """:func:`lip_fast.projected.split` without a step; the arguments are those of :func:`projected_step_`.
+
+    Returns:
+        None where the operands are not those of one call, and where what was found cannot be used.
+    """
+    if not (M.dtype == torch.float32 and _on_host_by_rows(M) and _splits(M, basis, k, guards, fresh)):
+        return None
+    fresh = min(fresh, min(M.shape) - basis.shape[1])
+    done, left, right, S, following = SPLIT.run(M, _by_columns(basis), k, guards, fresh, int(step), seed)
+    if done.status:
+        return None
+    return Found(left, right, S, done.s_1, done.s_k, done.gamma, done.deeper, following)
 
 
 def exact_step_(
@@ -163,8 +195,23 @@ def _indices(M: Tensor, X: Tensor, Y: Targets, bias: Tensor | None) -> Tensor | 
     """Labels that are class indices; None of others, and of operands that one call does not take."""
     if isinstance(Y, CSR) or Y.dim() != 1 or not M.dtype == X.dtype == torch.float32:
         return None
-    there = M.device.type == "cpu" and M.stride(1) == 1
-    return Y if there and (bias is None or bias.dtype == torch.float32) else None
+    return Y if _on_host_by_rows(M) and (bias is None or bias.dtype == torch.float32) else None
+
+
+def _on_host_by_rows(M: Tensor) -> bool:
+    return M.device.type == "cpu" and M.stride(1) == 1
+
+
+def _splits(M: Tensor, basis: Tensor, k: int, guards: int, fresh: int) -> bool:
+    """Whether a step by products with this basis is one call here, and is faster so."""
+    tail = basis.shape[1] - k
+    fits = k > guards and tail > 0 and guards + tail + fresh <= MAX_COLUMNS and basis.dtype == torch.float32
+    return fits and wide_vectors() and _serves("warm_svd", "at_once")
+
+
+def _by_columns(basis: Tensor) -> Tensor:
+    """The basis with its columns contiguous, as a step by products leaves it."""
+    return basis if basis.mT.is_contiguous() else basis.mT.contiguous().mT
 
 
 @cache

@@ -1,4 +1,4 @@
-// The truncated step of a host on threads of our own, whose barriers a sanitizer knows, from and to arrays without a
+// The steps of a host on threads of our own, whose barriers a sanitizer knows, from and to arrays without a
 // byte to spare: prints a line where the number of threads changes a bit, and what each step says.
 #include <condition_variable>
 #include <cstdio>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/sets.h"
+#include "cpu/projected_stages.h"
 #include "cpu/truncated_stages.h"
 
 using namespace lip_fast::cpu;
@@ -37,41 +38,89 @@ class Barrier {
 };
 
 struct Result {
-  std::vector<float> M, S, B, A;
+  std::vector<std::vector<float>> written;
   int status;
   bool applied;
 };
 
-Result run(std::int64_t l, std::int64_t q, int k, int t, std::int64_t n, bool drop, bool decompose, int threads) {
-  std::mt19937 random(7);
-  std::normal_distribution<float> normal;
-  const auto numbers = [&](std::int64_t count) {
+class Numbers {
+ public:
+  std::vector<float> operator()(std::int64_t count, float scale = 1) {
     std::vector<float> x(static_cast<std::size_t>(count));
-    for (float& value : x) value = normal(random);
+    for (float& value : x) value = scale * normal_(random_);
     return x;
-  };
-  Result result{numbers(l * q), std::vector<float>(t), std::vector<float>(q * t), std::vector<float>(decompose ? l * t : 0), 0, false};
-  const std::vector<float> basis = numbers(q * t), X = numbers(n * q), bias = numbers(l);
-  std::vector<std::int64_t> y(static_cast<std::size_t>(n));
-  for (std::size_t i = 0; i < y.size(); ++i) y[i] = i % 7 == 3 ? -100 : static_cast<std::int64_t>(random() % l);
-  TruncatedStep a{};
-  a.l = l, a.q = q, a.k = k, a.t = t, a.fresh = 8, a.M = result.M.data(), a.m_stride = q, a.basis = basis.data();
-  a.seed = 3, a.step = 11, a.drop = drop, a.clip = true, a.tolerance = 1e-7, a.threads = threads;
-  a.batch = {X.data(), decompose ? 0 : n, q, y.data(), -100}, a.bias = bias.data();
-  a.A = decompose ? result.A.data() : nullptr, a.S = result.S.data(), a.B = result.B.data();
-  TruncatedRoom room{};
-  std::vector<char> memory(static_cast<std::size_t>(lay_out(room, a, nullptr)) + 64);
+  }
+
+  /// Class indices, of which some are to be ignored.
+  std::vector<std::int64_t> labels(std::int64_t count, std::int64_t l) {
+    std::vector<std::int64_t> y(static_cast<std::size_t>(count));
+    for (std::size_t i = 0; i < y.size(); ++i) y[i] = i % 7 == 3 ? -100 : static_cast<std::int64_t>(random_() % l);
+    return y;
+  }
+
+ private:
+  std::mt19937 random_{7};
+  std::normal_distribution<float> normal_;
+};
+
+/// Takes the stages of a step in room of just its size.
+template <class Stages, class Room, class Step>
+void take(Step& step, int threads) {
+  Room room{};
+  step.threads = threads;
+  std::vector<char> memory(static_cast<std::size_t>(lay_out(room, step, nullptr)) + 64);
   const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
-  lay_out(room, a, memory.data() + (64 - address % 64) % 64);
+  lay_out(room, step, memory.data() + (64 - address % 64) % 64);
   Barrier barrier(threads);
   std::vector<std::thread> crew;
   for (int rank = 0; rank < threads; ++rank) {
-    crew.emplace_back([&, rank] { TruncatedStages<4>(a, room, Crew(rank, threads, &Barrier::wait, &barrier)).run(); });
+    crew.emplace_back([&, rank] { Stages(step, room, Crew(rank, threads, &Barrier::wait, &barrier)).run(); });
   }
   for (std::thread& thread : crew) thread.join();
-  result.status = a.status;
-  result.applied = a.applied;
-  return result;
+}
+
+Result truncated(std::int64_t l, std::int64_t q, int k, int t, std::int64_t n, bool drop, bool decompose, int threads) {
+  Numbers numbers;
+  std::vector<float> M = numbers(l * q), S(t), B(q * t), A(decompose ? l * t : 0);
+  const std::vector<float> basis = numbers(q * t), X = numbers(n * q), bias = numbers(l);
+  const std::vector<std::int64_t> y = numbers.labels(n, l);
+  TruncatedStep a{};
+  a.l = l, a.q = q, a.k = k, a.t = t, a.fresh = 8, a.M = M.data(), a.m_stride = q, a.basis = basis.data();
+  a.seed = 3, a.step = 11, a.drop = drop, a.clip = true, a.tolerance = 1e-7;
+  a.batch = {X.data(), decompose ? 0 : n, q, y.data(), -100}, a.bias = bias.data();
+  a.A = decompose ? A.data() : nullptr, a.S = S.data(), a.B = B.data();
+  take<TruncatedStages<4>, TruncatedRoom>(a, threads);
+  return {{M, S, B, A}, a.status, a.applied};
+}
+
+Result projected(std::int64_t l, std::int64_t q, int k, int r, std::int64_t n, bool drop, bool decompose, int threads) {
+  Numbers numbers;
+  const int guards = 8, fresh = static_cast<int>(std::min<std::int64_t>(8, std::min(l, q) - k - r));
+  const int kept = k - guards, t = guards + r + fresh, m = r + fresh, both = padded(t) + padded(m);
+  // Of a diagonal weight with falling singular values and a gap, a small change later.
+  std::vector<float> M = numbers(l * q, 1e-4f), basis(q * (k + r));
+  for (int c = 0; c < std::min(l, q); ++c) {
+    const float s = (c < k ? 1.0f : 0.05f) * (2.0f - static_cast<float>(c) / static_cast<float>(l + q));
+    M[c * q + c] += s;
+    if (c < k + r) basis[c * q + c] = c < k ? 1 / s : 1.0f;
+  }
+  const std::vector<float> X = numbers(n * q), bias = numbers(l);
+  const std::vector<std::int64_t> y = numbers.labels(n, l);
+  std::vector<float> following(q * (k + r)), Q, left, Z, right, S;
+  ProjectedStep a{};
+  a.l = l, a.q = q, a.k = k, a.guards = guards, a.r = r, a.fresh = fresh, a.M = M.data(), a.m_stride = q;
+  a.basis = basis.data(), a.seed = 3, a.step = 11, a.drop = drop, a.clip = true, a.tolerance = 1e-7, a.deepest = 1;
+  a.batch = {X.data(), decompose ? 0 : n, q, y.data(), -100}, a.bias = bias.data(), a.following = following.data();
+  if (decompose) {
+    Q.resize(l * padded(kept + padded(t))), left.resize(l * both), Z.resize((kept + t) * q), right.resize(q * both), S.resize(m);
+    a.factors = {Q.data(), left.data(), Z.data(), right.data(), S.data()};
+  }
+  take<ProjectedStages<4>, ProjectedRoom>(a, threads);
+  return {{M, following, Q, left, Z, right, S}, a.status, a.applied};
+}
+
+void tell(const Result& alone, const Result& crew) {
+  std::printf("%d %d %d\n", alone.status, static_cast<int>(alone.applied), static_cast<int>(alone.written == crew.written));
 }
 
 }  // namespace
@@ -84,10 +133,15 @@ int main() {
   };
   for (const Shape& s : {Shape{61, 83, 9, 20, 30}, Shape{40, 24, 16, 16, 7}, Shape{70, 130, 0, 56, 50}, Shape{30, 49, 3, 21, 1}}) {
     for (int form = 0; form < 3; ++form) {
-      const Result alone = run(s.l, s.q, s.k, s.t, s.n, form == 1, form == 2, 1);
-      const Result crew = run(s.l, s.q, s.k, s.t, s.n, form == 1, form == 2, 3);
-      const bool same = alone.M == crew.M && alone.S == crew.S && alone.B == crew.B && alone.A == crew.A;
-      std::printf("%d %d %d\n", alone.status, static_cast<int>(alone.applied), static_cast<int>(same));
+      const auto run = [&](int threads) { return truncated(s.l, s.q, s.k, s.t, s.n, form == 1, form == 2, threads); };
+      tell(run(1), run(3));
+    }
+  }
+  // Here ``t`` is the number of directions in the tail; blocks of 64 and one more, and no fresh columns.
+  for (const Shape& s : {Shape{121, 113, 73, 5, 30}, Shape{130, 97, 20, 16, 50}, Shape{80, 120, 72, 8, 1}}) {
+    for (int form = 0; form < 3; ++form) {
+      const auto run = [&](int threads) { return projected(s.l, s.q, s.k, s.t, s.n, form == 1, form == 2, threads); };
+      tell(run(1), run(3));
     }
   }
 }

@@ -1,7 +1,7 @@
 """A step in one call: its parts one after another, in float64, whatever the vectors and threads."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,27 +16,14 @@ from lip_fast.ops import at_once as declared
 from lip_fast.optim import LIPSGD
 from lip_fast.refitting import Refitting
 
-pytestmark = pytest.mark.skipif(library.cpu() is None, reason="the native kernels are not there")
+pytestmark = [
+    pytest.mark.skipif(library.cpu() is None, reason="the native kernels are not there"),
+    pytest.mark.usefixtures("served"),
+]
 
 FRESH = 8
 # Odd sizes, one more and one less than a tile of rows (48), a panel of columns (64) or a vector (16).
 SHAPES = [(100, 512), (97, 131), (131, 97), (49, 65), (47, 63), (64, 64), (30, 1000), (700, 40)]
-
-
-@pytest.fixture(params=[64, 32, 16])
-def vector_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Vectors of so many bytes, where the processor has them."""
-    if library.MODULES["cpu"].vector_bytes(request.param) != request.param:
-        pytest.skip(f"no vectors of {request.param} bytes here")
-    monkeypatch.setattr(at_once, "VECTOR_BYTES", request.param)
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step in one call, whichever backend is asked for."""
-    monkeypatch.setattr(declared, "_serves", lambda op, file: True)
-    monkeypatch.setattr(library, "wide_vectors", lambda: True)
 
 
 def weight(l: int, q: int, t: int, *, change: float = 1e-4) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ They give the same bits for any number of threads. Vectors are as wide as the pr
 is less than 32 bytes, or without fused multiply-adds, a library multiplies faster.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from lip_fast.refitting import Refitting
 from lip_fast.targets import IGNORE_INDEX
 from lip_fast.validation import full_precision
 
-__all__ = ["exact_step_", "projected_step_", "truncated_step_", "warm_svd"]
+__all__ = ["Split", "exact_step_", "projected_step_", "split", "truncated_step_", "warm_svd"]
 
 # Bits of lip_fast.status; whether the weight was written; values limited; class indices out of range.
 _Taken = tuple[int, bool, int, int]
@@ -58,6 +60,22 @@ def truncated_step_(
     return taken
 
 
+class Split(NamedTuple):
+    """What a step by products did, or found where it is no more than a decomposition."""
+
+    status: int
+    """Bits of lip_fast.status."""
+    applied: bool
+    """Whether the weight was written."""
+    clipped: int
+    masked: int
+    gamma: float
+    deeper: float
+    s_1: float
+    s_k: float
+    """As of :class:`lip_fast.projected.Split`, from gamma on."""
+
+
 def projected_step_(
     M: Tensor,
     basis: Tensor,
@@ -71,7 +89,7 @@ def projected_step_(
     step: int,
     seed: int,
     most_removed: float,
-) -> tuple[int, bool, int, int, float, float]:
+) -> Split:
     """Split M by products, refit its tail to a batch and write M, all of it or nothing.
 
     Args:
@@ -87,22 +105,52 @@ def projected_step_(
         step: counter of the fresh columns.
         seed: their key.
         most_removed: share of ||M||_F^2 beyond which nothing is removed, and nothing written.
-
-    Returns:
-        As of the other steps, and gamma and ``deeper`` of :class:`lip_fast.projected.Split`.
     """
     l, q = M.shape
     r = basis.shape[1] - how.rank
     given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), how.rank, guards, r, fresh, seed, step)
     options = (how.drop, how.clip, how.tolerance, most_removed, torch.get_num_threads(), VECTOR_BYTES)
     operands, batch = _batch(X, y, bias)
-    taken: tuple[int, bool, int, int, float, float] = MODULES["cpu"].projected_step(
-        *given, *options, *batch, following.data_ptr()
-    )
+    done = Split(*MODULES["cpu"].projected_step(*given, *options, *batch, *_NOWHERE, following.data_ptr()))
     del operands  # read until here
-    if taken[1]:
+    if done.applied:
         torch.autograd.graph.increment_version(M)
-    return taken
+    return done
+
+
+_NOWHERE = (0, 0, 0, 0, 0)
+
+
+def split(
+    M: Tensor, basis: Tensor, k: int, guards: int, fresh: int, step: int, seed: int
+) -> tuple[Split, tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor]:
+    """Split M by products, as :func:`projected_step_` does, and leave M as it is.
+
+    Returns:
+        what was found; Q (l, k - guards), A (l, guards), A (l, r + fresh) and that of the rotated tail; Z
+        (q, k - guards), C likewise, and B of the rotated tail; S (r + fresh,) of it; the next basis.
+    """
+    (l, q), r = M.shape, basis.shape[1] - k
+    n, m = k - guards, r + fresh
+    t = guards + m
+    tp, mp = _padded(t), _padded(m)
+    Q, left, Z, right, S = (
+        M.new_empty(shape) for shape in ((l, _padded(n + tp)), (l, tp + mp), (n + t, q), (q, tp + mp), (m,))
+    )
+    following = torch.empty_like(basis)
+    given = (M.data_ptr(), l, q, M.stride(0), basis.data_ptr(), k, guards, r, fresh, seed, step)
+    options = (False, False, 0.0, 0.0, torch.get_num_threads(), VECTOR_BYTES)
+    factors = (X.data_ptr() for X in (Q, left, Z, right, S))
+    no_batch = (0, 0, 0, 0, IGNORE_INDEX, 0)
+    found = Split(*MODULES["cpu"].projected_step(*given, *options, *no_batch, *factors, following.data_ptr()))
+    tails = ((X[:, :guards], X[:, guards:t], X[:, tp : tp + m]) for X in (left, right))
+    of_left, of_right = tails
+    return found, (Q[:, :n], *of_left), (Z[:n].mT, *of_right), S, following
+
+
+def _padded(columns: int) -> int:
+    """As of padded() in csrc/cpu/room.h."""
+    return -(-columns // 16) * 16
 
 
 def exact_step_(
