@@ -59,7 +59,7 @@ PYBIND11_MODULE(_native_cpu, module) {
         }
         return cpu::tail_svd({pointer<const float>("M", M, l * q), l, q, row_stride, column_stride, rank,
                               pointer<float>("A", A, l * (d - rank)), pointer<float>("S", S, d),
-                              pointer<float>("B", B, q * (d - rank)), false});
+                              pointer<float>("B", B, q * (d - rank))});
       },
       pybind11::arg("M"), pybind11::arg("l"), pybind11::arg("q"), pybind11::arg("row_stride"),
       pybind11::arg("column_stride"), pybind11::arg("rank"), pybind11::arg("A"), pybind11::arg("S"), pybind11::arg("B"),
@@ -83,16 +83,18 @@ PYBIND11_MODULE(_native_cpu, module) {
       pybind11::arg("masked"), pybind11::call_guard<pybind11::gil_scoped_release>());
   module.def(
       "exact_step",
-      [](Address M, std::int64_t l, std::int64_t q, std::int64_t m_stride, std::int64_t k, std::int64_t r, bool drop, bool clip,
-         double tolerance, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias) {
-        if (k < 0 || r < 0 || k + r > std::min(l, q)) {
-          throw std::invalid_argument("expected k + r within min(l, q), got " + std::to_string(k) + " + " + std::to_string(r));
+      [](Address M, std::int64_t l, std::int64_t q, std::int64_t m_stride, int k, int r, bool drop, bool clip, double tolerance,
+         int vector_bytes, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias) {
+        const std::int64_t d = std::min(l, q);
+        if (k < 0 || r < 0 || k + r > d || d > cpu::kMostSmall) {
+          throw std::invalid_argument("expected k + r <= min(l, q) <= " + std::to_string(cpu::kMostSmall) + ", got k = " +
+                                      std::to_string(k) + ", r = " + std::to_string(r) + ", min(l, q) = " + std::to_string(d));
         }
         cpu::ExactStep a{};
         a.M = pointer<float>("M", M, l * q);
         a.l = l, a.q = q, a.m_stride = m_stride, a.k = k, a.r = r, a.drop = drop, a.clip = clip, a.tolerance = tolerance;
-        a.X = pointer<const float>("X", X, n * q), a.n = n, a.x_stride = x_stride;
-        a.y = pointer<const std::int64_t>("y", y, n), a.ignored = ignored;
+        a.vector_bytes = vector_bytes;
+        a.batch = {pointer<const float>("X", X, n * q), n, x_stride, pointer<const std::int64_t>("y", y, n), ignored};
         a.bias = bias == 0 ? nullptr : pointer<const float>("bias", bias, l);
         {
           pybind11::gil_scoped_release release;

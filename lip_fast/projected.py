@@ -110,18 +110,8 @@ def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split
         step: () int64, counter of the random columns.
         seed: key of the random columns.
     """
-    if found := ops.split(M, basis, k, guards=GUARDS, fresh=FRESH, step=step, seed=seed):
-        return Split(
-            found.left,
-            found.right,
-            found.S,
-            s_1=torch.tensor(found.s_1),
-            s_k=torch.tensor(found.s_k),
-            gamma=torch.tensor(found.gamma),
-            deeper=torch.tensor(found.deeper, dtype=torch.float64),
-            status=torch.zeros((), dtype=torch.int64),
-            basis=found.basis,
-        )
+    if found := _split_at_once(M, basis, k, step, seed):
+        return found
     r, n = basis.shape[1] - k, k - min(GUARDS, k)
     signs = ops.fresh_columns(step, len(basis), FRESH, seed=seed)
     Y, F = M @ basis, M @ signs[:, : min(M.shape) - k - r]
@@ -136,6 +126,26 @@ def split(M: Tensor, basis: Tensor, k: int, *, step: Tensor, seed: int) -> Split
     # As Q^T M: the products then run along the rows of M.
     Z, image = (Q.mT @ M).mT, (T.mT @ M).mT
     return _split_of(Q, T, Z, image, k, r, total=energy(M), deviation=_deviation(Q, signs[:n]))
+
+
+def _split_at_once(M: Tensor, basis: Tensor, k: int, step: Tensor, seed: int) -> Split | None:
+    """On a host, in one call; None where that cannot be, or cannot be used."""
+    if M.device.type not in host.READABLE:
+        return None
+    found = ops.split(M, basis, k, guards=GUARDS, fresh=FRESH, step=step, seed=seed)
+    if found is None:
+        return None
+    return Split(
+        found.left,
+        found.right,
+        found.S,
+        s_1=torch.tensor(found.s_1),
+        s_k=torch.tensor(found.s_k),
+        gamma=torch.tensor(found.gamma),
+        deeper=torch.tensor(found.deeper, dtype=torch.float64),
+        status=torch.zeros((), dtype=torch.int64),
+        basis=found.basis,
+    )
 
 
 def split_of_products(

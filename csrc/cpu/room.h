@@ -51,7 +51,7 @@ constexpr std::int64_t room_of_sums(std::int64_t columns) { return kTile * (colu
 
 /// Floats that eigenvectors() works with, of so many columns: see cpu/small_algebra.h.
 constexpr std::int64_t room_of_eigenvectors(std::int64_t columns) {
-  return columns * (columns <= 32 ? 32 : columns <= 64 ? 64 : 128);
+  return columns * (columns <= 16 ? 16 : columns <= 32 ? 32 : columns <= 64 ? 64 : 128);
 }
 
 /// Hands out room from an address on, or counts its bytes where that is null.

@@ -14,22 +14,23 @@
 #include "core/status.h"
 #include "core/team.h"
 #include "cpu/crew.h"
+#include "cpu/exact_room.h"
 #include "cpu/projected_room.h"
 #include "cpu/truncated_room.h"
 
 namespace lip_fast::cpu {
 
-/// A step of one kind, compiled for one set.
-template <class Step, class Room>
-using Run = void (*)(Step&, const Room&, const Crew&);
+/// The steps of one set.
+struct Steps {
+  void (*truncated)(TruncatedStep&, const TruncatedRoom&, const Crew&);
+  void (*projected)(ProjectedStep&, const ProjectedRoom&, const Crew&);
+  void (*exact)(ExactStep&, const ExactRoom&, const Crew&);
+};
 
-/// Null where the compiler, or the processor, does not have the set.
-Run<TruncatedStep, TruncatedRoom> truncated_of_64_bytes();
-Run<TruncatedStep, TruncatedRoom> truncated_of_32_bytes();
-Run<TruncatedStep, TruncatedRoom> truncated_of_16_bytes();
-Run<ProjectedStep, ProjectedRoom> projected_of_64_bytes();
-Run<ProjectedStep, ProjectedRoom> projected_of_32_bytes();
-Run<ProjectedStep, ProjectedRoom> projected_of_16_bytes();
+/// Null where the compiler, or the processor, does not have vectors of so many bytes.
+const Steps* steps_of_64_bytes();
+const Steps* steps_of_32_bytes();
+const Steps* steps_of_16_bytes();
 
 }  // namespace lip_fast::cpu
 

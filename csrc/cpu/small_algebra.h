@@ -97,7 +97,8 @@ LIP_FAST_INLINE Lanes<float, W> inverse_root(Lanes<float, W> x) {
 /// Sweeps of one-sided Jacobi before a matrix counts as one that does not converge; 5 to 7 are common.
 constexpr int kMostSweeps = 24;
 
-/// Columns whose cosine is below this count as orthogonal: what rounding leaves of sums of 64 products.
+/// Columns whose cosine is below this count as orthogonal: what rounding leaves of sums of 64 products. Vectors of singular
+/// values that are closer than a thousand times this are not told apart.
 constexpr float kCosine = 5e-7f;
 
 /// Rotates the columns of X (m, 2 N W) until no cosine of two is larger than ``enough``; returns the sweeps, or -1 where
@@ -216,15 +217,16 @@ LIP_FAST_INLINE int orthogonalise_graded(float* X, int m) {
 /// scratch: of room_of_eigenvectors(m).
 template <int W>
 LIP_FAST_INLINE bool eigenvectors(const double* R, double* P, const int* order, int m, int t, int ld, float* scratch) {
-  // Vectors of pairs of 128, 64 and 32 columns.
-  constexpr int kAll = 128 / (2 * W), kHalf = 64 / (2 * W), kQuarter = 32 / (2 * W);
-  const int apart = m <= 32 ? 32 : m <= 64 ? 64 : 128;
+  // Vectors of pairs of 128, 64 and 32 columns, and shorter ones of 16.
+  constexpr int kAll = 128 / (2 * W), kHalf = 64 / (2 * W), kQuarter = 32 / (2 * W), kShort = W < 8 ? W : 8;
+  const int apart = m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128;
   float* const X = scratch;
   const float scale = R[0] > 0 ? static_cast<float>(1 / R[0]) : 0.0f;
   for (int i = 0; i < m; ++i) {
     for (int j = 0; j < apart; ++j) X[i * apart + j] = j <= i ? static_cast<float>(R[j * ld + i]) * scale : 0.0f;
   }
-  const int sweeps = apart == 32   ? orthogonalise<W, kQuarter>(X, m, apart, kCosine, kMostSweeps)
+  const int sweeps = apart == 16   ? orthogonalise<kShort, 16 / (2 * kShort)>(X, m, apart, kCosine, kMostSweeps)
+                     : apart == 32 ? orthogonalise<W, kQuarter>(X, m, apart, kCosine, kMostSweeps)
                      : apart == 64 ? orthogonalise_graded<W, kHalf>(X, m)
                                    : orthogonalise_graded<W, kAll>(X, m);
   if (sweeps < 0) return false;

@@ -10,22 +10,27 @@ struct Aligned {
   void operator()(char* at) const { ::operator delete(at, std::align_val_t(64)); }
 };
 
-/// Takes a step with vectors of as many bytes as are there, in room of its own.
+/// The steps with vectors of at most so many bytes, of those that there are.
+const Steps& steps(int most) {
+  if (const Steps* const found = most >= 64 ? steps_of_64_bytes() : nullptr) return *found;
+  if (const Steps* const found = most >= 32 ? steps_of_32_bytes() : nullptr) return *found;
+  return *steps_of_16_bytes();
+}
+
+/// Takes a step in room of its own.
 template <class Step, class Room>
-void take(Step& step, Run<Step, Room> of_64, Run<Step, Room> of_32, Run<Step, Room> of_16) {
+void take(Step& step, int threads, void (*run)(Step&, const Room&, const Crew&)) {
   struct Call {
     Step& step;
     Room room;
-    Run<Step, Room> run;
+    void (*run)(Step&, const Room&, const Crew&);
   };
-  Call call{step, {}, nullptr};
-  const int bytes = vector_bytes(step.vector_bytes);
-  call.run = bytes == 64 ? of_64 : bytes == 32 ? of_32 : of_16;
+  Call call{step, {}, run};
   const auto size = static_cast<std::size_t>(lay_out(call.room, step, nullptr));
   const std::unique_ptr<char, Aligned> memory(static_cast<char*>(::operator new(size, std::align_val_t(64))));
   lay_out(call.room, step, memory.get());
   with_crew(
-      step.threads,
+      threads,
       [](const Crew& crew, void* argument) {
         const Call& call = *static_cast<const Call*>(argument);
         call.run(call.step, call.room, crew);
@@ -36,16 +41,14 @@ void take(Step& step, Run<Step, Room> of_64, Run<Step, Room> of_32, Run<Step, Ro
 }  // namespace
 
 int vector_bytes(int most) {
-  if (most >= 64 && truncated_of_64_bytes() != nullptr) return 64;
-  return most >= 32 && truncated_of_32_bytes() != nullptr ? 32 : 16;
+  const Steps* const found = &steps(most);
+  return found == steps_of_64_bytes() ? 64 : found == steps_of_32_bytes() ? 32 : 16;
 }
 
-void truncated_step(TruncatedStep& step) {
-  take<TruncatedStep, TruncatedRoom>(step, truncated_of_64_bytes(), truncated_of_32_bytes(), truncated_of_16_bytes());
-}
+void truncated_step(TruncatedStep& step) { take(step, step.threads, steps(step.vector_bytes).truncated); }
 
-void projected_step(ProjectedStep& step) {
-  take<ProjectedStep, ProjectedRoom>(step, projected_of_64_bytes(), projected_of_32_bytes(), projected_of_16_bytes());
-}
+void projected_step(ProjectedStep& step) { take(step, step.threads, steps(step.vector_bytes).projected); }
+
+void exact_step(ExactStep& step) { take(step, 1, steps(step.vector_bytes).exact); }
 
 }  // namespace lip_fast::cpu

@@ -45,7 +45,6 @@ LIP_FAST_MULTIVERSION int run(const TailSvd& a, Buffers& buffers) {
   sort_columns(team, G, d, d, d, buffers.s.data(), buffers.order.data());
   const double first = square_root(scale * buffers.s[buffers.order[0]]);
   float *const small = wide ? a.A : a.B, *const large = wide ? a.B : a.A;
-  const auto at = [&](std::int64_t i, std::int64_t to, std::int64_t rows) { return a.by_columns ? to * rows + i : i * tail + to; };
   for (int c = 0; c < d; ++c) {
     const int column = buffers.order[c];
     a.S[c] = static_cast<float>(square_root(scale * buffers.s[column]));
@@ -55,7 +54,7 @@ LIP_FAST_MULTIVERSION int run(const TailSvd& a, Buffers& buffers) {
     std::fill(y, y + n, 0.0);
     for (int i = 0; i < d; ++i) {
       const double v = V[column * d + i];
-      small[at(i, to, d)] = static_cast<float>(v);
+      small[i * tail + to] = static_cast<float>(v);
 #pragma omp simd
       for (std::int64_t x = 0; x < n; ++x) y[x] += v * X[i * n + x];
     }
@@ -65,7 +64,7 @@ LIP_FAST_MULTIVERSION int run(const TailSvd& a, Buffers& buffers) {
     const double length = square_root(square);
     a.S[c] = static_cast<float>(length);  // more accurate than the root of the eigenvalue
     const double inverse = length > kResolved * first ? 1.0 / length : 0.0;
-    for (std::int64_t x = 0; x < n; ++x) large[at(x, to, n)] = static_cast<float>(y[x] * inverse);
+    for (std::int64_t x = 0; x < n; ++x) large[x * tail + to] = static_cast<float>(y[x] * inverse);
   }
   return kSound;
 }

@@ -12,7 +12,6 @@ struct TailSvd {
   std::int64_t l, q, row_stride, column_stride;
   std::int64_t rank;
   float *A, *S, *B;  // (l, d - rank), (d), (q, d - rank)
-  bool by_columns;   // whether columns of A and B are contiguous; else their rows
 };
 
 /// Returns the status word.

@@ -126,7 +126,7 @@ def projected_step_(
         most_removed: share of ||M||_F^2 beyond which nothing is removed, and nothing written.
 
     Returns:
-        None where nothing was written: see :func:`truncated_step_`; more directions than guards are kept.
+        None where nothing was written: see :func:`truncated_step_`; also where no more than the guards are kept.
     """
     y = _indices(M, X, Y, bias)
     if y is None or not _splits(M, basis, how.rank, guards, fresh):
@@ -154,7 +154,16 @@ class Found(NamedTuple):
 def split(
     M: Tensor, basis: Tensor, k: int, *, guards: int, fresh: int, step: Tensor, seed: int
 ) -> Found | None:
-    """:func:`lip_fast.projected.split` without a step; the arguments are those of :func:`projected_step_`.
+    """:func:`lip_fast.projected.split` of a weight.
+
+    Args:
+        M: (l, q) the weight.
+        basis: (q, k + r) of the last step.
+        k: number of kept directions.
+        guards: so many of these are decomposed with the tail.
+        fresh: number of fresh columns at most.
+        step: () int64, their counter.
+        seed: their key.
 
     Returns:
         None where the operands are not those of one call, and where what was found cannot be used.
@@ -205,7 +214,7 @@ def _on_host_by_rows(M: Tensor) -> bool:
 def _splits(M: Tensor, basis: Tensor, k: int, guards: int, fresh: int) -> bool:
     """Whether a step by products with this basis is one call here, and is faster so."""
     tail = basis.shape[1] - k
-    fits = k > guards and tail > 0 and guards + tail + fresh <= MAX_COLUMNS and basis.dtype == torch.float32
+    fits = 0 < guards < k and tail > 0 and guards + tail + fresh <= MAX_COLUMNS and basis.dtype == torch.float32
     return fits and wide_vectors() and _serves("warm_svd", "at_once")
 
 

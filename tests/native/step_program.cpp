@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "cpu/sets.h"
-#include "cpu/projected_stages.h"
-#include "cpu/truncated_stages.h"
+#include "cpu/all_stages.h"
 
 using namespace lip_fast::cpu;
 
@@ -67,7 +66,6 @@ class Numbers {
 template <class Stages, class Room, class Step>
 void take(Step& step, int threads) {
   Room room{};
-  step.threads = threads;
   std::vector<char> memory(static_cast<std::size_t>(lay_out(room, step, nullptr)) + 64);
   const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
   lay_out(room, step, memory.data() + (64 - address % 64) % 64);
@@ -89,6 +87,7 @@ Result truncated(std::int64_t l, std::int64_t q, int k, int t, std::int64_t n, b
   a.seed = 3, a.step = 11, a.drop = drop, a.clip = true, a.tolerance = 1e-7;
   a.batch = {X.data(), decompose ? 0 : n, q, y.data(), -100}, a.bias = bias.data();
   a.A = decompose ? A.data() : nullptr, a.S = S.data(), a.B = B.data();
+  a.threads = threads;
   take<TruncatedStages<4>, TruncatedRoom>(a, threads);
   return {{M, S, B, A}, a.status, a.applied};
 }
@@ -115,8 +114,21 @@ Result projected(std::int64_t l, std::int64_t q, int k, int r, std::int64_t n, b
     Q.resize(l * padded(kept + padded(t))), left.resize(l * both), Z.resize((kept + t) * q), right.resize(q * both), S.resize(m);
     a.factors = {Q.data(), left.data(), Z.data(), right.data(), S.data()};
   }
+  a.threads = threads;
   take<ProjectedStages<4>, ProjectedRoom>(a, threads);
   return {{M, following, Q, left, Z, right, S}, a.status, a.applied};
+}
+
+Result exact(std::int64_t l, std::int64_t q, int k, int r, std::int64_t n, bool drop) {
+  Numbers numbers;
+  std::vector<float> M = numbers(l * q);
+  const std::vector<float> X = numbers(n * q), bias = numbers(l);
+  const std::vector<std::int64_t> y = numbers.labels(n, l);
+  ExactStep a{};
+  a.M = M.data(), a.l = l, a.q = q, a.m_stride = q, a.k = k, a.r = r, a.drop = drop, a.tolerance = 1e-7;
+  a.batch = {X.data(), n, q, y.data(), -100}, a.bias = bias.data();
+  take<ExactStages<4>, ExactRoom>(a, 1);
+  return {{M}, a.status, a.applied};
 }
 
 void tell(const Result& alone, const Result& crew) {
@@ -143,5 +155,9 @@ int main() {
       const auto run = [&](int threads) { return projected(s.l, s.q, s.k, s.t, s.n, form == 1, form == 2, threads); };
       tell(run(1), run(3));
     }
+  }
+  for (const Shape& s : {Shape{10, 51, 4, 6, 30}, Shape{33, 7, 3, 2, 5}, Shape{24, 24, 0, 24, 3}, Shape{1, 9, 0, 1, 2}}) {
+    const Result result = exact(s.l, s.q, s.k, s.t, s.n, true);
+    tell(result, result);
   }
 }

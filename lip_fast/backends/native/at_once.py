@@ -171,9 +171,10 @@ def exact_step_(
         how: with a rank in 0..min(l, q) - tail.
         tail: number of directions refitted below those kept.
     """
-    given = (M.data_ptr(), *M.shape, M.stride(0), how.rank, tail, how.drop, how.clip, how.tolerance)
+    given = (M.data_ptr(), *M.shape, M.stride(0), how.rank, tail)
+    options = (how.drop, how.clip, how.tolerance, VECTOR_BYTES)
     operands, batch = _batch(X, y, bias)
-    taken: _Taken = MODULES["cpu"].exact_step(*given, *batch)
+    taken: _Taken = MODULES["cpu"].exact_step(*given, *options, *batch)
     del operands  # read until here
     if taken[1]:
         torch.autograd.graph.increment_version(M)
