@@ -102,6 +102,13 @@ PYBIND11_MODULE(_native_cpu, module) {
         }
         return std::make_tuple(a.status, a.applied, a.clipped, a.masked);
       });
+  module.def("indices_in_range", [](Address y, std::int64_t n, std::int64_t classes) {
+    const std::int64_t* const from = pointer<const std::int64_t>("y", y, n);
+    // Without a branch: negative ones are large where they have no sign.
+    bool all = true;
+    for (std::int64_t i = 0; i < n; ++i) all &= static_cast<std::uint64_t>(from[i]) < static_cast<std::uint64_t>(classes);
+    return all;
+  });
   module.def("vector_bytes", &cpu::vector_bytes, pybind11::arg("most"));
   module.def(
       "truncated_step",

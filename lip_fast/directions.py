@@ -14,6 +14,7 @@ from lip_fast.refitting import Refitting
 from lip_fast.rounding import negligible
 from lip_fast.settings import Settings
 from lip_fast.status import NOT_FINITE, RANK_DEFICIENT, lost
+from lip_fast.targets import Targets
 from lip_fast.validation import describe
 from lip_fast.world import Change, Operand, Update, World
 
@@ -45,6 +46,34 @@ class StepReport(NamedTuple):
     status: Tensor
     clipped: Tensor
     masked: Tensor
+
+
+class _Counter:
+    """The counter of the random bits: a tensor at one address, and on a host a number ahead of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._tensor = torch.zeros((), dtype=torch.int64, device=device)
+        # None where the tensor alone is known.
+        self._number: int | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """() int64, which may be written in place."""
+        if self._number is not None:
+            self._tensor.fill_(self._number)
+            self._number = None
+        return self._tensor
+
+    @property
+    def number(self) -> int:
+        """What is there now, on a host."""
+        if self._number is None:
+            self._number = int(self._tensor)
+        return self._number
+
+    def count(self) -> None:
+        """One step more, on a host."""
+        self._number = self.number + 1
 
 
 @dataclass(frozen=True)
@@ -179,11 +208,16 @@ class Directions:
         self._at_once = on_host and whole and finds_all and settings.tail == "refit"
         self.changes_nothing = settings.changes_nothing(d, rank)
         self.basis: Tensor | None = None
-        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self._counter = _Counter(device)
         self._limits = (l, q)
         self._warned = self._warned_of_pause = False
         # At its address before a step is captured.
         self.told = torch.full((2,), -1.0, dtype=torch.float64, device=device)
+
+    @property
+    def step(self) -> Tensor:
+        """() int64, the counter of the random bits."""
+        return self._counter.tensor
 
     @property
     def columns(self) -> int:
@@ -212,7 +246,7 @@ class Directions:
 
     def step_(
         self, M: Tensor, world: World, bias: Tensor | None = None, update: Update | None = None
-    ) -> StepReport | ops.Step:
+    ) -> StepReport:
         """Apply LIP to ``M`` in place, where all processes take the step and every number is sound.
 
         Args:
@@ -230,8 +264,6 @@ class Directions:
         settings = self.settings
         if self.changes_nothing and update is None:
             return self._nothing(M, world)
-        if self._at_once and update is None and (report := self._step_at_once_(M, world, bias)):
-            return report
         on = Operand(M, self.step, settings.seed, update, self.drops)
         found = self.decompose(on, world)
         world.tell(found.status)
@@ -265,52 +297,57 @@ class Directions:
         # Where the decomposition was sound, a sum, a refitted value or an entry of the weight was not.
         if M.device.type not in host.READABLE or not bool(ok):
             status = lost(status, sound, ok, NOT_FINITE)
-        self.step += world.increment
+        self.step.add_(world.increment)
         if found.basis is not None:
             # Last: a process that fails before takes the same way again, to join what is left.
             self._keep(found.basis, ok, found.status)
         return StepReport(ok, status, clipped, masked)
 
-    def _step_at_once_(self, M: Tensor, world: World, bias: Tensor | None) -> ops.Step | None:
-        """A warm step in one call; None where nothing was written.
+    def step_at_once_(self, M: Tensor, X: Tensor, Y: Targets, bias: Tensor | None) -> ops.Step | None:
+        """A warm step in one call, of a weight that this process has alone; None where nothing was written.
 
-        It is taken in its parts then, which know what to do where something is amiss, and tell it.
+        :meth:`step_` takes it in its parts then, which know what to do where something is amiss, and tell it.
+
+        Args:
+            M: (l, q) the weight.
+            X: (n, q) features.
+            Y: their checked labels.
+            bias: (l,) of the classifier, or None.
         """
+        settings, basis = self.settings, self.basis
         # What the first step removes is looked at before it does.
-        if self.settings.rest == "drop" and not self._warned:
+        if not self._at_once or self.changes_nothing or (settings.rest == "drop" and not self._warned):
             return None
-        batch = world.only_batch
-        if batch is None:
-            return None
-        settings = self.settings
         how = Refitting(self.rank, self.drops, settings.clip, _TOLERANCES[torch.float32])
         if self.exact:
-            done = ops.exact_step_(M, *batch, bias, how, tail=self.tail_rank)
-        elif self.basis is None:
+            done = ops.exact_step_(M, X, Y, bias, how, tail=self.tail_rank)
+        elif basis is None:
             return None
         elif self.is_wide:
             done = ops.projected_step_(
                 M,
-                self.basis,
-                *batch,
+                basis,
+                X,
+                Y,
                 bias,
                 how,
                 guards=GUARDS,
                 fresh=FRESH,
-                step=self.step,
+                step=self._counter.number,
                 seed=settings.seed,
                 most_removed=_DROPPED_ENERGY,
             )
         else:
-            step, seed = self.step, settings.seed
-            done = ops.truncated_step_(M, self.basis, *batch, bias, how, fresh=FRESH, step=step, seed=seed)
+            done = ops.truncated_step_(
+                M, basis, X, Y, bias, how, fresh=FRESH, step=self._counter.number, seed=settings.seed
+            )
         if done is None:
             return None
         if done.told is not None:
             gamma, deeper = done.told
             self.told.copy_(torch.tensor([gamma, max(deeper, 0.0) if self.drops else 0.0]))
         self.basis = done.basis
-        self.step += 1
+        self._counter.count()
         return done
 
     def _nothing(self, M: Tensor, world: World) -> StepReport:
@@ -318,7 +355,7 @@ class Directions:
         none = torch.zeros((), dtype=torch.int64, device=M.device)
         world.decide()
         status, ok = world.verdict(none)
-        self.step += world.increment
+        self.step.add_(world.increment)
         return StepReport(ok, status, none, none)
 
     def decompose(self, on: Operand, world: World) -> Decomposition:

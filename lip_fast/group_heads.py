@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lip_fast.claims import Caller
-from lip_fast.head import Head, HeadStep, check_bias, check_matrix
+from lip_fast.classifier import Head, check_bias, check_matrix
+from lip_fast.head import HeadStep
 from lip_fast.head_input import HeadInput
 from lip_fast.settings import GROUP_SETTINGS, LASTING, Settings
 from lip_fast.sharded.layout import DataGroup

@@ -7,43 +7,40 @@ from types import EllipsisType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from lip_fast import host, status
 from lip_fast.captures import check_capture, not_loaded
 from lip_fast.claims import Caller, Claim
+from lip_fast.classifier import Head
 from lip_fast.cost import Cost, cost
 from lip_fast.counters import Counters
 from lip_fast.directions import Directions, StepReport, rank_by_energy
 from lip_fast.observations import Observation, Observations
-from lip_fast.ops import Step
 from lip_fast.rounding import compute_dtype
 from lip_fast.settings import Settings, warn_of_first_step
 from lip_fast.sharded.layout import DataGroup, Sharding
 from lip_fast.sharded.tensors import (
     full_tensor,
+    is_distributed,
     is_sharded,
     is_split,
     local_part,
-    trained_weight,
     warn_of_replicas,
 )
 from lip_fast.statistics import LabelStatistics
 from lip_fast.targets import check_indices
-from lip_fast.unfit import check_trained, unfit, warn_unless_linear
+from lip_fast.unfit import check_trained, warn_unless_linear
 from lip_fast.validation import (
     AS_THEY_ARE,
-    FLOATS,
     PRODUCTS,
     check_like,
-    describe,
     full_precision,
     outside_inference_mode,
 )
 from lip_fast.world import Alone, Peers, Update, World
 
-__all__ = ["Head", "HeadStep", "LIPError", "Turn", "check_bias", "check_matrix", "group_of"]
+__all__ = ["HeadStep", "LIPError", "Turn", "group_of"]
 
 # So many steps without a gradient are not of a head that is trained, and so many observations not of one step
 # that waits for a learning rate.
@@ -55,33 +52,13 @@ class LIPError(RuntimeError):
     """A step's LIP could not be taken, and ``strict=True`` asked to be told."""
 
 
-class Head:
-    """Where the weight and the bias of a classifier are looked up: what a module has at the moment."""
-
-    def __init__(self, module: nn.Module | None) -> None:
-        self.module = module
-
-    def tensor(self) -> object:
-        """What is in the place of the weight at the moment, unchecked."""
-        return getattr(self.module, "weight", None)
-
-    def weight(self) -> Tensor:
-        """The weight (l, q) that an optimizer trains; TypeError or ValueError where there is none."""
-        return check_matrix(getattr(self.module, "weight", None), of=self.module)
-
-    def bias(self, l: int) -> Tensor | None:
-        """The bias (l,), if there is one; TypeError where there is something else."""
-        bias = getattr(self.module, "bias", None)
-        return None if bias is None else check_bias(bias, l)
-
-
 class Turn(NamedTuple):
     """A step of the optimizer that LIP is to act on."""
 
     weight: Tensor
     pending: list[Observation]
-    ok: Tensor
-    """() bool on the device of the weight: whether the base optimizer takes the step."""
+    ok: Tensor | None = None
+    """() bool on the device of the weight: whether the base optimizer takes the step; None where it does."""
 
 
 class HeadStep:
@@ -120,6 +97,8 @@ class HeadStep:
         self.statistics: LabelStatistics | None = None
         # Not by a weak reference, which a parameter must not have that torch swaps for another.
         self._layout: tuple[Tensor, Sharding] | None = None
+        # The weight that was checked last, in a process that is alone.
+        self._checked: Tensor | None = None
         sharding = self.sharding(weight)
         compared = {"shape": self.shape, **asdict(settings), "dtype": weight.dtype}
         told = ", ".join(f"{name}={value!r}" for name, value in compared.items())
@@ -151,7 +130,7 @@ class HeadStep:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy looks up the layout of its own weight, maybe in a process that has loaded nothing.
-        return self.__dict__ | {"_layout": None, "_taken": set()}
+        return self.__dict__ | {"_layout": None, "_checked": None, "_taken": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -161,7 +140,11 @@ class HeadStep:
 
     def weight(self) -> Tensor:
         """The weight as it is now; ValueError where it has another shape than at the start."""
+        known = self.head.tensor()
+        if isinstance(known, Tensor) and known is self._checked and known.shape == self.shape:
+            return known
         weight = self.head.weight()
+        self._checked = None if is_distributed() else weight
         if tuple(weight.shape) != self.shape:
             raise ValueError(
                 f"expected the head's weight in the shape {self.shape} that this LIP was made for, got "
@@ -274,12 +257,13 @@ class HeadStep:
         pending = self._observations.take(capturing=capturing)
         if not (pending or joins) or not self._acts_on(step):
             return None
-        ok = torch.ones((), dtype=torch.bool, device=weight.device)
+        ok = None
         if found_inf is not None:
             # A fused optimizer skips inside its kernel; nothing moved, so nothing is repaired.
-            ok = ok & (full_tensor(found_inf).to(weight.device) == 0).all()
+            ok = (full_tensor(found_inf).to(weight.device) == 0).all()
         if isinstance(lr, Tensor) and lr.device.type not in host.READABLE:
-            ok = ok & (lr != 0).all()
+            moves = (lr != 0).all()
+            ok = moves if ok is None else ok & moves
         return Turn(weight, pending, ok)
 
     def _acts_on(self, step: int) -> bool:
@@ -322,7 +306,7 @@ class HeadStep:
         seen = features is ...
         if seen:
             features = self.input.features()
-        observation = Observation.checked(features, targets, weight, capturing=capturing)
+        observation = self._observations.checked(features, targets, weight, capturing=capturing)
         logits = self.input.take_logits() if seen else None
         if logits is not None and weight.device.type in host.READABLE:
             warn_unless_linear(observation.features, logits, weight, self.head.bias(len(weight)))
@@ -359,8 +343,7 @@ class HeadStep:
         capturing = host.capturing(weight.device)
         if capturing:
             self._check_capture(weight, None)
-        ok = torch.ones((), dtype=torch.bool, device=weight.device)
-        self.act(Turn(weight, self._observations.take(capturing=capturing), ok), step=False)
+        self.act(Turn(weight, self._observations.take(capturing=capturing)), step=False)
 
     def _check_capture(self, weight: Tensor, step: int | None) -> None:
         """RuntimeError where what LIP does at this step, or in a call (None), cannot be replayed."""
@@ -368,7 +351,6 @@ class HeadStep:
 
     # The step ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def act(self, turn: Turn, update: Update | None = None, *, step: bool = True) -> None:
         """Repair the weight where the base optimizer took the step; else no reason is counted.
 
@@ -382,11 +364,28 @@ class HeadStep:
             PeerError: another process failed in LIP, or is gone.
             LIPError: with ``strict``, where LIP was skipped as unsound.
         """
+        other = torch.is_inference_mode_enabled()
+        if update is None and not other and self._act_at_once(turn):
+            return
         # Asked here, and not by the wrapper: a warm step goes through few functions.
         autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         rounds = autocast or any(products.fp32_precision not in AS_THEY_ARE for products in PRODUCTS)
-        other = rounds or torch.is_inference_mode_enabled()
-        (full_precision(self._act) if other else self._act)(turn, update, step)
+        with torch.no_grad():
+            (full_precision(self._act) if other or rounds else self._act)(turn, update, step)
+
+    def _act_at_once(self, turn: Turn) -> bool:
+        """Take a warm step in one call, where it is this process's alone; False where nothing was written."""
+        weight, pending, directions = turn.weight, turn.pending, self._known_directions(turn.weight)
+        on_host = weight.device.type in host.READABLE
+        if directions is None or not on_host or len(pending) != 1 or not (turn.ok is None or bool(turn.ok)):
+            return False
+        if self.statistics is not None or self._refused is not None or not self.sharding(weight).alone:
+            return False
+        features, targets = pending[0]
+        done = directions.step_at_once_(weight, features, targets, self.head.bias(self.shape[0]))
+        if done is not None:
+            self._counters.add(done)
+        return done is not None
 
     def _act(self, turn: Turn, update: Update | None, step: bool) -> None:
         weight, settings = turn.weight, self.settings
@@ -397,33 +396,32 @@ class HeadStep:
         self._taken.add(form)
         bias, sharding = self.head.bias(self.shape[0]), self.sharding(weight)
         refused, self._refused = self._refused, None
+        ok = torch.ones((), dtype=torch.bool, device=weight.device) if turn.ok is None else turn.ok
         world: World
         if sharding.communicates:
             world = Peers(
                 sharding,
                 turn.pending,
-                turn.ok,
+                ok,
                 dtype=compute_dtype(weight),
                 error=refused,
                 collects=self.statistics is not None,
             )
         else:
-            world = Alone(turn.pending, turn.ok)
+            world = Alone(turn.pending, ok)
             if bias is not None and not sharding.alone:
                 bias = sharding.bias_part(bias)
         M = weight.detach() if sharding.alone else local_part(weight)
         unknown = 0
-        if self.directions is None:
-            rank = settings.kept(min(self.shape))
-            if rank is None:
-                choice = world.choose_rank(lambda: rank_by_energy(M, self.shape, world))
-                if choice is None:
-                    return
-                rank, unknown = choice
-                if rank is not None and step and self.steps <= 1:
-                    warn_of_first_step(rank, min(self.shape))
+        if self._known_directions(weight) is None:
+            choice = world.choose_rank(lambda: rank_by_energy(M, self.shape, world))
+            if choice is None:
+                return
+            rank, unknown = choice
             # A weight that cannot be decomposed leaves the choice of the rank to a later step.
             if rank is not None:
+                if step and self.steps <= 1:
+                    warn_of_first_step(rank, min(self.shape))
                 self.directions = self._new_directions(rank, weight)
         report = world.run_with_peers(lambda: self._step(M, world, bias, update, unknown))
         if world.nobody_observed:
@@ -431,13 +429,11 @@ class HeadStep:
         if not sharding.alone and is_sharded(weight):
             # The step wrote this process's part of the DTensor; autograd must learn that the DTensor changed.
             torch.autograd.graph.increment_version(weight)
-        if capturing and not isinstance(report, Step):
+        if capturing:
             self._captured = True
             self._counters.capture(report, step=step)
             return
         self._counters.add(report)
-        if isinstance(report, Step):
-            return
         if settings.strict and (reasons := status.reasons(int(report.status))):
             raise LIPError(
                 f"LIP was skipped: {', '.join(reasons)} (features, labels, weight or a decomposition of it); "
@@ -446,7 +442,7 @@ class HeadStep:
 
     def _step(
         self, M: Tensor, world: World, bias: Tensor | None, update: Update | None, unknown: int
-    ) -> StepReport | Step:
+    ) -> StepReport:
         """LIP on the weight, or this process's part of it; ``unknown`` is the reason where it has no rank."""
         if self.statistics is not None:
             world.collect(self.statistics)
@@ -458,6 +454,12 @@ class HeadStep:
         world.decide()
         none = torch.zeros((), dtype=torch.int64, device=M.device)
         return StepReport(torch.zeros_like(world.ok), world.verdict(none + unknown)[0], none, none)
+
+    def _known_directions(self, weight: Tensor) -> Directions | None:
+        """The directions; None where the rank is chosen in a step."""
+        if self.directions is None and (rank := self.settings.kept(min(self.shape))) is not None:
+            self.directions = self._new_directions(rank, weight)
+        return self.directions
 
     def _new_directions(self, rank: int, weight: Tensor) -> Directions:
         """Of a step from nothing."""
@@ -566,28 +568,6 @@ def group_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Any]
             if p is weight:
                 return group
     return None
-
-
-def check_matrix(weight: object, *, of: object = None) -> Tensor:
-    """``weight`` of the head ``of``, checked, as the parameter (l, q) that an optimizer trains.
-
-    Raises:
-        TypeError, ValueError: no matrix that LIP can act on.
-    """
-    if not isinstance(weight, Tensor) or is_lazy(weight):
-        raise unfit(weight, of)
-    if weight.dim() != 2 or weight.dtype not in FLOATS or weight.layout != torch.strided or weight.is_meta:
-        raise unfit(weight, of)
-    # Asked here, so that a step of one process does not go through the module for several.
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return trained_weight(weight) if several else weight
-
-
-def check_bias(bias: object, l: int) -> Tensor:
-    """The bias (l,) of what a head has; TypeError where it is something else."""
-    if not isinstance(bias, Tensor) or tuple(bias.shape) != (l,):
-        raise TypeError(f"expected a head with a bias of shape ({l},) or None, got {describe(bias)}")
-    return bias
 
 
 def _is_zero(lr: object) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lip_fast import host
+from lip_fast.backends.native.library import quickly_in_range
 from lip_fast.head_input import HeadInput
 from lip_fast.sharded.tensors import full_tensor, local_part
 from lip_fast.targets import CSR, Targets, as_targets, indices_in_range
@@ -82,6 +83,19 @@ class Observation(NamedTuple):
         return Observation(rows, labels.detach())
 
     @staticmethod
+    def form(features: Any, targets: Any, weight: Tensor) -> tuple[Any, ...] | None:
+        """All that :meth:`checked` asks of rows and class indices on a host but what these are; else None."""
+        if not (isinstance(features, Tensor) and isinstance(targets, Tensor)):
+            return None
+        device = features.device
+        if features.dim() != 2 or targets.dim() != 1 or device.type not in host.READABLE:
+            return None
+        # A subclass of Tensor may have its parts on several processes.
+        of_features = (type(features), features.shape, features.dtype, features.layout)
+        of_targets = (type(targets), targets.shape, targets.dtype, targets.layout)
+        return of_features, of_targets, device, targets.device, weight.device, weight.shape
+
+    @staticmethod
     def of(tensors: list[Tensor]) -> "Observation":
         """The inverse of :attr:`tensors`."""
         features, *targets = tensors
@@ -112,6 +126,17 @@ class Observations:
         self.in_step = self.untaken = False
         # How many were kept since the last step, and the norm of the weight after half of those allowed.
         self._calls, self._norm = 0, 0.0
+        # The form of what was checked last.
+        self._form: tuple[Any, ...] | None = None
+
+    def checked(self, features: Any, targets: Any, weight: Tensor, *, capturing: bool) -> Observation:
+        """:meth:`Observation.checked`; of the same form as the last one, no more than its indices."""
+        form = Observation.form(features, targets, weight)
+        if form is not None and form == self._form and quickly_in_range(targets, len(weight)):
+            return Observation(features.detach(), targets.detach())
+        observation = Observation.checked(features, targets, weight, capturing=capturing)
+        self._form = form
+        return observation
 
     def __len__(self) -> int:
         return len(self._current()) + len(self._captured)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lip_fast.claims import Caller
+from lip_fast.classifier import Head
 from lip_fast.cost import Cost
-from lip_fast.head import Head, HeadStep, LIPError, group_of
+from lip_fast.head import HeadStep, LIPError, group_of
 from lip_fast.settings import Settings
 from lip_fast.sharded.layout import DataGroup
 from lip_fast.validation import check_int

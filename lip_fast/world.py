@@ -97,12 +97,6 @@ class Alone:
         self._batches = batches
         self._statistics: LabelStatistics | None = None
 
-    @property
-    def only_batch(self) -> Batch | None:
-        """The batch, where a step is of this one alone, is taken, and asks no other process."""
-        alone = len(self._batches) == 1 and self._statistics is None
-        return self._batches[0] if alone and bool(self.ok) else None
-
     def run_with_peers(self, work: Callable[[], _T]) -> _T:
         """What ``work`` returns, which calls the methods that follow; there is no peer to run it with."""
         return work()
@@ -220,8 +214,6 @@ class Alone:
 class Peers(Group):
     """The world of a process that takes the step together with others; it answers what Alone does."""
 
-    only_batch = None
-    """See :class:`Alone`."""
     _statistics: LabelStatistics | None = None
     # The statistics with the rows of this step; None too where this process failed.
     _collected: LabelStatistics | None = None

@@ -97,6 +97,7 @@ LAYERS = [
     {"functional", "world"},
     {"directions", "repair"},
     {"captures", "cost", "counters", "fused", "observations", "unfit"},
+    {"classifier"},
     {"head"},
     {"plugin", "group_heads"},
     {"with_lip"},

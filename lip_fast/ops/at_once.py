@@ -61,7 +61,7 @@ def truncated_step_(
     how: Refitting,
     *,
     fresh: int,
-    step: Tensor,
+    step: int,
     seed: int,
 ) -> Step | None:
     """:func:`warm_svd`, :func:`label_sums`, :func:`refit` and :func:`rebuild_` of a weight.
@@ -74,7 +74,7 @@ def truncated_step_(
         bias: (l,) of the classifier, or None.
         how: what becomes of the t directions that are followed, and of deeper ones.
         fresh: number of fresh columns.
-        step: () int64, their counter.
+        step: their counter.
         seed: their key.
 
     Returns:
@@ -91,7 +91,7 @@ def truncated_step_(
         return None
     basis = basis.contiguous()
     following = torch.empty_like(basis)
-    taken = TRUNCATED.run(M, basis, X, y, bias, following, how, fresh, int(step), seed)
+    taken = TRUNCATED.run(M, basis, X, y, bias, following, how, fresh, step, seed)
     _, applied, clipped, masked = taken
     return Step(following, clipped, masked) if applied else None
 
@@ -106,7 +106,7 @@ def projected_step_(
     *,
     guards: int,
     fresh: int,
-    step: Tensor,
+    step: int,
     seed: int,
     most_removed: float,
 ) -> Step | None:
@@ -121,12 +121,12 @@ def projected_step_(
         how: what becomes of its directions, of which k are kept.
         guards: number of kept directions that are decomposed with the tail.
         fresh: number of fresh columns at most.
-        step: () int64, their counter.
+        step: their counter.
         seed: their key.
         most_removed: share of ||M||_F^2 beyond which nothing is removed, and nothing written.
 
     Returns:
-        None where nothing was written: see :func:`truncated_step_`; also where no more than the guards are kept.
+        None where nothing was written: see :func:`truncated_step_`; more directions than the guards are kept.
     """
     y = _indices(M, X, Y, bias)
     if y is None or not _splits(M, basis, how.rank, guards, fresh):
@@ -134,7 +134,7 @@ def projected_step_(
     basis = _by_columns(basis)
     following = torch.empty_like(basis)
     fresh = min(fresh, min(M.shape) - basis.shape[1])
-    done = PROJECTED.run(M, basis, X, y, bias, following, how, guards, fresh, int(step), seed, most_removed)
+    done = PROJECTED.run(M, basis, X, y, bias, following, how, guards, fresh, step, seed, most_removed)
     return Step(following, done.clipped, done.masked, (done.gamma, done.deeper)) if done.applied else None
 
 
@@ -214,8 +214,8 @@ def _on_host_by_rows(M: Tensor) -> bool:
 def _splits(M: Tensor, basis: Tensor, k: int, guards: int, fresh: int) -> bool:
     """Whether a step by products with this basis is one call here, and is faster so."""
     tail = basis.shape[1] - k
-    fits = 0 < guards < k and tail > 0 and guards + tail + fresh <= MAX_COLUMNS and basis.dtype == torch.float32
-    return fits and wide_vectors() and _serves("warm_svd", "at_once")
+    fits = 0 < guards < k and tail > 0 and guards + tail + fresh <= MAX_COLUMNS
+    return fits and basis.dtype == torch.float32 and wide_vectors() and _serves("warm_svd", "at_once")
 
 
 def _by_columns(basis: Tensor) -> Tensor:

