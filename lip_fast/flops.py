@@ -33,12 +33,11 @@ def by_products(l: int, q: int, k: int, r: int, *, guards: int, fresh: int, drop
     n, m = max(k - guards, 0), min(r + fresh, min(l, q) - k)
     tail = min(guards, k) + m
     products = 2.0 * l * q * (2 * (k + m) + (k + 2 * m if drop else r))
-    # A Gram matrix and a triangular solve on the side of the classes, a Gram matrix on that of the features,
-    # and two factors.
-    kept = (2.4 * l + 1.4 * q) * n * n + 0.7 * n**3
+    # A Gram matrix and a triangular solve on the side of the classes, and a factor.
+    kept = 2.4 * l * n * n + 0.35 * n**3
     # Two projections off the kept columns, four small factorisations, the eigenproblem, and the rotation.
     rest = 8.0 * l * n * tail + (12.0 * l + 4.0 * q) * tail**2 + _EIGENPROBLEM * tail**3
-    rotation = (2.0 * l + 4.0 * q) * n * m + 2.0 * n * n * m
+    rotation = (2.0 * l + 4.0 * q) * n * m
     return products + kept + rest + rotation
 
 

@@ -364,14 +364,16 @@ class HeadStep:
             PeerError: another process failed in LIP, or is gone.
             LIPError: with ``strict``, where LIP was skipped as unsound.
         """
-        other = torch.is_inference_mode_enabled()
-        if update is None and not other and self._act_at_once(turn):
-            return
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.act(turn, update, step=step)
+        if update is None and self._act_at_once(turn):
+            return None
         # Asked here, and not by the wrapper: a warm step goes through few functions.
         autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         rounds = autocast or any(products.fp32_precision not in AS_THEY_ARE for products in PRODUCTS)
         with torch.no_grad():
-            (full_precision(self._act) if other or rounds else self._act)(turn, update, step)
+            return (full_precision(self._act) if rounds else self._act)(turn, update, step)
 
     def _act_at_once(self, turn: Turn) -> bool:
         """Take a warm step in one call, where it is this process's alone; False where nothing was written."""

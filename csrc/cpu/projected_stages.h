@@ -189,11 +189,12 @@ class ProjectedStages {
     crew.one([&] {
       double *const G = room.small, *const inverse = G + tp * tp;
       add_up(room.of_rows, tp, G);
-      const Independence found = factor<D>(G, t, tp);
-      bool whole = found.finite && found.least > least;
-      for (int i = 0; i < t; ++i) whole = whole && G[i * tp + i] > 0;
+      const bool finite = factor<D>(G, t, tp, least).finite;
+      bool whole = finite;
+      // Fresh columns may find nothing where the weight has no more directions: they are zeros then.
+      for (int i = 0; i < a.guards + a.r; ++i) whole = whole && G[i * tp + i] > 0;
       if (!whole) {
-        a.status = found.finite ? kRankDeficient : kNotFinite;
+        a.status = finite ? kRankDeficient : kNotFinite;
         return;
       }
       invert<D>(G, inverse, t, tp);

@@ -24,9 +24,10 @@ struct Independence {
 };
 
 /// The upper factor R of G = R^T R in place: G (m, m) symmetric, of which the upper triangle is read; rows ``ld`` apart,
-/// a multiple of D. Rows of columns that depend on those before them are zeros.
+/// a multiple of D. Rows of columns that depend on those before them are zeros: of which no more than the share
+/// ``dependent`` of the square is outside of their span.
 template <int D>
-LIP_FAST_INLINE Independence factor(double* G, int m, int ld) {
+LIP_FAST_INLINE Independence factor(double* G, int m, int ld, double dependent = kDependent) {
   double length[kMostSmall];
   for (int i = 0; i < m; ++i) {
     const double square = G[i * ld + i];
@@ -41,7 +42,7 @@ LIP_FAST_INLINE Independence factor(double* G, int m, int ld) {
   for (int k = 0; k < m; ++k) {
     double* const row = G + k * ld;
     const double pivot = row[k];
-    if (!(pivot > kDependent)) {
+    if (!(pivot > dependent)) {
       for (int j = k; j < m; ++j) row[j] = 0;
       continue;
     }

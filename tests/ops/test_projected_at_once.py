@@ -253,6 +253,22 @@ def test_a_weight_of_any_size_is_repaired_or_left_to_its_parts(scale: float) -> 
     assert relative_error(M.double(), expected) < (1e-4 if scale > 1e-20 else 1e-3)
 
 
+def test_a_weight_without_more_directions_than_are_followed_is_split_too(vector_bytes: int) -> None:
+    """Nothing is left for the fresh columns, as in a second step without one of the optimizer."""
+    l, q, k, r = CASES[1]
+    M64, basis = weight(l, q, k, r)
+    U, S, Vh = torch.linalg.svd(M64, full_matrices=False)
+    M64 = U[:, : k + r] * S[: k + r] @ Vh[: k + r]
+    X, y, bias = batch(l, q, 40)
+    M = M64.float()
+    done = taken(M, basis.float(), X, y, bias, k, True)
+    assert done is not None
+    assert relative_error(M, exactly(M64, X, y, bias, k, r, True, True)) < 1e-5
+    again = taken(M, done.basis, X, y, bias, k, True)
+    assert again is not None
+    assert torch.isfinite(again.basis).all()
+
+
 def test_nothing_is_written_where_much_would_be_removed() -> None:
     l, q, k, r = CASES[1]
     M64, basis = weight(l, q, k, r)
@@ -332,7 +348,7 @@ def test_along_a_training_no_step_falls_back(
     step_ = at_once.projected_step_
 
     def watched(M: Tensor, basis: Tensor, *given: Any) -> Any:
-        before = M.double()
+        before = M.detach().double()
         result = step_(M, basis, *given)
         assert result.applied, (name, result)
         S = torch.linalg.svdvals(before)
