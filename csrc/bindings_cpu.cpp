@@ -116,8 +116,8 @@ PYBIND11_MODULE(_native_cpu, module) {
          std::uint64_t seed, std::int64_t step, bool drop, bool clip, double tolerance, int threads,
          int vector_bytes, Address X, std::int64_t n, std::int64_t x_stride, Address y, std::int64_t ignored, Address bias,
          Address A, Address S, Address B) {
-        if (k < 0 || t < 1 || k > t || fresh < 1 || fresh > 16 || t + fresh > std::min<std::int64_t>({64, l, q})) {
-          throw std::invalid_argument("expected 0 <= k <= t and t + fresh <= min(l, q, 64), got k = " + std::to_string(k) +
+        if (k < 0 || t < 1 || k > t || fresh < 1 || fresh > 16 || t + fresh > std::min<std::int64_t>({cpu::kMostSmall, l, q})) {
+          throw std::invalid_argument("expected 0 <= k <= t and t + fresh <= min(l, q, 128), got k = " + std::to_string(k) +
                                       ", t = " + std::to_string(t) + ", fresh = " + std::to_string(fresh));
         }
         cpu::TruncatedStep a{};

@@ -345,7 +345,7 @@ class Directions:
             return None
         if done.told is not None:
             gamma, deeper = done.told
-            self.told.copy_(torch.tensor([gamma, max(deeper, 0.0) if self.drops else 0.0]))
+            self.told[0], self.told[1] = gamma, max(deeper, 0.0) if self.drops else 0.0
         self.basis = done.basis
         self._counter.count()
         return done

@@ -135,15 +135,16 @@ def _split_at_once(M: Tensor, basis: Tensor, k: int, step: Tensor, seed: int) ->
     found = ops.split(M, basis, k, guards=GUARDS, fresh=FRESH, step=step, seed=seed)
     if found is None:
         return None
+    zero = found.S.new_zeros(())
     return Split(
         found.left,
         found.right,
         found.S,
-        s_1=torch.tensor(found.s_1),
-        s_k=torch.tensor(found.s_k),
-        gamma=torch.tensor(found.gamma),
-        deeper=torch.tensor(found.deeper, dtype=torch.float64),
-        status=torch.zeros((), dtype=torch.int64),
+        s_1=zero + found.s_1,
+        s_k=zero + found.s_k,
+        gamma=zero + found.gamma,
+        deeper=zero.double() + found.deeper,
+        status=zero.long(),
         basis=found.basis,
     )
 

@@ -36,7 +36,7 @@ struct ProjectedRoom {
   float *P, *N, *N_unit;              // (tp, tp), (mp, mp) twice
   float* tile;                        // of each thread
   std::int64_t tile_size;
-  double *grams, *small, *squares;    // of each part; (6, tp, tp); of each part, of n columns
+  double *grams, *small, *squares;    // of each part; (6, tp, tp); of each part, of n columns or t and two more
   double *of_S, *of_tail, *sums;      // (tp) of C, (mp) of the rotated tail; of each part of the batch
   double *energy, *kept_energy;       // of each part of M; of Z
   float* least;
@@ -84,7 +84,7 @@ inline std::int64_t lay_out(ProjectedRoom& room, const ProjectedStep& a, char* a
   place(room.tile, room.tile_size * a.threads);
   place(room.grams, kParts * tp * tp);
   place(room.small, 6 * tp * tp);
-  place(room.squares, kParts * std::max<std::int64_t>(np, tp));
+  place(room.squares, kParts * (std::max<std::int64_t>(np, tp) + 2));
   place(room.of_S, tp);
   place(room.of_tail, mp);
   place(room.sums, kParts * count_of_sums(a.r));

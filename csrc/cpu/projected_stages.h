@@ -12,7 +12,7 @@ template <int W>
 class ProjectedStages {
  public:
   ProjectedStages(ProjectedStep& step, const ProjectedRoom& room, const Crew& crew)
-      : a(step), room(room), crew(crew), n(room.n), t(room.t), m(room.m), np(room.np), tp(room.tp), mp(room.mp), qp(room.qp), both(room.both),
+      : a(step), room(room), crew(crew), n(room.n), t(room.t), m(room.m), tp(room.tp), mp(room.mp), np(room.np), qp(room.qp), both(room.both),
         tile(room.tile + room.tile_size * crew.rank()) {}
 
   LIP_FAST_INLINE void run() {
@@ -89,15 +89,16 @@ class ProjectedStages {
   LIP_FAST_INLINE void keep() {
     Product::template run<Part::kUpperC>(crew, room.product, n, n, a.l, {room.Y, 1, room.yp}, {room.Y, room.yp, 1}, room.G, np);
     crew.one([&] {
-      float longest = 0, shortest = 0;
+      float longest = 0;
       for (int i = 0; i < n; ++i) {
         room.lengths[i] = std::sqrt(room.G[i * np + i]);
         std::fill(room.G + i * np + n, room.G + (i + 1) * np, 0.0f);
-        longest = i == 0 ? room.lengths[i] : std::max(longest, room.lengths[i]);
-        shortest = i == 0 ? room.lengths[i] : std::min(shortest, room.lengths[i]);
+        longest = std::max(longest, room.lengths[i]);
       }
       // No comparison holds with what is no number.
-      if (!(shortest > kVanished * longest)) a.status = kNotConverged;
+      for (int i = 0; i < n; ++i) {
+        if (!(room.lengths[i] > kVanished * longest)) a.status = kNotConverged;
+      }
     });
     if (!sound()) return;
     Triangular<W> factor(crew, n, np, room.G, room.lengths, room.inverse, room.corner, tile);
@@ -567,8 +568,8 @@ class ProjectedStages {
   ProjectedStep& a;
   const ProjectedRoom& room;
   const Crew& crew;
-  const int n, t, m, np, tp, mp;
-  const std::int64_t qp, both;
+  const int n, t, m, tp, mp;
+  const std::int64_t np, qp, both;
   float* const tile;  // this thread's own
 };
 

@@ -15,7 +15,7 @@ namespace lip_fast::cpu {
 /// The same bits for any number of threads. All columns are those of the leading directions, the largest one first.
 struct TruncatedStep {
   std::int64_t l, q;
-  int k, t, fresh;         // directions kept; those and the tail; fresh columns: t + fresh <= 64
+  int k, t, fresh;         // directions kept; those and the tail; fresh columns: t + fresh <= 128
   float* M;
   std::int64_t m_stride;   // of its rows
   const float* basis;      // (q, t)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
-from lip_fast.backends.native.library import MAX_COLUMNS, fits_at_once, wide_vectors
+from lip_fast.backends.native.library import MOST_AT_ONCE, fits_at_once, wide_vectors
 from lip_fast.ops.tail_svd import SMALL_SIDE
 from lip_fast.refitting import Refitting
 from lip_fast.targets import CSR, Targets
@@ -79,7 +79,7 @@ def truncated_step_(
 
     Returns:
         None where nothing was written: the operands are not those of one call (float32 on a host, rows
-        contiguous, class indices, up to 64 columns), or there is a reason against the step.
+        contiguous, class indices, up to 128 columns), or there is a reason against the step.
     """
     y = _indices(M, X, Y, bias)
     if (
@@ -214,7 +214,7 @@ def _on_host_by_rows(M: Tensor) -> bool:
 def _splits(M: Tensor, basis: Tensor, k: int, guards: int, fresh: int) -> bool:
     """Whether a step by products with this basis is one call here, and is faster so."""
     tail = basis.shape[1] - k
-    fits = 0 < guards < k and tail > 0 and guards + tail + fresh <= MAX_COLUMNS
+    fits = 0 < guards < k and tail > 0 and guards + tail + fresh <= MOST_AT_ONCE
     return fits and basis.dtype == torch.float32 and wide_vectors() and _serves("warm_svd", "at_once")
 
 

@@ -55,7 +55,7 @@ def test_auto_takes_what_was_faster_and_says_why() -> None:
     rows = _served(LIP_FAST_BACKEND="auto")
     assert rows["refit", "cpu"] == ["native", "one call for a loop in Python"]
     assert rows["finish_svd", "cpu"] == ["default", "BLAS and LAPACK are faster"]
-    assert rows["warm_svd", "cpu"] == ["native", "faster than BLAS and LAPACK up to 64 columns"]
+    assert rows["warm_svd", "cpu"] == ["native", "faster than BLAS and LAPACK up to 128 columns"]
     assert rows["orthonormalize", "cpu"] == ["default", "no native kernel"]
 
 

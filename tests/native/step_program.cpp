@@ -143,7 +143,7 @@ int main() {
     int k, t;
     std::int64_t n;
   };
-  for (const Shape& s : {Shape{61, 83, 9, 20, 30}, Shape{40, 24, 16, 16, 7}, Shape{70, 130, 0, 56, 50}, Shape{30, 49, 3, 21, 1}}) {
+  for (const Shape& s : {Shape{61, 83, 9, 20, 30}, Shape{40, 24, 16, 16, 7}, Shape{70, 130, 0, 56, 50}, Shape{140, 130, 50, 120, 9}, Shape{30, 49, 3, 21, 1}}) {
     for (int form = 0; form < 3; ++form) {
       const auto run = [&](int threads) { return truncated(s.l, s.q, s.k, s.t, s.n, form == 1, form == 2, threads); };
       tell(run(1), run(3));

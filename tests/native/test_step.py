@@ -24,4 +24,4 @@ def test_a_crew_takes_the_step_of_one_thread(sanitizer: str, tmp_path: Path) -> 
     ran = subprocess.run([str(program)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     # Status, whether the weight was written, whether the bits are the same; each third one decomposes alone.
-    assert ran.stdout.splitlines() == ["0 1 1", "0 1 1", "0 0 1"] * 7 + ["0 1 1"] * 4
+    assert ran.stdout.splitlines() == ["0 1 1", "0 1 1", "0 0 1"] * 8 + ["0 1 1"] * 4

@@ -74,7 +74,7 @@ def in_parts(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_its_parts(shape: tuple[int, int], drop: bool, vector_bytes: int) -> None:
     l, q = shape
-    for t, k, n, clip in ((min(l, q, 64) - FRESH, 7, 50, True), (13, 0, 20, False), (16, 16, 130, True)):
+    for t, k, n, clip in ((min(l, q, 128) - FRESH, 7, 50, True), (13, 0, 20, False), (16, 16, 130, True)):
         M64, basis = weight(l, q, t)
         X, y, bias = batch(l, q, n)
         for offset in (None, bias):

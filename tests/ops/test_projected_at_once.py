@@ -373,6 +373,44 @@ def test_along_a_training_no_step_falls_back(
     assert max(errors[5:]) < 1.02
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"], ids=str)
+def test_it_does_not_depend_on_the_defaults_of_torch(
+    batches: int, default: torch.dtype | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch is one call; of two, the split alone is."""
+    monkeypatch.setattr(flops, "products_pay", lambda *_: True)
+    heads = [linear(160, 140) for _ in range(2)]
+    for head, other in zip(heads, (False, True), strict=True):
+        lip = LIP(head, 70)
+        for step in range(3):
+            given = [batch(140, 160, 20 + step + i)[:2] for i in range(batches)]
+            before = torch.get_default_dtype()
+            try:
+                if other and isinstance(default, torch.dtype):
+                    torch.set_default_dtype(default)
+                with torch.device(default if other and isinstance(default, str) else "cpu"):
+                    for X, y in given:
+                        lip.observe(X, y)
+                    lip.apply()
+            finally:
+                torch.set_default_dtype(before)
+        stats = lip.stats()
+        assert stats["applied"] == 3
+        assert stats["gamma"] >= 0
+    assert torch.equal(heads[0].weight, heads[1].weight)
+
+
+def test_features_whose_signs_are_turned_are_read_as_they_are() -> None:
+    l, q, k, r = CASES[1]
+    M64, basis = weight(l, q, k, r)
+    X, y, bias = batch(l, q, 40)
+    M, other = M64.float(), M64.float()
+    assert taken(M, basis.float(), X, y, bias, k, True) is not None
+    assert taken(other, basis.float(), torch._neg_view(-X), y, bias, k, True) is not None
+    assert torch.equal(M, other)
+
+
 def test_an_optimizer_with_lip_takes_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flops, "products_pay", lambda *_: True)
     l, q = 140, 160

@@ -43,7 +43,7 @@ def truncated_step_(
         bias: (l,) float32, or None.
         following: (q, t) float32, contiguous, written: B of this step.
         how: with a rank in 0..t.
-        fresh: number of fresh columns; t + fresh <= min(l, q, 64).
+        fresh: number of fresh columns; t + fresh <= min(l, q, 128).
         step: counter of the fresh columns.
         seed: their key.
     """
@@ -183,6 +183,8 @@ def exact_step_(
 
 def _batch(X: Tensor, y: Tensor, bias: Tensor | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
     """The batch and the bias as the kernels read them, and what these are given of them."""
+    # Of a view that says so the signs are others than those in memory.
+    X = X.resolve_neg()
     if X.stride(1) != 1:
         X = X.contiguous()
     y, bias = y.contiguous(), None if bias is None else bias.contiguous()

@@ -33,9 +33,9 @@ __all__ = [
 # Widest small problem of the solver: kMaxColumns in csrc/core/small_svd.h.
 MAX_COLUMNS = 128
 
-# Widest small problem of a truncated step in one call on a host, kMostSmall in csrc/cpu/small_algebra.h, and
-# its fresh columns, as many as F in csrc/cpu/truncated_stages.h has.
-MOST_AT_ONCE, MOST_FRESH = 64, 16
+# Widest small problem of a step in one call on a host, kMostSmall in csrc/cpu/room.h, and the fresh columns of
+# a truncated one, as many as F in csrc/cpu/truncated_stages.h has.
+MOST_AT_ONCE, MOST_FRESH = 128, 16
 
 # Vectors of such a step, as wide as the processor has them.
 VECTOR_BYTES = 64
