@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lip_fast import backends
 from lip_fast.backends.kernel import Kernel
-from lip_fast.backends.native.library import MOST_AT_ONCE, fits_at_once, wide_vectors
-from lip_fast.ops.tail_svd import SMALL_SIDE
+from lip_fast.backends.native.library import MOST_AT_ONCE, decomposes_at_once, fits_at_once, wide_vectors
 from lip_fast.refitting import Refitting
 from lip_fast.targets import CSR, Targets
 
@@ -191,10 +190,10 @@ def exact_step_(
         tail: number of directions refitted below those kept.
 
     Returns:
-        None where nothing was written: see :func:`truncated_step_`; the small side is of at most 24.
+        None where nothing was written: see :func:`truncated_step_`; the small side is of at most 64.
     """
     y = _indices(M, X, Y, bias)
-    if y is None or min(M.shape) > SMALL_SIDE or not _serves("tail_svd", "tail_svd"):
+    if y is None or not decomposes_at_once(min(M.shape)) or not _serves("tail_svd", "tail_svd"):
         return None
     _, applied, clipped, masked = EXACT.run(M, X, y, bias, how, tail)
     return Step(None, clipped, masked) if applied else None

@@ -22,6 +22,7 @@ __all__ = [
     "covers",
     "cpu",
     "cuda",
+    "decomposes_at_once",
     "fits_at_once",
     "problems",
     "quickly_in_range",
@@ -33,9 +34,13 @@ __all__ = [
 # Widest small problem of the solver: kMaxColumns in csrc/core/small_svd.h.
 MAX_COLUMNS = 128
 
-# Widest small problem of a step in one call on a host, kMostSmall in csrc/cpu/room.h, and the fresh columns of
-# a truncated one, as many as F in csrc/cpu/truncated_stages.h has.
+# Widest small problem of a step in one call on a host, kMostSmall in csrc/cpu/room.h, and the fresh columns
+# of a truncated one, as many as F in csrc/cpu/truncated_stages.h has.
 MOST_AT_ONCE, MOST_FRESH = 128, 16
+
+# Small side of a weight up to which an exact step in one call is faster than LAPACK: 2 to 10 times up to here,
+# and as fast at 100.
+_MOST_EXACTLY, _MOST_EXACTLY_NARROW = 64, 24
 
 # Vectors of such a step, as wide as the processor has them.
 VECTOR_BYTES = 64
@@ -76,6 +81,11 @@ def wide_vectors() -> bool:
 def fits_at_once(followed: int, fresh: int) -> bool:
     """Whether a truncated step with so many columns is one call here, and is faster so."""
     return fresh <= MOST_FRESH and 1 <= followed <= MOST_AT_ONCE - fresh and wide_vectors()
+
+
+def decomposes_at_once(small: int) -> bool:
+    """Whether an exact step of a weight with such a small side is one call here, and is faster so."""
+    return small <= (_MOST_EXACTLY if wide_vectors() else _MOST_EXACTLY_NARROW)
 
 
 def quickly_in_range(y: Tensor, classes: int) -> bool:
