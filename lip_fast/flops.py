@@ -11,9 +11,10 @@ _EIGENPROBLEM = 9
 # What the exact path takes on a host, in operations of float32 products: float64 counts twice, and LAPACK
 # runs at half the speed of products. Measured within a tenth from 1000 x 2048 to 50257 x 768.
 _FLOAT64, _LAPACK = 2, 16
-# By products, passes over skinny factors take as long as so many times the operations, and the calls as long
-# as so many more. Measured within a quarter from 150 x 512 to 50257 x 768.
-_SKINNY, _CALLS = 1.3, 5e7
+# By products in one call: the small algebra between them takes as long as so many operations more. Measured
+# from 150 x 512 to 50257 x 768, where it decides rightly each time; composed of torch's operations a step takes
+# a third longer, so that near the border an exact one would be a little faster.
+_SKINNY, _CALLS = 1.05, 1e7
 
 
 def exact(l: int, q: int, r: int) -> float:
