@@ -12,8 +12,8 @@ _EIGENPROBLEM = 9
 # runs at half the speed of products. Measured within a tenth from 1000 x 2048 to 50257 x 768.
 _FLOAT64, _LAPACK = 2, 16
 # By products in one call: the small algebra between them takes as long as so many operations more. Measured
-# from 150 x 512 to 50257 x 768, where it decides rightly each time; composed of torch's operations a step takes
-# a third longer, so that near the border an exact one would be a little faster.
+# from 150 x 512 to 50257 x 768, where it decides rightly each time; composed of torch's operations a step
+# takes a third longer, so that near the border an exact one would be a little faster.
 _SKINNY, _CALLS = 1.05, 1e7
 
 

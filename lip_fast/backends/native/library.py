@@ -38,7 +38,7 @@ MAX_COLUMNS = 128
 # of a truncated one, as many as F in csrc/cpu/truncated_stages.h has.
 MOST_AT_ONCE, MOST_FRESH = 128, 16
 
-# Small side of a weight up to which an exact step in one call is faster than LAPACK: 2 to 10 times up to here.
+# Small side of a weight up to which an exact step in one call is faster than LAPACK, by 2 to 10 times.
 _MOST_EXACTLY, _MOST_EXACTLY_NARROW = 64, 24
 
 # Vectors of such a step, as wide as the processor has them.
