@@ -321,7 +321,7 @@ def test_a_split_leaves_the_weight_and_is_that_of_a_library(by_a_library: Callab
 SPECTRA = {
     "trained": lambda d: torch.linspace(2, 0.1, d),
     "clustered": lambda d: torch.cat([torch.full((d // 2,), 5.0), torch.full((d - d // 2,), 1.0)]),
-    "steep": lambda d: 10 ** -torch.linspace(0, 3, d),
+    "steep": lambda d: 10 ** -torch.linspace(0, 5, d),
     "fresh": None,
 }
 
@@ -333,7 +333,7 @@ def test_along_a_training_no_step_falls_back(
     name: str, rate: float, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And each keeps what is best kept of the weight that the optimizer left."""
-    (l, q), k, steps = shape, 80, 60
+    (l, q), k, steps = shape, 80, 100
     monkeypatch.setattr(flops, "products_pay", lambda *_: True)
     head = linear(q, l, bias=True)
     if (spectrum := SPECTRA[name]) is not None:
