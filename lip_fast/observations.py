@@ -85,14 +85,14 @@ class Observation(NamedTuple):
     @staticmethod
     def form(features: Any, targets: Any, weight: Tensor) -> tuple[Any, ...] | None:
         """All that :meth:`checked` asks of rows and class indices on a host but what these are; else None."""
-        if not (isinstance(features, Tensor) and isinstance(targets, Tensor)):
+        # A subclass may have its parts on several processes, or no memory of its own.
+        if type(features) is not Tensor or type(targets) is not Tensor:
             return None
         device = features.device
         if features.dim() != 2 or targets.dim() != 1 or device.type not in host.READABLE:
             return None
-        # A subclass of Tensor may have its parts on several processes.
-        of_features = (type(features), features.shape, features.dtype, features.layout)
-        of_targets = (type(targets), targets.shape, targets.dtype, targets.layout)
+        of_features = (features.shape, features.dtype, features.layout)
+        of_targets = (targets.shape, targets.dtype, targets.layout)
         return of_features, of_targets, device, targets.device, weight.device, weight.shape
 
     @staticmethod
