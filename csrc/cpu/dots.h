@@ -17,37 +17,11 @@ LIP_FAST_INLINE T total(Lanes<T, W> x) {
   return x[0];
 }
 
-/// products (R, N) of rows of A and B, n values each: a multiple of W.
+/// Products (R, N) of rows of A and B, n values each, ``apart`` from row to row, and the squares (R) of the rows of A, which
+/// cost nothing where they are not used.
 template <int W, int R, int N, class T>
-LIP_FAST_INLINE void dots(std::int64_t n, const T* A, std::int64_t a_apart, const T* B, std::int64_t b_apart, T (&products)[R][N]) {
-  Lanes<T, W> sum[R][N];
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) sum[i][j] = Lanes<T, W>{};
-  }
-  for (std::int64_t x = 0; x < n; x += W) {
-    Lanes<T, W> b[N];
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) b[j] = load<W>(B + j * b_apart + x);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-      const Lanes<T, W> a = load<W>(A + i * a_apart + x);
-#pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) sum[i][j] += a * b[j];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) products[i][j] = total<W, T>(sum[i][j]);
-  }
-}
-
-/// As above of any n, the products ``apart`` from row to row, and the squares (R) of the rows of A.
-template <int W, int R, int N, class T>
-LIP_FAST_INLINE void dots_of_rows(std::int64_t n, const T* A, std::int64_t a_apart, const T* B, std::int64_t b_apart, T* products,
-                                  int apart, T* squares) {
+LIP_FAST_INLINE void dots(std::int64_t n, const T* A, std::int64_t a_apart, const T* B, std::int64_t b_apart, T* products,
+                          int apart, T* squares) {
   const std::int64_t whole = n / W * W;
   Lanes<T, W> sum[R][N], square[R];
 #pragma GCC unroll 8

@@ -11,7 +11,7 @@ struct ExactRoom {
   int d, dp, t;
   std::int64_t n, np;
   double *X, *large;              // (d, np) the weight by its small side, (t, np) the tail's vectors on the large one
-  double *H, *R, *P, *work;       // (d, dp) each, three times
+  double *H, *P, *work;           // (d, dp) each, four times
   float *of_small, *of_large;     // (t, dp), (t, np): the tail's vectors
   float *S, *s, *delta, *scratch;  // (d), (r), (t), of eigenvectors()
   double *sums, *offset;          // numerators, denominators and energy; (r)
@@ -27,9 +27,8 @@ inline std::int64_t lay_out(ExactRoom& room, const ExactStep& a, char* at) {
   place(room.X, d * room.np);
   place(room.large, t * room.np);
   place(room.H, d * dp);
-  place(room.R, d * dp);
   place(room.P, d * dp);
-  place(room.work, 3 * d * dp);
+  place(room.work, 4 * d * dp);
   place(room.of_small, t * dp);
   place(room.of_large, t * room.np);
   place(room.S, d);

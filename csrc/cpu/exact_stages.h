@@ -26,7 +26,7 @@ class ExactStages {
 
   // Relative size of singular values whose vectors a double Gram matrix resolves: to 1e-16 over its square. Shorter ones
   // are no directions, and have zero columns on the large side.
-  static constexpr double kResolved = 1e-6, kOrthogonality = 1e-4;
+  static constexpr double kResolved = 1e-6;
 
   LIP_FAST_INLINE void by_small_side() {
     for (int i = 0; i < d; ++i) {
@@ -44,46 +44,27 @@ class ExactStages {
 
   /// P, of X X^T by falling eigenvalues, and their roots S.
   LIP_FAST_INLINE void directions() {
-    double *const H = room.H, *const R = room.R, *const P = room.P;
+    double* const H = room.H;
     constexpr int kBlock = W == 16 ? 4 : 2;
+    double unused[kBlock];
     for (int i = 0; i < d; i += kBlock) {
       for (int j = i; j < d; j += kBlock) {
-        double products[kBlock][kBlock];
-        if (std::max(i, j) + kBlock <= d) {
-          dots<D, kBlock, kBlock>(np, room.X + i * np, np, room.X + j * np, np, products);
-        } else {
-          for (int r = 0; r < std::min(kBlock, d - i); ++r) {
-            for (int c = 0; c < std::min(kBlock, d - j); ++c) {
-              dots<D, 1, 1>(np, room.X + (i + r) * np, np, room.X + (j + c) * np, np,
-                            reinterpret_cast<double(&)[1][1]>(products[r][c]));
-            }
-          }
+        double* const to = H + i * dp + j;
+        if (j + kBlock <= d) {
+          dots<D, kBlock, kBlock>(np, room.X + i * np, np, room.X + j * np, np, to, dp, unused);
+          continue;
         }
         for (int r = 0; r < std::min(kBlock, d - i); ++r) {
-          for (int c = 0; c < std::min(kBlock, d - j); ++c) H[(i + r) * dp + j + c] = H[(j + c) * dp + i + r] = products[r][c];
+          for (int c = 0; c < d - j; ++c) {
+            dots<D, 1, 1>(np, room.X + (i + r) * np, np, room.X + (j + c) * np, np, to + r * dp + c, dp, unused);
+          }
         }
       }
     }
-    int order[kMostSmall];
-    for (int i = 0; i < d; ++i) {
-      std::fill(H + i * dp + d, H + (i + 1) * dp, 0.0);
-      if (!(H[i * dp + i] <= kLargestSquare)) a.status = kNotFinite;
-      order[i] = i;
-    }
-    if (a.status != kSound) return;
-    std::sort(order, order + d, [&](int i, int j) { return H[i * dp + i] > H[j * dp + j]; });
-    for (int i = 0; i < d; ++i) {
-      for (int j = 0; j < dp; ++j) R[i * dp + j] = j < d ? H[order[i] * dp + order[j]] : 0.0;
-    }
-    std::fill(P, P + d * dp, 0.0);
+    for (int i = 0; i < d; ++i) std::fill(H + i * dp + d, H + (i + 1) * dp, 0.0);
     double lambda[kMostSmall];
-    if (!factor<D>(R, d, dp).finite) {
-      a.status = kNotFinite;
-    } else if (!eigenvectors<W>(R, P, order, d, d, dp, room.scratch)) {
-      a.status = kNotConverged;
-    } else if (!(refine<D>(H, P, lambda, d, d, dp, room.work) <= kOrthogonality)) {
-      a.status = kNotOrthogonal;
-    }
+    a.status = decompose_symmetric<W>(H, room.P, lambda, d, d, dp, room.work, room.scratch);
+    if (a.status != kSound) return;
     for (int c = 0; c < d; ++c) room.S[c] = static_cast<float>(std::sqrt(lambda[c]));
   }
 
@@ -92,9 +73,9 @@ class ExactStages {
     multiply<D, double>(t, np, d, {room.P + a.k, 1, dp}, room.X, np, room.large, np, false);
     for (int c = 0; c < t; ++c) {
       const double* const y = room.large + c * np;
-      double square[1][1];
-      dots<D, 1, 1>(np, y, np, y, np, square);
-      const double length = std::sqrt(square[0][0]);
+      double product, square;
+      dots<D, 1, 1>(np, y, np, y, np, &product, 1, &square);
+      const double length = std::sqrt(square);
       room.S[a.k + c] = static_cast<float>(length);
       const double inverse = length > kResolved * room.S[0] ? 1 / length : 0.0;
       float *const large = room.of_large + c * np, *const small = room.of_small + c * dp;
@@ -156,14 +137,14 @@ class ExactStages {
     }
   }
 
-  /// As dots_of_rows(), of 0 to N columns.
+  /// As dots(), of 0 to N columns.
   template <int R, int N>
   LIP_FAST_INLINE void products_of_rows(int columns, const float* X, const float* B, std::int64_t b_apart, float* to, float* squares) {
     if constexpr (N == 0) {
       float unused[R * kMostSmall];
-      dots_of_rows<W, R, 1>(a.q, X, a.batch.x_stride, X, 0, unused, kMostSmall, squares);
+      dots<W, R, 1>(a.q, X, a.batch.x_stride, X, 0, unused, kMostSmall, squares);
     } else if (columns == N) {
-      dots_of_rows<W, R, N>(a.q, X, a.batch.x_stride, B, b_apart, to, kMostSmall, squares);
+      dots<W, R, N>(a.q, X, a.batch.x_stride, B, b_apart, to, kMostSmall, squares);
     } else {
       products_of_rows<R, N - 1>(columns, X, B, b_apart, to, squares);
     }

@@ -22,7 +22,7 @@ class LargeProduct {
   /// An entry is the same sum in the same order however many threads there are. Two threads meet before and after.
   template <Part part = Part::kAll>
   static LIP_FAST_ONCE void run(const Crew& crew, const ProductRoom& room, std::int64_t m, std::int64_t n, std::int64_t K,
-                                  Strided<float> A, Strided<float> B, float* C, std::int64_t ldc, bool add = false) {
+                                Strided<float> A, Strided<float> B, float* C, std::int64_t ldc, bool add = false) {
     float* const of_A = room.of_A + crew.rank() * kOfA;
     const std::int64_t blocks = (K + kDeep - 1) / kDeep, depth = blocks > 0 ? (K + blocks - 1) / blocks : 0;
     for (std::int64_t j0 = 0; j0 < n; j0 += kWide) {

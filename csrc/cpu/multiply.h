@@ -88,7 +88,7 @@ LIP_FAST_INLINE void multiply_strip(std::int64_t rows, std::int64_t K, Strided<T
 /// rows and columns are divided. The blocks fill the registers: 32 where vectors have 64 bytes, else 16.
 template <int W, class T, class Next = NothingAhead>
 LIP_FAST_ONCE void multiply(std::int64_t rows, std::int64_t columns, std::int64_t K, Strided<T> A, const T* B,
-                              std::int64_t ldb, T* C, std::int64_t ldc, bool add, Next next = Next()) {
+                            std::int64_t ldb, T* C, std::int64_t ldc, bool add, Next next = Next()) {
   std::int64_t j = 0;
   if constexpr (W * sizeof(T) == 64) {
     for (; j + 4 * W <= columns; j += 4 * W) multiply_strip<W, 6, 4>(rows, K, A, B + j, ldb, C + j, ldc, add, next);

@@ -40,7 +40,6 @@ struct ProjectedRoom {
   double *of_S, *of_tail, *sums;      // (tp) of C, (mp) of the rotated tail; of each part of the batch
   double *energy, *kept_energy;       // of each part of M; of Z
   float* least;
-  bool* again;
   ProductRoom product;
 };
 
@@ -91,7 +90,6 @@ inline std::int64_t lay_out(ProjectedRoom& room, const ProjectedStep& a, char* a
   place(room.energy, room.rows.count());
   place(room.kept_energy, 1);
   place(room.least, 1);
-  place(room.again, 1);
   place(room.product.of_A, std::int64_t{a.threads} * kOfA);
   place(room.product.of_B, kDeep * (std::min<std::int64_t>(std::max(q, room.yp), kWide) + kEdge));
   return place.bytes();

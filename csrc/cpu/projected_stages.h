@@ -39,7 +39,7 @@ class ProjectedStages {
 
   // The constants of lip_fast/projected.py, with their reasons; squared where pivots of Gram matrices are.
   static constexpr float kVanished = 3e-6f, kPivot = 0.1f, kLargestAngle = 0.25f;
-  static constexpr double kDependentBeside = 1e-11, kLeastPivot = 1e-6, kOrthogonality = 1e-4;
+  static constexpr double kDependentBeside = 1e-11, kLeastPivot = 1e-6;
 
   /// Whether the step goes on, as all threads see it before one of them goes on.
   LIP_FAST_INLINE bool sound() const {
@@ -151,7 +151,7 @@ class ProjectedStages {
     });
     crew.one([&] {
       for (std::int64_t part = 0; part < room.of_kept.count(); ++part) {
-        if (!(room.squares[part] <= kOrthogonality)) a.status = kNotOrthogonal;
+        if (!(room.squares[part] <= orthogonality<double>())) a.status = kNotOrthogonal;
       }
     });
   }
@@ -179,17 +179,14 @@ class ProjectedStages {
         const std::int64_t rows = std::min<std::int64_t>(kFewRows, room.of_rows.end(part) - row);
         for (std::int64_t i = 0; i < rows; ++i) {
           float *const T = room.T + (row + i) * qp, *const beside = room.beside + (row + i) * tp;
-          for (int c = 0; c < tp; ++c) {
-            T[c] -= beside[c];
-            in_double[i * tp + c] = T[c];
-          }
+          for (int c = 0; c < tp; ++c) T[c] -= beside[c];
         }
-        gram<D, double>(rows, tp, in_double, tp, G, row > room.of_rows.begin(part));
+        gram_in_double<D>(rows, tp, room.T + row * qp, qp, in_double, G, row > room.of_rows.begin(part));
       }
     });
     crew.one([&] {
       double *const G = room.small, *const inverse = G + tp * tp;
-      add_up(room.of_rows, tp, G);
+      add_up<D>(room.of_rows, tp, room.grams, G);
       const bool finite = factor<D>(G, t, tp, least).finite;
       bool whole = finite;
       // Fresh columns may find nothing where the weight has no more directions: they are zeros then.
@@ -231,42 +228,16 @@ class ProjectedStages {
       double* const G = room.grams + part * tp * tp;
       for (std::int64_t row = room.of_features.begin(part); row < room.of_features.end(part); row += kFewRows) {
         const std::int64_t rows = std::min<std::int64_t>(kFewRows, room.of_features.end(part) - row);
-        const float* const image = room.image + row * tp;
-        for (std::int64_t e = 0; e < rows * tp; ++e) in_double[e] = image[e];
-        gram<D, double>(rows, tp, in_double, tp, G, row > room.of_features.begin(part));
+        gram_in_double<D>(rows, tp, room.image + row * tp, tp, in_double, G, row > room.of_features.begin(part));
       }
     });
     double* const P = room.small;
     crew.one([&] {
-      double *const H = P + tp * tp, *const R = H + tp * tp, *const work = R + tp * tp;
-      add_up(room.of_features, tp, H);
-      for (int i = 0; i < t; ++i) {
-        for (int j = 0; j < i; ++j) H[i * tp + j] = H[j * tp + i];
-      }
-      // By falling lengths: the factor is then graded, and small singular values are as accurate as large ones.
-      int order[kMostSmall];
-      bool finite = true;
-      for (int i = 0; i < t; ++i) {
-        order[i] = i;
-        finite = finite && H[i * tp + i] >= 0 && H[i * tp + i] <= kLargestSquare;
-      }
-      if (!finite) {
-        a.status = kNotFinite;
-        return;
-      }
-      std::sort(order, order + t, [&](int i, int j) { return H[i * tp + i] > H[j * tp + j]; });
-      for (int i = 0; i < t; ++i) {
-        for (int j = 0; j < tp; ++j) R[i * tp + j] = j < t ? H[order[i] * tp + order[j]] : 0.0;
-      }
-      std::fill(P, P + tp * tp, 0.0);
+      double *const H = P + tp * tp, *const work = H + tp * tp;
+      add_up<D>(room.of_features, tp, room.grams, H);
       double lambda[kMostSmall];
-      if (!factor<D>(R, t, tp).finite) {
-        a.status = kNotFinite;
-      } else if (!eigenvectors<W>(R, P, order, t, t, tp, tile)) {
-        a.status = kNotConverged;
-      } else if (!(refine<D>(H, P, lambda, t, t, tp, work) <= kOrthogonality)) {
-        a.status = kNotOrthogonal;
-      }
+      std::fill(P, P + tp * tp, 0.0);
+      a.status = decompose_symmetric<W>(H, P, lambda, t, t, tp, work, tile);
       for (int e = 0; e < tp * tp; ++e) room.P[e] = static_cast<float>(P[e]);
     });
     if (!sound()) return;
@@ -330,7 +301,7 @@ class ProjectedStages {
     });
     double *const XX = room.small, *const along = XX + mp * mp, *const size = along + mp;
     crew.one([&] {
-      add_up(room.of_kept, mp, XX);
+      add_up<D>(room.of_kept, mp, room.grams, XX);
       for (int c = 0; c < mp; ++c) along[c] = sum_of(room.of_kept, room.squares + c, count);
       *room.kept_energy = sum_of(room.of_kept, room.squares + mp, count);
       const double s_k = room.of_S[a.guards - 1];
@@ -552,17 +523,6 @@ class ProjectedStages {
     double sum = 0;
     for (std::int64_t part = 0; part < parts.count(); ++part) sum += from[part * apart];
     return sum;
-  }
-
-  /// The sum of the parts of a Gram matrix (columns, columns), of which the upper triangle is used.
-  LIP_FAST_INLINE void add_up(const Parts& parts, int columns, double* G) {
-    std::fill(G, G + columns * columns, 0.0);
-    for (std::int64_t part = 0; part < parts.count(); ++part) {
-      const double* const from = room.grams + part * columns * columns;
-      for (int i = 0; i < columns; ++i) {
-        for (int c = i / D * D; c < columns; ++c) G[i * columns + c] += from[i * columns + c];
-      }
-    }
   }
 
   ProjectedStep& a;

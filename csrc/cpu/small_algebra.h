@@ -298,4 +298,53 @@ LIP_FAST_INLINE double refine(const double* H, double* P, double* lambda, int m,
   return worst * worst;
 }
 
+/// Eigenvectors P (m, t) of a symmetric H (m, m) of which the upper triangle is read, and its t largest eigenvalues, the
+/// largest first; returns bits of core/status.h. All matrices have rows ``ld`` apart, a multiple of D, and zeros beyond
+/// their columns.
+///
+/// work: (4, m, ld). scratch: of room_of_eigenvectors(m).
+template <int W>
+LIP_FAST_INLINE int decompose_symmetric(double* H, double* P, double* lambda, int m, int t, int ld, double* work, float* scratch) {
+  constexpr int D = W / 2;
+  double* const R = work;
+  // By falling lengths: the factor is then graded, and small eigenvalues are as accurate as large ones.
+  int order[kMostSmall];
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < i; ++j) H[i * ld + j] = H[j * ld + i];
+    if (!(H[i * ld + i] >= 0 && H[i * ld + i] <= kLargestSquare)) return kNotFinite;
+    order[i] = i;
+  }
+  std::sort(order, order + m, [&](int i, int j) { return H[i * ld + i] > H[j * ld + j]; });
+  for (int i = 0; i < m; ++i) {
+    for (int j = 0; j < ld; ++j) R[i * ld + j] = j < m ? H[order[i] * ld + order[j]] : 0.0;
+  }
+  if (!factor<D>(R, m, ld).finite) return kNotFinite;
+  std::fill(P, P + m * ld, 0.0);
+  if (!eigenvectors<W>(R, P, order, m, t, ld, scratch)) return kNotConverged;
+  // Of a basis whose columns have cosines up to that a step is not to be used.
+  return refine<D>(H, P, lambda, m, t, ld, work + m * ld) <= orthogonality<double>() ? kSound : kNotOrthogonal;
+}
+
+/// The sum G (columns, columns) of the parts of a Gram matrix that lie one after another, of which the upper triangle is
+/// used.
+template <int D>
+LIP_FAST_INLINE void add_up(const Parts& parts, int columns, const double* grams, double* G) {
+  std::fill(G, G + columns * columns, 0.0);
+  for (std::int64_t part = 0; part < parts.count(); ++part) {
+    const double* const from = grams + part * columns * columns;
+    for (int i = 0; i < columns; ++i) {
+      for (int c = i / D * D; c < columns; ++c) G[i * columns + c] += from[i * columns + c];
+    }
+  }
+}
+
+/// gram() of floats X (n, m), rows ``ldx`` apart, in double. room: (n, m).
+template <int D>
+LIP_FAST_INLINE void gram_in_double(std::int64_t n, int m, const float* X, std::int64_t ldx, double* room, double* G, bool add) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (int c = 0; c < m; ++c) room[i * m + c] = X[i * ldx + c];
+  }
+  gram<D, double>(n, m, room, m, G, add);
+}
+
 }  // namespace lip_fast::cpu

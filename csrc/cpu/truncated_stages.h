@@ -85,13 +85,12 @@ class TruncatedStages {
         for (std::int64_t done = 0; done < room.of_Y.size(part); done += kFewRows) {
           const std::int64_t rows = std::min<std::int64_t>(kFewRows, room.of_Y.size(part) - done);
           const float* const from = room.Y + (room.of_Y.begin(part) + done) * m;
-          for (std::int64_t e = 0; e < rows * m; ++e) in_double[e] = from[e];
-          gram<D, double>(rows, m, in_double, m, G, done > 0);
+          gram_in_double<D>(rows, m, from, m, in_double, G, done > 0);
         }
       });
       crew.one([&] {
         double *const G = room.small, *const P = G + m * m;
-        add_up(room.of_Y, G);
+        add_up<D>(room.of_Y, m, room.grams, G);
         const Independence found = factor<D>(G, columns, m);
         invert<D>(G, P, columns, m);
         a.status = found.finite ? kSound : kNotFinite;
@@ -135,11 +134,8 @@ class TruncatedStages {
   LIP_FAST_INLINE void solve() {
     gram_parts(room.Z);
     crew.one([&] {
-      double *const H = room.small, *const R = H + m * m, *const P = R + m * m, *const work = P + m * m;
-      add_up(room.of_Z, H);
-      for (int i = 0; i < columns; ++i) {
-        for (int j = 0; j < i; ++j) H[i * m + j] = H[j * m + i];
-      }
+      double *const H = room.small, *const P = H + m * m, *const work = P + m * m;
+      add_up<D>(room.of_Z, m, room.grams, H);
       // Squares in float are out of their range for very large and very small weights, which a library takes.
       double largest = 0;
       bool resolved = a.status == kSound;
@@ -149,21 +145,8 @@ class TruncatedStages {
         largest = std::max(largest, square);
       }
       if (a.status == kSound && !(resolved && largest >= 1 / kLargestResolved)) a.status = kNotConverged;
-      // By falling lengths: the factor is then graded, and small singular values are as accurate as large ones.
-      int order[kMostSmall];
-      for (int i = 0; i < columns; ++i) order[i] = i;
-      if (a.status == kSound) {
-        std::sort(order, order + columns, [&](int i, int j) { return H[i * m + i] > H[j * m + j]; });
-      }
-      for (int i = 0; i < columns; ++i) {
-        for (int j = 0; j < m; ++j) R[i * m + j] = j < columns ? H[order[i] * m + order[j]] : 0.0;
-      }
-      if (a.status == kSound && !factor<D>(R, columns, m).finite) a.status = kNotFinite;
-      for (int i = 0; i < m * m; ++i) P[i] = 0;
-      if (a.status == kSound && !eigenvectors<W>(R, P, order, columns, a.t, m, tile)) a.status = kNotConverged;
       double lambda[kMostSmall];
-      // Of a basis whose columns have cosines up to 1e-4 the step is not to be used; those of B are found below.
-      if (a.status == kSound && !(refine<D>(H, P, lambda, columns, a.t, m, work) <= 1e-4)) a.status = kNotOrthogonal;
+      if (a.status == kSound) a.status = decompose_symmetric<W>(H, P, lambda, columns, a.t, m, work, tile);
       for (int c = 0; c < a.t; ++c) {
         a.S[c] = a.status == kSound ? static_cast<float>(std::sqrt(lambda[c])) : 0.0f;
         if (a.status == kSound && !(a.S[c] > 0)) a.status = kRankDeficient;
@@ -206,7 +189,7 @@ class TruncatedStages {
   LIP_FAST_INLINE bool is_orthonormal(bool may_correct) {
     constexpr double kGood = 1e-5, kNear = 0.1;
     double *const E = room.small, *const N = E + m * m, *const W_B = N + m * m, *const better = W_B + m * m;
-    add_up(room.of_Z, E);
+    add_up<D>(room.of_Z, m, room.grams, E);
     double deviation = 0;
     for (int i = 0; i < a.t; ++i) {
       for (int j = i; j < a.t; ++j) {
@@ -365,17 +348,6 @@ class TruncatedStages {
         }
       }
     });
-  }
-
-  /// The sum of the parts, of which the upper triangle is used.
-  LIP_FAST_INLINE void add_up(const Parts& parts, double* G) {
-    std::fill(G, G + m * m, 0.0);
-    for (std::int64_t part = 0; part < parts.count(); ++part) {
-      const double* const from = room.grams + part * m * m;
-      for (int i = 0; i < m; ++i) {
-        for (int c = i / D * D; c < m; ++c) G[i * m + c] += from[i * m + c];
-      }
-    }
   }
 
   double* sums_of(std::int64_t part) const { return room.sums + part * count_of_sums(a.t - a.k); }
