@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from problems import gapped_matrix, linear, orthonormal, relative_error
+from step_problems import SPECTRA, batch, each_number_of_threads, exactly, head_with, missed, train
 from torch import Tensor
 
 from lip_fast import LIP, ops
@@ -37,12 +38,6 @@ def weight(l: int, q: int, t: int, *, change: float = 1e-4) -> tuple[Tensor, Ten
     U, V = orthonormal(l, 1)[:, :d], orthonormal(q, 2)[:, :d]
     moved = torch.randn(l, q, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     return U * s @ V.mT + change * moved, V[:, :t]
-
-
-def batch(l: int, q: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (n, q), their class indices, and a bias (l,)."""
-    g = torch.Generator().manual_seed(4)
-    return torch.randn(n, q, generator=g), torch.randint(l, (n,), generator=g), torch.randn(l, generator=g)
 
 
 def taken(
@@ -107,15 +102,7 @@ def test_an_exact_step_is_its_parts(shape: tuple[int, int], drop: bool, vector_b
             M = M64.float()
             done = ops.exact_step_(M, X, y, offset, Refitting(k, drop, True, 1e-7), tail=tail)
             assert done is not None
-            U, S, Vh = torch.linalg.svd(M64, full_matrices=False)
-            A, B = U[:, k : k + tail], Vh[k : k + tail].mT
-            P = X.double() @ B
-            targets = A[y] if offset is None else A[y] - offset.double() @ A
-            limit = S[max(k - 1, 0)]
-            s = ((P * targets).sum(0) / P.square().sum(0)).clamp(-limit, limit)
-            expected = M64 + A * (s - S[k : k + tail]) @ B.mT
-            if drop:
-                expected -= U[:, k + tail :] * S[k + tail :] @ Vh[k + tail :]
+            expected = exactly(M64, X, y, offset, k, tail, drop=drop, clip=True)
             assert relative_error(M, expected) < 2e-6
 
 
@@ -125,17 +112,12 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int], drop: bool
     M64, basis = weight(*shape, 40)
     X, y, bias = batch(*shape, 130)
     results = []
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 2, 3, 5):
-            torch.set_num_threads(number)
-            M = M64.float()
-            done = taken(M, basis.float(), X, y, bias, 20, drop, True, 1e-7)
-            assert done is not None
-            assert done.basis is not None
-            results.append((M, done.basis))
-    finally:
-        torch.set_num_threads(threads)
+    for _ in each_number_of_threads():
+        M = M64.float()
+        done = taken(M, basis.float(), X, y, bias, 20, drop, True, 1e-7)
+        assert done is not None
+        assert done.basis is not None
+        results.append((M, done.basis))
     for M, following in results[1:]:
         assert torch.equal(M, results[0][0])
         assert torch.equal(following, results[0][1])
@@ -253,14 +235,6 @@ def test_a_step_that_wrote_the_weight_says_so_to_autograd() -> None:
     assert M._version > version
 
 
-SPECTRA = {
-    "trained": lambda d: torch.linspace(2, 0.1, d),
-    "clustered": lambda d: torch.cat([torch.full((d // 2,), 5.0), torch.full((d - d // 2,), 1.0)]),
-    "steep": lambda d: 10 ** -torch.linspace(0, 5, d),
-    "fresh": None,
-}
-
-
 @pytest.mark.parametrize("rest", ["keep", "drop"])
 @pytest.mark.parametrize("rate", [1e-3, 1e-5])
 @pytest.mark.parametrize("name", SPECTRA)
@@ -270,13 +244,7 @@ def test_along_a_training_no_step_falls_back(
 ) -> None:
     """And each is LIP in float64 of the weight that the optimizer left."""
     l, q, k, r, steps = 60, 96, 24, 16, 100
-    head = linear(q, l, bias=True)
-    if (spectrum := SPECTRA[name]) is not None:
-        with torch.no_grad():
-            U, V = orthonormal(l, 1), orthonormal(q, 2)[:, :l]
-            s = torch.zeros(l, dtype=torch.float64)
-            s[: k + r] = spectrum(k + r)
-            head.weight.copy_(U * s @ V.mT)
+    head = head_with(name, l, q, k + r)
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate)
     lip = LIP(head, k, tail_rank=r, rest=rest)
     lip.attach(optimizer)
@@ -290,22 +258,11 @@ def test_along_a_training_no_step_falls_back(
         following = given[4].double()
         deviations.append(float((following.mT @ following - torch.eye(k + r)).abs().max()))
         # The weight without the tail, as near to the updated one as any of its rank.
-        S = torch.linalg.svdvals(before)
-        kept = before @ following[:, :k]
-        missed = before.square().sum() - kept.square().sum()
-        errors.append(float((missed / S[k:].square().sum()).sqrt()))
+        errors.append(missed(before, following[:, :k]))
         return result
 
     monkeypatch.setattr(declared.TRUNCATED, "run", watched)
-    g = torch.Generator().manual_seed(0)
-    means = torch.randn(l, q, generator=g)
-    for _ in range(steps):
-        y = torch.randint(l, (64,), generator=g)
-        X = (means[y] + torch.randn(64, q, generator=g)).relu()
-        lip.observe(X, y)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(head(X), y).backward()
-        optimizer.step()
+    train(head, optimizer, lip, steps)
     assert lip.stats()["applied"] == steps
     assert len(errors) == steps - 1
     # What the step takes for orthonormal.

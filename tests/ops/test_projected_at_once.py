@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from problems import linear, orthonormal, relative_error
+from step_problems import SPECTRA, batch, each_number_of_threads, exactly, head_with, missed, train
 from torch import Tensor
 
 from lip_fast import LIP, flops, ops
@@ -44,12 +45,6 @@ def weight(l: int, q: int, k: int, r: int) -> tuple[Tensor, Tensor]:
     U, V = orthonormal(l, 1)[:, :d], orthonormal(q, 2)[:, :d]
     moved = torch.randn(l, q, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     return U * s @ V.mT + 1e-4 * moved, first_basis(s, V, k, r)
-
-
-def batch(l: int, q: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (n, q), their class indices, and a bias (l,)."""
-    g = torch.Generator().manual_seed(4)
-    return torch.randn(n, q, generator=g), torch.randint(l, (n,), generator=g), torch.randn(l, generator=g)
 
 
 def taken(
@@ -91,21 +86,6 @@ def by_a_library() -> Callable[..., Any]:
     return call
 
 
-def exactly(
-    M: Tensor, X: Tensor, y: Tensor, bias: Tensor | None, k: int, r: int, drop: bool, clip: bool
-) -> Tensor:
-    """LIP of M, by its singular value decomposition."""
-    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
-    A, B = U[:, k : k + r], Vh[k : k + r].mT
-    P = X.double() @ B
-    targets = A[y] if bias is None else A[y] - bias.double() @ A
-    limit = S[k - 1] if clip else math.inf
-    s = ((P * targets).sum(0) / P.square().sum(0)).clamp(-limit, limit)
-    if drop:
-        return U[:, :k] * S[:k] @ Vh[:k] + A * s @ B.mT
-    return M + A * (s - S[k : k + r]) @ B.mT
-
-
 @pytest.mark.parametrize("drop", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_is_lip(
@@ -122,7 +102,7 @@ def test_it_is_lip(
         library_step = _of_directions(l, q, k, r, drop, clip, basis.float())
         other = M64.float()
         assert by_a_library(lambda: library_step.step_(other, _alone(X, y), offset)).ok  # noqa: B023
-        expected = exactly(M64, X, y, offset, k, r, drop, clip)
+        expected = exactly(M64, X, y, offset, k, r, drop=drop, clip=clip)
         # What one power step leaves, and rounding in another order. Some directions of the tail are found
         # less well than all of it.
         if k + r == min(l, q):
@@ -154,16 +134,11 @@ def test_the_number_of_threads_changes_no_bit(case: tuple[int, int, int, int], v
     M64, basis = weight(l, q, k, r)
     X, y, bias = batch(l, q, 130)
     results = []
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 2, 3, 5):
-            torch.set_num_threads(number)
-            M = M64.float()
-            done = taken(M, basis.float(), X, y, bias, k, True)
-            assert done is not None
-            results.append((M, done.basis, done.told))
-    finally:
-        torch.set_num_threads(threads)
+    for _ in each_number_of_threads():
+        M = M64.float()
+        done = taken(M, basis.float(), X, y, bias, k, True)
+        assert done is not None
+        results.append((M, done.basis, done.told))
     for M, following, told in results[1:]:
         assert torch.equal(M, results[0][0])
         assert torch.equal(following, results[0][1])
@@ -248,7 +223,7 @@ def test_a_weight_of_any_size_is_repaired_or_left_to_its_parts(scale: float) -> 
     if taken(M, basis.float(), X, y, None, k, True) is None:
         assert not 1e-12 <= scale <= 1e12
         return
-    expected = exactly(scale * M64, X, y, None, k, r, True, True)
+    expected = exactly(scale * M64, X, y, None, k, r, drop=True, clip=True)
     # Of very small weights the squares underflow that the rotation is made of.
     assert relative_error(M.double(), expected) < (1e-4 if scale > 1e-20 else 1e-3)
 
@@ -263,7 +238,7 @@ def test_a_weight_without_more_directions_than_are_followed_is_split_too(vector_
     M = M64.float()
     done = taken(M, basis.float(), X, y, bias, k, True)
     assert done is not None
-    assert relative_error(M, exactly(M64, X, y, bias, k, r, True, True)) < 1e-5
+    assert relative_error(M, exactly(M64, X, y, bias, k, r, drop=True, clip=True)) < 1e-5
     again = taken(M, done.basis, X, y, bias, k, True)
     assert again is not None
     assert torch.isfinite(again.basis).all()
@@ -318,14 +293,6 @@ def test_a_split_leaves_the_weight_and_is_that_of_a_library(by_a_library: Callab
     assert relative_error(kept[0], kept[1]) < 1e-5
 
 
-SPECTRA = {
-    "trained": lambda d: torch.linspace(2, 0.1, d),
-    "clustered": lambda d: torch.cat([torch.full((d // 2,), 5.0), torch.full((d - d // 2,), 1.0)]),
-    "steep": lambda d: 10 ** -torch.linspace(0, 5, d),
-    "fresh": None,
-}
-
-
 @pytest.mark.parametrize("rate", [1e-3, 1e-5])
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("shape", [(140, 200), (200, 140)], ids=str)
@@ -335,12 +302,7 @@ def test_along_a_training_no_step_falls_back(
     """And each keeps what is best kept of the weight that the optimizer left."""
     (l, q), k, steps = shape, 80, 100
     monkeypatch.setattr(flops, "products_pay", lambda *_: True)
-    head = linear(q, l, bias=True)
-    if (spectrum := SPECTRA[name]) is not None:
-        with torch.no_grad():
-            d = min(l, q)
-            U, V = orthonormal(l, 1)[:, :d], orthonormal(q, 2)[:, :d]
-            head.weight.copy_(U * spectrum(d) @ V.mT)
+    head = head_with(name, l, q, min(l, q))
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate)
     lip = LIP(head, k)
     lip.attach(optimizer)
@@ -351,23 +313,11 @@ def test_along_a_training_no_step_falls_back(
         before = M.detach().double()
         result = step_(M, basis, *given)
         assert result.applied, (name, result)
-        S = torch.linalg.svdvals(before)
-        following = given[3][:, :k].double()
-        kept = before @ torch.linalg.qr(following)[0]
-        missed = before.square().sum() - kept.square().sum()
-        errors.append(float((missed / S[k:].square().sum()).sqrt()))
+        errors.append(missed(before, torch.linalg.qr(given[3][:, :k].double())[0]))
         return result
 
     monkeypatch.setattr(declared.PROJECTED, "run", watched)
-    g = torch.Generator().manual_seed(0)
-    means = torch.randn(l, q, generator=g)
-    for _ in range(steps):
-        y = torch.randint(l, (64,), generator=g)
-        X = (means[y] + torch.randn(64, q, generator=g)).relu()
-        lip.observe(X, y)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(head(X), y).backward()
-        optimizer.step()
+    train(head, optimizer, lip, steps)
     assert lip.stats()["applied"] == steps
     assert len(errors) == steps - 1
     assert max(errors[5:]) < 1.02
