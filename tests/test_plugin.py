@@ -764,3 +764,32 @@ def test_sparse_labels_that_cannot_be_are_refused_at_once() -> None:
     hybrid = torch.sparse_coo_tensor([[0, 1]], torch.ones(2, L), (2, L), check_invariants=False)
     with pytest.raises(TypeError, match="1 dense dimensions"):
         lip.observe(X, hybrid)
+
+
+@pytest.mark.parametrize("wrong", [-1, 40, 1 << 40])
+def test_a_batch_of_the_same_form_as_the_last_one_is_looked_at_too(wrong: int) -> None:
+    _, lip = _observed_twice()
+    features, targets = torch.ones(9, 20), torch.full((9,), 3)
+    targets[4] = wrong
+    with pytest.raises(ValueError, match=rf"in 0..39 .* got {wrong} at row 4"):
+        lip.observe(features, targets)
+    targets[4] = -100
+    lip.observe(features, targets)
+    lip.apply()
+    assert lip.stats()["masked"] == 0
+
+
+def test_a_weight_that_was_given_another_shape_is_refused() -> None:
+    head, lip = _observed_twice()
+    head.weight.data = torch.zeros(41, 20)
+    with pytest.raises(ValueError, match=r"shape \(40, 20\) that this LIP was made for, got \(41, 20\)"):
+        lip.observe(torch.ones(9, 20), torch.full((9,), 3))
+
+
+def _observed_twice() -> tuple[torch.nn.Linear, LIP]:
+    """A head (40, 20) and its LIP, which has seen two batches of one form."""
+    head = linear(20, 40)
+    lip = LIP(head, 5)
+    for _ in range(2):
+        lip.observe(torch.ones(9, 20), torch.full((9,), 3))
+    return head, lip
